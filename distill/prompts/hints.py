@@ -1,0 +1,104 @@
+"""Stored prompts of one case, gathered slice by slice into what a teacher can be asked."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from storage.case import CaseRecord, Prompt
+from storage.rle import decode as decode_rle
+
+POLE_FLOOR = 0.4
+"""A 3D box never shrinks below this share of its sides, even at its first and last slice."""
+MAX_SCRIBBLE_POINTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceHint:
+    """Everything known about one class on one axial slice. Coordinates: slice pixels (x, y), upper bounds exclusive."""
+
+    box: np.ndarray | None = None
+    """``(4,)`` xyxy float32."""
+    points: np.ndarray | None = None
+    """``(K, 2)`` xy float32."""
+    point_labels: np.ndarray | None = None
+    """``(K,)``; 1 inside, 0 outside."""
+    mask: np.ndarray | None = None
+    """``(H, W)`` float32 in [0, 1]: a rough mask."""
+
+
+def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, dict[int, SliceHint]]:
+    """Gather axial prompts as ``{class id: {slice: hint}}``.
+
+    Several boxes of one class on one slice are joined into the box around all of them; points and scribbles are collected; a
+    rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles. Prompts
+    along other axes are left out: this version asks about axial slices.
+    """
+    gathered: dict[int, dict[int, SliceHint]] = {}
+    for prompt in prompts:
+        slices = gathered.setdefault(prompt.class_id, {})
+        for z, hint in _as_hints(record, prompt):
+            slices[z] = _join(slices.get(z), hint)
+    return {class_id: dict(sorted(slices.items())) for class_id, slices in gathered.items() if slices}
+
+
+def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHint]]:
+    if prompt.axis != "z":
+        return []
+    if prompt.kind == "box3d" and prompt.box_zyxzyx_px is not None:
+        return _box3d_hints(record, np.asarray(prompt.box_zyxzyx_px, np.float32))
+    z = prompt.slice if prompt.slice is not None else 0
+    if prompt.kind == "box" and prompt.box_xyxy_px is not None:
+        return [(z, SliceHint(box=np.asarray(prompt.box_xyxy_px, np.float32)))]
+    if prompt.kind in ("point", "scribble") and prompt.points_xy_px:
+        points = np.asarray(prompt.points_xy_px, np.float32)
+        points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_SCRIBBLE_POINTS)).round().astype(int)]
+        return [(z, SliceHint(points=points, point_labels=np.full(len(points), float(prompt.positive), np.float32)))]
+    if prompt.kind == "mask" and prompt.mask_rle and prompt.mask_size_yx is not None:
+        return _mask_hint(z, decode_rle(prompt.mask_rle, prompt.mask_size_yx))
+    return []
+
+
+def _mask_hint(z: int, mask: np.ndarray) -> list[tuple[int, SliceHint]]:
+    box = box_of(mask > 0)
+    return [] if box is None else [(z, SliceHint(box=box, mask=mask.astype(np.float32)))]
+
+
+def _box3d_hints(record: CaseRecord, box: np.ndarray) -> list[tuple[int, SliceHint]]:
+    low, high = box[:3], box[3:]
+    first, last = max(0, int(np.floor(low[0]))), min(record.shape_czyx[1], int(np.ceil(high[0])))
+    centre, half = (low + high) / 2, (high - low) / 2
+    hints = []
+    for z in range(first, last):
+        height = (z + 0.5 - centre[0]) / (half[0] + 0.5)
+        shrink = max(POLE_FLOOR, float(np.sqrt(max(0.0, 1 - height**2))))
+        (y, x), (dy, dx) = centre[1:], half[1:] * shrink
+        hints.append((z, SliceHint(box=np.array([x - dx, y - dy, x + dx, y + dy], np.float32))))
+    return hints
+
+
+def _join(old: SliceHint | None, new: SliceHint) -> SliceHint:
+    if old is None:
+        return new
+    box = (
+        new.box
+        if old.box is None
+        else old.box
+        if new.box is None
+        else np.concatenate([np.minimum(old.box[:2], new.box[:2]), np.maximum(old.box[2:], new.box[2:])])
+    )
+    points, labels = old.points, old.point_labels
+    if new.points is not None and new.point_labels is not None:
+        points = new.points if points is None else np.concatenate([points, new.points])
+        labels = new.point_labels if labels is None else np.concatenate([labels, new.point_labels])
+    mask = new.mask if old.mask is None else old.mask if new.mask is None else np.maximum(old.mask, new.mask)
+    return replace(old, box=box, points=points, point_labels=labels, mask=mask)
+
+
+def box_of(mask: np.ndarray) -> np.ndarray | None:
+    """Return the tight box ``(4,)`` xyxy (upper bound exclusive) of a ``(H, W)`` bool mask; None if it is empty."""
+    if not mask.any():
+        return None
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return np.array([x, y, x + width, y + height], np.float32)

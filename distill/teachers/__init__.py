@@ -1,0 +1,1 @@
+"""Promptable teachers: their protocol, their files, their networks."""

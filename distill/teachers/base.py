@@ -1,0 +1,129 @@
+"""What every teacher offers, and the small values that cross its border."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from distill.errors import PromptError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherProfile:
+    """The protocol that belongs to a checkpoint: how pictures go in and how masks come out."""
+
+    name: str
+    """``sam``, ``samdistill-conv``, ..."""
+    image_size: int
+    """Side of the padded square that the encoder sees, in pixels."""
+    resize: Literal["longest-side"] = "longest-side"
+    padding: Literal["after-normalisation"] = "after-normalisation"
+    prompts: tuple[Literal["box", "point", "mask"], ...] = ("box", "point", "mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """Encoded pictures, with what is needed to map prompts and masks between their frame and the network's."""
+
+    features: torch.Tensor
+    """``(B, C, h, w)``."""
+    sizes_px: tuple[tuple[int, int], ...]
+    """(height, width) of each picture as given."""
+    input_sizes_px: tuple[tuple[int, int], ...]
+    """(height, width) of each picture inside the padded square."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch:
+    """``P`` prompts about the pictures of one ``Embeddings``, all with the same kinds of hint. Coordinates: picture pixels."""
+
+    image_index: np.ndarray
+    """``(P,)`` int: which picture each prompt is about, in any order."""
+    boxes_xyxy_px: np.ndarray | None = None
+    """``(P, 4)`` float32, upper bound exclusive."""
+    points_xy_px: np.ndarray | None = None
+    """``(P, K, 2)`` float32."""
+    point_labels: np.ndarray | None = None
+    """``(P, K)``; 1 inside the object, 0 outside."""
+    mask_logits: np.ndarray | None = None
+    """``(P, m, m)`` float32 in the network's own low-resolution frame (see ``Teacher.mask_prompt``)."""
+    has_mask: np.ndarray | None = None
+    """``(P,)`` bool; False where ``mask_logits`` is to be ignored."""
+
+    def __post_init__(self) -> None:
+        """Refuse a batch without hints, and boxes that enclose nothing."""
+        if self.boxes_xyxy_px is None and self.points_xy_px is None and self.mask_logits is None:
+            message = "a prompt batch needs boxes, points or masks, but has none of them."
+            raise PromptError(message)
+        if self.boxes_xyxy_px is not None:
+            extent = self.boxes_xyxy_px[:, 2:] - self.boxes_xyxy_px[:, :2]
+            bad = np.flatnonzero(~(extent > 0).all(axis=1))
+            if len(bad):
+                message = f"prompt {bad[0]}: box {self.boxes_xyxy_px[bad[0]].tolist()} encloses nothing; give x0, y0, x1, y1 with x1 > x0 and y1 > y0."
+                raise PromptError(message)
+
+    def __len__(self) -> int:
+        """Return ``P``."""
+        return len(self.image_index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Answers to a ``PromptBatch``."""
+
+    low_res_logits: torch.Tensor
+    """``(P, M, m, m)`` in the network's frame, padding included; above zero means object."""
+    iou: torch.Tensor
+    """``(P, M)`` predicted IoU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What ``Teacher.predict`` returns for one picture."""
+
+    logits: np.ndarray
+    """``(N, M, H, W)`` float32 at picture resolution."""
+    iou: np.ndarray
+    """``(N, M)`` float32."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A promptable segmentation model. Contract: ``tests/distill/teacher_contract.py``."""
+
+    profile: TeacherProfile
+    fingerprint: str
+    """Hash of the weights; label sets carry it, so that one bad teacher's labels can be found again."""
+    mask_size_px: int
+    """Side ``m`` of the low-resolution frame."""
+
+    def encode(self, images: Sequence[np.ndarray]) -> Embeddings:
+        """Encode pictures ``(H, W, 3)`` uint8 RGB, of any sizes, in one batch."""
+        ...
+
+    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool = False) -> Decoded:
+        """Answer all prompts, about any of the pictures, in one decoder call."""
+        ...
+
+    def upsample(self, logits: torch.Tensor, size_px: tuple[int, int], input_size_px: tuple[int, int]) -> torch.Tensor:
+        """Bring low-resolution logits ``(P, M, m, m)`` of equally sized pictures to picture resolution ``(P, M, H, W)``."""
+        ...
+
+    def mask_prompt(self, mask: np.ndarray, input_size_px: tuple[int, int]) -> np.ndarray:
+        """Turn a mask or probability map ``(H, W)`` in [0, 1] into logits ``(m, m)`` for ``PromptBatch.mask_logits``."""
+        ...
+
+    def predict(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray | None = None,
+        points: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        *,
+        multimask: bool = False,
+    ) -> Prediction:
+        """Segment one picture; see ``Prediction`` for shapes."""
+        ...

@@ -1,0 +1,340 @@
+"""Train the bundled teacher from nothing: ``python -m distill.teachers.pretrain --data FOLDER --out FILE.safetensors``.
+
+*Method.* Batches of generated scenes and a smaller share of real labelled pictures (``synthesis``, ``sources``). For each image,
+four objects are drawn and prompted with a box (exact or jittered), points, or both, a third of them also with a spoilt version
+of the true mask as the mask prompt, as slice-to-slice propagation will give it. The decoder's single-mask answer and the best of its
+three multimask answers are pulled to the object by binary cross-entropy (normalised by the box, so that small objects count)
+plus soft Dice; the IoU head regresses the IoU that each mask really has. AdamW, warm-up, cosine to zero over a budget of time,
+exponential moving average of the weights. The run can be killed and continues from its last checkpoint.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+
+from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
+from distill.teachers.decode import decode_prompts
+from distill.teachers.sources import Source, nuclei_source, organ_slices_source, volume_source
+from distill.teachers.synthesis import Sample, generate_scene
+
+LOG = logging.getLogger("samdistill.pretrain")
+CT_WINDOWS_HU = ((-160.0, 240.0), (-1000.0, 400.0), (-50.0, 150.0), (-200.0, 1000.0))
+PROMPTS_PER_IMAGE = 4
+LOG_EVERY = 100
+SAVE_EVERY_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainPlan:
+    """What to train, on what, for how long."""
+
+    data: Path
+    out: Path
+    minutes: float = 60.0
+    batch: int = 8
+    learning_rate: float = 5e-4
+    """1e-3 collapsed to empty masks in a trial; 5e-4 did not."""
+    warmup_steps: int = 300
+    weight_decay: float = 0.02
+    ema: float = 0.999
+    seed: int = 7
+    threads: int = 2
+    loader_workers: int = 1
+    bf16: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images with their prompted objects. ``B`` images, ``P = B * PROMPTS_PER_IMAGE`` prompts."""
+
+    images: torch.Tensor
+    """``(B, 3, S, S)`` uint8."""
+    targets: torch.Tensor
+    """``(P, S, S)`` bool."""
+    boxes: torch.Tensor
+    """``(P, 4)`` xyxy float32 pixels, upper bound exclusive."""
+    points: torch.Tensor
+    """``(P, 3, 2)`` xy float32 pixels."""
+    point_labels: torch.Tensor
+    """``(P, 3)``; 1 inside, 0 outside, -1 unused."""
+    hints: torch.Tensor
+    """``(P, S, S)`` bool: a spoilt copy of the target."""
+
+
+class Prompted(IterableDataset[tuple[np.ndarray, ...]]):
+    """Endless stream of images with four prompted objects each."""
+
+    def __init__(self, data: Path, seed: int) -> None:
+        """Remember where the pictures are; each loader worker opens them for itself."""
+        self.data = data
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Draw a source, an image, objects and prompts, for ever."""
+        cv2.setNumThreads(0)
+        info = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self.seed, info.id if info else 0))
+        sources, weights = training_sources(self.data)
+        while True:
+            sample = sources[int(rng.choice(len(sources), p=weights))](rng)
+            item = prompt_objects(rng, sample)
+            if item is not None:
+                yield item
+
+
+def training_sources(data: Path) -> tuple[list[Source], list[float]]:
+    """Return the sources and their shares. Generated scenes carry most; the real pictures keep them honest."""
+    organs = data / "ct_organs"
+    sources = [
+        generate_scene,
+        nuclei_source(data / "nuclei"),
+        organ_slices_source(data / "organ_slices"),
+        volume_source(organs / "example_ct_sm.nii.gz", organs / "example_seg.nii.gz", windows_hu=CT_WINDOWS_HU),
+        volume_source(organs / "example_mr_sm.nii.gz", organs / "example_seg_mr.nii.gz"),
+    ]
+    return sources, [0.58, 0.14, 0.08, 0.12, 0.08]
+
+
+def prompt_objects(rng: np.random.Generator, sample: Sample) -> tuple[np.ndarray, ...] | None:
+    """Choose objects of a sample, with replacement, and a box, points and a spoilt mask for each; None if nothing is big enough."""
+    areas = sample.masks.sum(axis=(1, 2))
+    usable = np.flatnonzero((areas >= 60) & (areas < 0.7 * sample.masks[0].size)) if len(areas) else areas
+    if not len(usable):
+        return None
+    chosen = sample.masks[rng.choice(usable, PROMPTS_PER_IMAGE)]
+    boxes = np.stack([spoil_box(rng, tight_box(mask), mask.shape) for mask in chosen])
+    points, labels = zip(*(draw_points(rng, mask) for mask in chosen), strict=True)
+    hints = np.stack([spoil_mask(rng, mask) for mask in chosen])
+    return sample.image.transpose(2, 0, 1), chosen, boxes, np.stack(points), np.stack(labels), hints
+
+
+def tight_box(mask: np.ndarray) -> np.ndarray:
+    """Return xyxy of the pixels of ``mask``, upper bound exclusive, float32."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def spoil_box(rng: np.random.Generator, box: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Move each side of a box independently, as a hurried annotator or an interpolation would; every third box stays exact."""
+    if rng.random() < 0.35:
+        return box
+    sides = np.tile(box[2:] - box[:2], 2)
+    moved = box + rng.normal(size=4) * sides * rng.uniform(0.0, 0.10)
+    moved = np.clip(moved, 0, [shape[1], shape[0], shape[1], shape[0]])
+    return moved.astype(np.float32) if (moved[2:] - moved[:2] > 2).all() else box
+
+
+def draw_points(rng: np.random.Generator, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one to three points ``(3, 2)`` xy with labels ``(3,)``: the first inside, the others anywhere near."""
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    rows, columns = np.nonzero(distance >= rng.uniform(0.2, 0.9) * distance.max())
+    pick = int(rng.integers(len(rows)))
+    points, labels = np.zeros((3, 2), np.float32), -np.ones(3, np.float32)
+    points[0], labels[0] = (columns[pick], rows[pick]), 1
+    x0, y0, x1, y1 = tight_box(mask)
+    for extra in range(1, int(rng.integers(1, 4))):
+        x = int(np.clip(rng.uniform(x0 - 12, x1 + 12), 0, mask.shape[1] - 1))
+        y = int(np.clip(rng.uniform(y0 - 12, y1 + 12), 0, mask.shape[0] - 1))
+        points[extra], labels[extra] = (x, y), float(mask[y, x])
+    return points, labels
+
+
+def spoil_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """Shift, scale and grow or shrink a mask, as the neighbouring slice's mask differs from this one's."""
+    x0, y0, x1, y1 = tight_box(mask)
+    centre, scale = np.array([(x0 + x1) / 2, (y0 + y1) / 2]), rng.uniform(0.8, 1.2, 2)
+    shift = rng.normal(size=2) * 0.06 * np.array([x1 - x0, y1 - y0])
+    matrix = np.array([[scale[0], 0.0, 0.0], [0.0, scale[1], 0.0]])
+    matrix[:, 2] = centre - scale * centre + shift
+    moved = cv2.warpAffine(mask.astype(np.uint8), matrix, mask.shape[::-1], flags=cv2.INTER_NEAREST)
+    radius = int(rng.integers(0, 4))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return (cv2.dilate(moved, kernel) if rng.random() < 0.5 else cv2.erode(moved, kernel)) > 0
+
+
+def collate(items: list[tuple[np.ndarray, ...]]) -> Batch:
+    """Stack images and flatten the prompts of all images into one list."""
+    images, *rest = (np.stack(column) for column in zip(*items, strict=True))
+    flat = [torch.from_numpy(column.reshape(-1, *column.shape[2:])) for column in rest]
+    return Batch(torch.from_numpy(images), *flat)
+
+
+def prompt_loss(sam: Sam, batch: Batch, rng: np.random.Generator, *, bf16: bool) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of one step and the figures to log (mean IoU of the single-mask answer, loss of the IoU head)."""
+    index = torch.arange(len(batch.images)).repeat_interleave(PROMPTS_PER_IMAGE)
+    pixels = (batch.images.float() - sam.pixel_mean) / sam.pixel_std
+    kind = rng.choice(("box", "box", "box", "point", "both"))
+    grid = sam.prompt_encoder.mask_input_size
+    target = functional.adaptive_avg_pool2d(batch.targets[:, None].float(), grid)
+    hinted = torch.from_numpy(rng.random(len(index)) < (0.6 if rng.random() < 0.5 else 0.0))
+    hints = 12.0 * functional.adaptive_avg_pool2d(batch.hints[:, None].float(), grid) - 6.0
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        embeddings = sam.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
+        logits, iou = decode_prompts(
+            sam,
+            embeddings,
+            index,
+            boxes=batch.boxes if kind != "point" else None,
+            points=batch.points if kind != "box" else None,
+            point_labels=batch.point_labels if kind != "box" else None,
+            mask_inputs=hints if hinted.any() else None,
+            has_mask=hinted,
+        )
+    return mask_loss(logits.float(), iou.float(), target, batch.boxes, sam.image_encoder.img_size)
+
+
+def mask_loss(
+    logits: torch.Tensor, iou: torch.Tensor, target: torch.Tensor, boxes: torch.Tensor, size: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Combine the losses of ``(P, M, h, w)`` logits against ``(P, 1, h, w)`` soft targets.
+
+    Cross-entropy is summed and divided by the box's area in cells; Dice is per mask; the IoU target is taken from the
+    thresholded mask and carries no gradient.
+    """
+    cells = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * (logits.shape[-1] / size) ** 2
+    entropy = functional.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none").sum((-2, -1))
+    entropy = (entropy / cells.clamp(min=16)[:, None]).clamp(max=8.0)
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((-2, -1))
+    dice = 1 - (2 * overlap + 1) / (probability.square().sum((-2, -1)) + target.square().sum((-2, -1)) + 1)
+    each = entropy + 2 * dice
+    best = each[:, 1:].min(dim=1).values
+    with torch.no_grad():
+        mask, truth = logits > 0, target > 0.5
+        true_iou = (mask & truth).sum((-2, -1)) / (mask | truth).sum((-2, -1)).clamp(min=1)
+    iou_loss = functional.mse_loss(iou, true_iou)
+    loss = each[:, 0].mean() + 0.5 * best.mean() + iou_loss
+    return loss, {"loss": float(loss.detach()), "iou": float(true_iou[:, 0].mean()), "iou_head": float(iou_loss.detach())}
+
+
+class Trainee:
+    """A network on its way: weights, their moving average, the optimizer, and how far it has come."""
+
+    def __init__(self, plan: PretrainPlan) -> None:
+        """Start from random weights, or from the state that an interrupted run of the same output left."""
+        torch.manual_seed(plan.seed)
+        self.plan = plan
+        self.sam = build_conv_sam(ConvSamConfig()).to(memory_format=torch.channels_last)
+        self.average = torch.optim.swa_utils.AveragedModel(self.sam, avg_fn=partial(_average, plan.ema))
+        self.optimizer = torch.optim.AdamW(self.sam.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+        self.state_path = plan.out.with_suffix(".resume.pt")
+        self.step, spent = self._resume()
+        self.began = time.monotonic() - spent
+
+    @property
+    def progress(self) -> float:
+        """Share of the time budget that is spent."""
+        return (time.monotonic() - self.began) / (60 * self.plan.minutes)
+
+    def learn(self, batch: Batch, rng: np.random.Generator) -> dict[str, float]:
+        """Take one optimizer step and return its figures."""
+        rate = self.plan.learning_rate * min(1.0, (self.step + 1) / self.plan.warmup_steps) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, figures = prompt_loss(self.sam, batch, rng, bf16=self.plan.bf16)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.sam)
+        self.step += 1
+        return figures
+
+    def _resume(self) -> tuple[int, float]:
+        """Load an interrupted run; return its step and the seconds it had spent."""
+        if not self.state_path.exists():
+            return 0, 0.0
+        saved = torch.load(self.state_path, weights_only=True)
+        for name in ("sam", "average", "optimizer"):
+            getattr(self, name).load_state_dict(saved[name])
+        LOG.info("continuing at step %d", saved["step"])
+        return int(saved["step"]), float(saved["seconds"])
+
+    def save(self) -> None:
+        """Write the state beside and move it into place, so that a kill leaves the old one; then the teacher as it is now."""
+        state = {name: getattr(self, name).state_dict() for name in ("sam", "average", "optimizer")}
+        partial_path = self.state_path.with_suffix(".partial")
+        torch.save(state | {"step": self.step, "seconds": time.monotonic() - self.began}, partial_path)
+        partial_path.replace(self.state_path)
+        write_teacher(self.plan.out, self.average.module, ConvSamConfig(), self.plan, self.step)
+
+
+def run(plan: PretrainPlan) -> Path:
+    """Train until the budget is spent and write the teacher; continue an interrupted run of the same output file.
+
+    Returns:
+        The path of the safetensors file: half-precision tensors, sizes and recipe in its header.
+    """
+    torch.set_num_threads(plan.threads)
+    trainee = Trainee(plan)
+    rng = np.random.default_rng((plan.seed, trainee.step))
+    stream = Prompted(plan.data, plan.seed + trainee.step)
+    loader = DataLoader(stream, batch_size=plan.batch, num_workers=plan.loader_workers, collate_fn=collate, multiprocessing_context="spawn")
+    figures, saved = [], time.monotonic()
+    for batch in loader:
+        if trainee.progress >= 1:
+            break
+        figures.append(trainee.learn(batch, rng))
+        if trainee.step % LOG_EVERY == 0:
+            means = {key: round(float(np.mean([each[key] for each in figures])), 4) for key in figures[0]}
+            LOG.info("step %d, %.0f%% of the budget: %s", trainee.step, 100 * trainee.progress, means)
+            figures = []
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            trainee.save()
+            saved = time.monotonic()
+    write_teacher(plan.out, trainee.average.module, ConvSamConfig(), plan, trainee.step)
+    trainee.state_path.unlink(missing_ok=True)
+    return plan.out
+
+
+def _average(decay: float, old: torch.Tensor, new: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+    """Move ``old`` towards ``new``, faster at first: with a fixed decay of 0.999 the random start still spoilt masks after 1,300 steps."""
+    return old.lerp(new, max(1 - decay, 9 / (10 + float(count))))
+
+
+def write_teacher(path: Path, sam: nn.Module, config: ConvSamConfig, plan: PretrainPlan, step: int) -> None:
+    """Write half-precision weights with sizes, profile and recipe in the header."""
+    recipe = {key: value for key, value in asdict(plan).items() if key not in ("data", "out")} | {"steps": step}
+    header = {
+        "family": "samdistill-conv",
+        "profile": "samdistill-conv",
+        "config": json.dumps(config.to_json()),
+        "recipe": json.dumps(recipe),
+    }
+    tensors = {name: tensor.detach().half().contiguous().clone() for name, tensor in sam.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with nuclei/, organ_slices/ and ct_organs/")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, ending in .safetensors")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training budget (default 60)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=7)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    LOG.info("wrote %s", run(PretrainPlan(**vars(arguments))))
+
+
+if __name__ == "__main__":
+    main()

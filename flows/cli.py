@@ -1,0 +1,250 @@
+"""The command line. Each command is a few lines that call one function; nothing heavy is imported before a command runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.results import STAGES, Stage
+
+OK, FAILED, USAGE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
+"""Exit codes: all done; an error; wrong usage (typer's own); done, but some units have no result; stopped by Ctrl-C."""
+
+app = typer.Typer(
+    name="samdistill",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help=(
+        "Turn an archive of unlabeled medical images into a small segmentation model, taught by a Segment Anything teacher.\n\n"
+        "New here? [bold]samdistill demo[/bold] shows the whole pipeline on generated scans in a few minutes, "
+        "and [bold]samdistill doctor[/bold] says what this machine can do."
+    ),
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 done but some units have no result.",
+)
+prompts_app = typer.Typer(no_args_is_help=True, help="Weak prompts: the boxes, points and scribbles that somebody left.")
+app.add_typer(prompts_app, name="prompts")
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file. 'samdistill recipe' prints one to start from.")
+]
+ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder ending in .zarr, or a URL such as s3://bucket/archive.zarr.")]
+CatalogUrl = Annotated[str | None, typer.Option(help="SQLAlchemy URL of the catalog; by default SQLite beside the archive.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's log; may stand anywhere on the line.")] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder to fill; about 60 MB.")] = Path("samdistill-demo")) -> None:
+    """Run the whole pipeline on 40 generated scans (about five minutes on two cores).
+
+    Example: samdistill demo --out my-demo
+    """
+    from flows.showcase import show_demo
+
+    raise typer.Exit(show_demo(out))
+
+
+@app.command()
+def recipe() -> None:
+    """Print a recipe to start from.
+
+    Example: samdistill recipe > recipe.yaml
+    """
+    from flows.recipe_file import TEMPLATE
+
+    typer.echo(TEMPLATE, nl=False)
+
+
+@app.command()
+def ingest(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder (or file) of NIfTI, DICOM, PNG, JPEG or TIFF images.")],
+    archive: ArchiveUrl,
+    modality: Annotated[str | None, typer.Option(help="DICOM's code for all of them: CT, MR, US, ...")] = None,
+    patient_from: Annotated[str | None, typer.Option(help="Regular expression; its first group is the patient in a file's name.")] = None,
+    split: Annotated[Path | None, typer.Option(help="CSV with columns case,part: archive, calibration or test.", exists=True)] = None,
+    catalog: CatalogUrl = None,
+) -> None:
+    """Copy scans into an archive; made if it is not there. Safe to run again.
+
+    Example: samdistill ingest scans/ archive.zarr --modality CT --patient-from '^(P[0-9]+)'
+    """
+    from flows.imports import ingest_folder
+
+    raise typer.Exit(_shown(ingest_folder(source, archive, modality=modality, patient_from=patient_from, split=split, catalog=catalog)))
+
+
+@prompts_app.command("import")
+def prompts_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, CSV or COCO file of prompts, or sparse label NIfTIs.", exists=True)],
+    archive: ArchiveUrl,
+    source: Annotated[str, typer.Option(help="Name of where they come from.")] = "weak",
+    catalog: CatalogUrl = None,
+) -> None:
+    """Read boxes, points, scribbles or masks into an archive; importing a file twice changes nothing.
+
+    Example: samdistill prompts import weak_prompts.json archive.zarr
+    """
+    from flows.imports import import_prompt_file
+
+    raise typer.Exit(_shown(import_prompt_file(file, archive, source=source, catalog=catalog)))
+
+
+@app.command()
+def run(recipe: RecipeFile) -> None:
+    """Ingest, label, refine, train, evaluate. Safe to stop and to run again: only what is missing is done.
+
+    Example: samdistill run recipe.yaml
+    """
+    raise typer.Exit(_launch(recipe, STAGES))
+
+
+@app.command()
+def label(recipe: RecipeFile) -> None:
+    """Only the teacher: draw masks from the prompts of the archive."""
+    raise typer.Exit(_launch(recipe, ("label",)))
+
+
+@app.command()
+def refine(recipe: RecipeFile) -> None:
+    """Only the judgement: keep what can be believed of the teacher's masks."""
+    raise typer.Exit(_launch(recipe, ("refine",)))
+
+
+@app.command()
+def train(recipe: RecipeFile) -> None:
+    """Only the training: teach the student what was believed."""
+    raise typer.Exit(_launch(recipe, ("train",)))
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, as_json: AsJson = False) -> None:
+    """Only the scores: student and teacher against experts, with a report."""
+    from flows.showcase import print_report
+
+    code = _launch(recipe, ("evaluate",), quiet=as_json)
+    if as_json:
+        print_report(recipe)
+    raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, such as results/students/compact.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="NIfTI files, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label files, one per input, in its geometry.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Use a student on new scans; it needs no prompts.
+
+    Example: samdistill predict results/students/compact scans/ -o labels/
+    """
+    from flows.showcase import predict_to_files
+
+    raise typer.Exit(predict_to_files(student, files, out, device=device))
+
+
+@app.command()
+def export(
+    archive: ArchiveUrl,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    labels: Annotated[str, typer.Option(help="Label set, such as pseudo/r1, student/NAME or gold.")] = "pseudo/r1",
+    to: Annotated[Literal["nifti"], typer.Option(help="File format.")] = "nifti",  # noqa: ARG001 - the only one yet; typer checks it
+    part: Annotated[Literal["archive", "calibration", "test"] | None, typer.Option(help="Only cases of this part.")] = None,
+    images: Annotated[bool, typer.Option("--images", help="Write the images too.")] = False,
+    catalog: CatalogUrl = None,
+) -> None:
+    """Write the labels of an archive to files.
+
+    Example: samdistill export archive.zarr --labels pseudo/r1 -o labels/
+    """
+    from flows.imports import export_nifti
+
+    raise typer.Exit(_shown(export_nifti(archive, out, label_set=labels, part=part, images=images, catalog=catalog)))
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, a student's folder, a checkpoint file, or 'bundled'.")],
+    as_json: AsJson = False,
+    catalog: CatalogUrl = None,
+) -> None:
+    """Say what something is, what is in it, and what was refused and why.
+
+    Example: samdistill inspect archive.zarr
+    """
+    from flows.inspection import inspect_path
+    from flows.showcase import show_inspection
+
+    show_inspection(inspect_path(path, catalog=catalog), as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, what is missing, and the command that mends it."""
+    from flows.doctor import examine
+    from flows.showcase import show_checks
+
+    raise typer.Exit(show_checks(examine(), as_json=as_json))
+
+
+def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False) -> int:
+    from flows.console import show_summary
+    from flows.launch import launch
+
+    summary = launch(recipe, stages)
+    if not quiet:
+        show_summary(summary)
+    return INCOMPLETE if summary.left else OK
+
+
+def _shown(result: object) -> int:
+    """Show the result of a single stage as the table of a run."""
+    from flows.console import show_summary
+    from flows.results import RunSummary, StageResult
+
+    summary = RunSummary(stages=(result,) if isinstance(result, StageResult) else ())
+    show_summary(summary)
+    return INCOMPLETE if summary.left else OK
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run a command, and turn what goes wrong into one line and an exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words or bool(os.environ.get("SAMDISTILL_DEBUG"))
+    words = [*(["--debug"] if debug else []), *(word for word in words if word != "--debug")]
+    try:
+        app(words)
+    except KeyboardInterrupt:
+        _complain("stopped. The same command goes on where it was.")
+        sys.exit(STOPPED)
+    except Exception as error:
+        if debug:
+            raise
+        _complain(_sentence(error))
+        sys.exit(FAILED)
+
+
+def _sentence(error: Exception) -> str:
+    """Our own errors carry their cure; others get their type and where to look."""
+    ours = {"flows", "storage", "distill", "students"}
+    if type(error).__module__.split(".")[0] in ours:
+        return str(error)
+    return f"{type(error).__name__}: {error}. This was not foreseen: run again with --debug for the traceback, and please report it."
+
+
+def _complain(message: str) -> None:
+    from flows.console import show_error
+
+    show_error(message)

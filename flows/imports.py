@@ -1,0 +1,75 @@
+"""Single commands that bring things into an archive, or out of it."""
+
+import time
+from pathlib import Path
+
+from flows.console import BARS, Follow
+from flows.errors import StageError
+from flows.results import StageResult
+from storage import Archive, Part
+
+
+def ingest_folder(
+    source: Path, archive_url: str, *, modality: str | None, patient_from: str | None, split: Path | None, catalog: str | None
+) -> StageResult:
+    """Copy scans into an archive, and set their parts if a split is given."""
+    from storage.ingest import import_parts
+    from storage.ingest import ingest as ingest_scans
+
+    started = time.monotonic()
+    archive = Archive.open_or_create(archive_url, catalog=catalog)
+    with BARS.shown():
+        summary = ingest_scans(archive, source, modality=modality, patient_from=patient_from, progress=Follow("ingest"))
+    if split is not None:
+        import_parts(archive, split)
+    return StageResult(
+        stage="ingest",
+        done=summary.added + summary.replaced,
+        skipped=summary.unchanged,
+        quarantined=summary.problems,
+        seconds=time.monotonic() - started,
+        output=archive.url,
+        note=", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()),
+    )
+
+
+def import_prompt_file(file: Path, archive_url: str, *, source: str, catalog: str | None) -> StageResult:
+    """Read a file of prompts into an archive that is there."""
+    from storage.ingest import import_prompts
+
+    started = time.monotonic()
+    archive = Archive.open(archive_url, catalog=catalog)
+    summary = import_prompts(archive, file, source=source)
+    return StageResult(
+        stage="prompts",
+        done=summary.added,
+        skipped=summary.unchanged,
+        quarantined=summary.problems,
+        seconds=time.monotonic() - started,
+        output=archive.url,
+        note=", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()),
+    )
+
+
+def export_nifti(archive_url: str, out: Path, *, label_set: str, part: Part | None, images: bool, catalog: str | None) -> StageResult:
+    """Write one label set of an archive as NIfTI files, in the geometry the scans came with.
+
+    Raises:
+        StageError: if no case carries the label set.
+    """
+    from storage.export.nifti import export_image, export_labels
+
+    started = time.monotonic()
+    archive = Archive.open(archive_url, catalog=catalog, mode="r")
+    records = archive.cases(part=part, with_labels=label_set)
+    if not records:
+        known = ", ".join(sorted(archive.catalog.count_label_sets())) or "none yet"
+        message = f"no case of {archive_url} carries the label set {label_set!r}{f' in part {part}' if part else ''}. It holds: {known}."
+        raise StageError(message)
+    with BARS.shown():
+        for n, record in enumerate(records):
+            export_labels(archive[record.id], label_set, out / "labels" / f"{record.id}.nii.gz")
+            if images:
+                export_image(archive[record.id], out / "images" / f"{record.id}.nii.gz")
+            Follow("export")(n + 1, len(records))
+    return StageResult(stage="export", done=len(records), seconds=time.monotonic() - started, output=str(out))

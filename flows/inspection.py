@@ -1,0 +1,120 @@
+"""What is at this path, can it be used, and what is in it: archives, students and checkpoints, as facts that a table or JSON shows."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.errors import FlowError
+from flows.results import LEDGER_STAGES
+from storage import Archive
+
+Kind = Literal["archive", "student", "checkpoint"]
+
+
+class Refusal(BaseModel):
+    """One file, row or unit without a result, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str
+    reason: str
+    message: str
+
+
+class Inspection(BaseModel):
+    """Facts about one archive, student or checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    path: str
+    facts: dict[str, str | int | float | bool | None]
+    refused: tuple[Refusal, ...] = ()
+
+
+def inspect_path(path: str, *, catalog: str | None = None) -> Inspection:
+    """Find out what is there and describe it.
+
+    Raises:
+        FlowError: if nothing is there.
+    """
+    place = Path(path)
+    if (place / "student.json").is_file():
+        return _student(place)
+    if path == "bundled" or place.is_file():
+        return _checkpoint(path)
+    if "://" in path or place.is_dir():
+        return _archive(path, catalog)
+    message = f"there is nothing at {path}. Give an archive, a student's folder, a checkpoint file, or 'bundled'."
+    raise FlowError(message)
+
+
+def _archive(path: str, catalog: str | None) -> Inspection:
+    archive = Archive.open(path, catalog=catalog, mode="r")
+    records = archive.cases()
+    facts: dict[str, str | int | float | bool | None] = {"cases": len(records)}
+    for part in ("archive", "calibration", "test"):
+        facts[f"cases in part {part}"] = sum(record.part == part for record in records)
+    facts["patients"] = len({record.patient for record in records})
+    facts["modalities"] = ", ".join(sorted({record.modality for record in records}))
+    facts |= {f"label set {name}": count for name, count in sorted(archive.catalog.count_label_sets().items())}
+    facts["students"] = ", ".join(student.name for student in archive.catalog.students())
+    for stage, name in LEDGER_STAGES.items():
+        counts = archive.ledger.counts(name)
+        facts[f"units of {stage}"] = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none yet"
+    return Inspection(kind="archive", path=path, facts=facts, refused=_refused(archive))
+
+
+def _refused(archive: Archive) -> tuple[Refusal, ...]:
+    """Files that could not go in, and units that were given up."""
+    files = [Refusal(what=f"{p.source} {p.row}".strip(), reason=p.reason, message=p.message) for p in archive.catalog.problems()]
+    units = [
+        Refusal(what=f"{stage} {unit.unit}", reason="quarantined", message=unit.error)
+        for stage, name in LEDGER_STAGES.items()
+        for unit in archive.ledger.quarantined(name)
+    ]
+    return (*files, *units)
+
+
+def _student(path: Path) -> Inspection:
+    from students.checkpoint import read_card
+
+    card = read_card(path)
+    return Inspection(
+        kind="student",
+        path=str(path),
+        facts={
+            "name": card.name,
+            "kind": card.spec.kind,
+            "classes": ", ".join(f"{info.id} {info.name}" for info in card.classes),
+            "learned from": card.label_set,
+            "training cases": len(card.training_cases),
+            "validation cases": len(card.validation_cases),
+            "parameters": card.parameters,
+            "steps": card.steps,
+            "training seconds": round(card.seconds, 1),
+            "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
+            "network": card.plan.dimensions,
+            "spacing_zyx_mm": str(card.plan.spacing_zyx_mm),
+            "fingerprint": card.fingerprint,
+        },
+    )
+
+
+def _checkpoint(path: str) -> Inspection:
+    from distill.teachers.checkpoints import inspect_checkpoint
+
+    info = inspect_checkpoint(path)
+    return Inspection(
+        kind="checkpoint",
+        path=path,
+        facts={
+            "family": info.family,
+            "profile": info.profile or "not known: name it in the recipe, teacher: {profile: sam}",
+            "image size (px)": info.image_size,
+            "parameters": info.parameters,
+            "fingerprint": info.fingerprint,
+            **info.details,
+        },
+    )

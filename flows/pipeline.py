@@ -1,0 +1,115 @@
+"""Method: scans and weak prompts in, a small student and its scores out.
+
+A run reads scans and weak prompts into an archive, lets a promptable teacher draw every prompted case several times,
+keeps of its drawings what agrees with itself and with anatomy at a risk set on calibration cases, trains a small student on what
+was kept, and scores student and teacher against experts on cases that no step has seen.
+
+Each flow is one of these sentences. Its tasks take the recipe file and case ids, read, compute and write, and return counts; the
+work itself is in ``flows.stages`` and the rooms below, where it is tested without Prefect. Every unit of work is in the archive's
+ledger, so that any of these may be killed and called again.
+"""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import State, Task, flow, task
+from prefect.client.schemas.objects import TaskRun
+
+from flows import stages
+from flows.recipe_file import load_recipe
+from flows.results import STAGES, RunSummary, Stage, StageResult, merged
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SHARD_CASES = 256
+"""Cases per task: enough that starting a task and loading the teacher cost nothing beside the work."""
+
+
+def is_passing_fault(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retry what may be better in a minute (disk, network, database), never bad input."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, (OSError, TimeoutError)) and not isinstance(error, (FileNotFoundError, FileExistsError, PermissionError))
+
+
+def patient_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that is tried again after a passing fault, 5 and then 30 seconds later."""
+    return task(task_run_name=name, retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing_fault)
+
+
+@patient_task("ingest")
+def ingest_sources(recipe_file: str) -> StageResult:
+    """Scans, expert labels, prompts and the split, as far as they are not in the archive."""
+    return stages.ingest(load_recipe(recipe_file))
+
+
+@patient_task("label {shard.name}")
+def label_cases(recipe_file: str, shard: stages.Shard) -> StageResult:
+    """The teacher draws the cases of one shard."""
+    return stages.label(load_recipe(recipe_file), shard)
+
+
+@patient_task("calibrate")
+def calibrate_rules(recipe_file: str) -> StageResult:
+    """Set thresholds on the calibration cases."""
+    return stages.calibrate(load_recipe(recipe_file))
+
+
+@patient_task("refine {shard.name}")
+def refine_cases(recipe_file: str, shard: stages.Shard) -> StageResult:
+    """Decide what to believe in the cases of one shard."""
+    return stages.refine(load_recipe(recipe_file), shard)
+
+
+@patient_task("train")
+def train_student(recipe_file: str) -> StageResult:
+    """Train the student on what was believed."""
+    return stages.train(load_recipe(recipe_file))
+
+
+@patient_task("evaluate")
+def evaluate_student(recipe_file: str) -> StageResult:
+    """Score on cases that no step has seen."""
+    return stages.evaluate(load_recipe(recipe_file))
+
+
+@flow(name="ingest", flow_run_name="ingest {recipe_file}")
+def ingest(recipe_file: str) -> StageResult:
+    """Fill the archive."""
+    return ingest_sources(recipe_file)
+
+
+@flow(name="label", flow_run_name="label {recipe_file}")
+def label(recipe_file: str) -> StageResult:
+    """Let the teacher draw every prompted case."""
+    return merged("label", [label_cases(recipe_file, shard) for shard in stages.shards_to_label(load_recipe(recipe_file), SHARD_CASES)])
+
+
+@flow(name="refine", flow_run_name="refine {recipe_file}")
+def refine(recipe_file: str) -> StageResult:
+    """Set thresholds, then keep what can be believed."""
+    shards = stages.shards_to_refine(load_recipe(recipe_file), SHARD_CASES)
+    calibrate_rules(recipe_file)
+    return merged("refine", [refine_cases(recipe_file, shard) for shard in shards])
+
+
+@flow(name="train", flow_run_name="train {recipe_file}")
+def train(recipe_file: str) -> StageResult:
+    """Teach the student."""
+    return train_student(recipe_file)
+
+
+@flow(name="evaluate", flow_run_name="evaluate {recipe_file}")
+def evaluate(recipe_file: str) -> StageResult:
+    """Score it, and write the report."""
+    return evaluate_student(recipe_file)
+
+
+FLOWS = {"ingest": ingest, "label": label, "refine": refine, "train": train, "evaluate": evaluate}
+
+
+@flow(name="run", flow_run_name="run {recipe_file}")
+def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
+    """Ingest, label, refine, train, evaluate: the chosen ones, in this order."""
+    results = tuple(FLOWS[stage](recipe_file) for stage in STAGES if stage in chosen)
+    return RunSummary(stages=results, report=stages.report_of(load_recipe(recipe_file)))

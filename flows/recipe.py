@@ -1,0 +1,192 @@
+"""The recipe: one YAML file that describes a whole run, as values that have been checked.
+
+Every key has a default that works, except ``archive`` and ``classes``. Relative paths count from the recipe's own folder, and
+``${NAME}`` in a path or address is taken from the environment.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from flows.durations import seconds_from
+from flows.places import resolve_address, resolve_path
+
+
+def _path_from_context(value: object, info: ValidationInfo) -> object:
+    """Resolve a path against the recipe's folder, which the loader passes as context."""
+    return resolve_path(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
+
+
+def _address_from_context(value: object, info: ValidationInfo) -> object:
+    """Resolve a path or leave a URL as it is."""
+    return resolve_address(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
+
+
+def _existing(path: Path) -> Path:
+    """Fail at reading time, not an hour into the run."""
+    if not path.exists():
+        message = f"there is nothing at {path}. Relative paths count from the folder of the recipe."
+        raise ValueError(message)
+    return path
+
+
+RecipePath = Annotated[Path, BeforeValidator(_path_from_context)]
+SourcePath = Annotated[RecipePath, AfterValidator(_existing)]
+Address = Annotated[str, BeforeValidator(_address_from_context)]
+ClassId = Annotated[int, Field(ge=1, le=254)]
+"""0 is background and 255 is ``ignore``."""
+ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Block(BaseModel):
+    """What all blocks share: nothing unknown gets in, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassBlock(_Block):
+    """One class to segment."""
+
+    name: Name
+    volume_mm3: tuple[float, float] | None = None
+    """Smallest and largest volume that anatomy allows; an object outside is not believed."""
+
+    @field_validator("volume_mm3")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            message = "must be two rising volumes in cubic millimetres, such as [1500, 6500]."
+            raise ValueError(message)
+        return value
+
+
+class GoldBlock(_Block):
+    """Expert labels, used for thresholds on calibration cases and for scores on test cases."""
+
+    path: SourcePath
+    """A folder of label files named like their images."""
+    map: dict[int, int] = Field(default_factory=dict)
+    """Value in the file -> class id, such as ``{1: 1, 2: 1}`` to merge two parts; empty takes values as they are."""
+    suffix: str = ""
+    """What follows the case id in the names of the label files, such as ``_1stHO``."""
+
+
+class IngestBlock(_Block):
+    """Where scans and weak prompts come from."""
+
+    images: SourcePath
+    modality: str | None = None
+    """DICOM's code, such as ``MR``; without it what DICOM files say."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns of names to leave out, such as ``gold/*``."""
+    patient_from: str | None = None
+    """A regular expression whose first group is the patient in a file's name; without it every file is its own patient."""
+    prompts: SourcePath | None = None
+    gold: GoldBlock | None = None
+    split: SourcePath | None = None
+    """CSV with columns ``case`` and ``part`` (archive, calibration or test)."""
+
+
+class PromptsBlock(_Block):
+    """Where the teacher's prompts come from."""
+
+    source: Literal["weak"] = "weak"
+
+
+class TeacherBlock(_Block):
+    """Which promptable model draws."""
+
+    checkpoint: str = "bundled"
+    profile: str | None = None
+    """How the checkpoint wants its images (``sam``), where the file itself cannot tell."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _known_or_there(cls, value: str, info: ValidationInfo) -> str:
+        if value == "bundled":
+            return value
+        return str(_existing(resolve_path(value, folder=(info.context or {}).get("folder"))))
+
+
+class UncertaintyBlock(_Block):
+    """How the teacher is asked several times."""
+
+    boxes: int = Field(default=5, ge=1, le=64)
+    """How many jittered copies of each box."""
+    jitter: float = Field(default=0.05, ge=0, le=0.5)
+    """Standard deviation of each side, as a part of the box's size."""
+    flips: bool = True
+
+
+class RefineBlock(_Block):
+    """What of the teacher's drawing is believed."""
+
+    consistency: Literal["none", "3d"] = "3d"
+    largest_component: bool = True
+    risk: float = Field(default=0.10, gt=0, lt=1)
+    """Highest accepted expected disagreement (1 - Dice) of what is trained on; set on the calibration cases."""
+
+
+class StudentBlock(_Block):
+    """The small model that ships."""
+
+    kind: Literal["compact"] = "compact"
+    name: Name = "compact"
+    budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
+    """Seconds of training; written as 90s, 20min or 1.5h."""
+    seed: int = 0
+
+
+class EvaluateBlock(_Block):
+    """What the student is compared with, on the test cases."""
+
+    arms: tuple[ArmName, ...] = ("ellipse",)
+    """Baselines beside student and teacher. Those but ``ellipse`` train another student each, with the same budget."""
+    tolerance_mm: float = Field(default=1.0, gt=0)
+    """Of the normalised surface Dice: how far two borders may be apart and still count as equal."""
+
+
+class Recipe(_Block):
+    """A whole run."""
+
+    archive: Address
+    catalog: str | None = None
+    """Any SQLAlchemy URL; without it, SQLite beside the archive."""
+    results: RecipePath = Path("results")
+    """Folder for students and reports."""
+    ingest: IngestBlock | None = None
+    """Leave out when the archive is filled already."""
+    classes: dict[ClassId, ClassBlock] = Field(min_length=1)
+    prompts: PromptsBlock = PromptsBlock()
+    teacher: TeacherBlock = TeacherBlock()
+    uncertainty: UncertaintyBlock = UncertaintyBlock()
+    refine: RefineBlock = RefineBlock()
+    student: StudentBlock = StudentBlock()
+    evaluate: EvaluateBlock = EvaluateBlock()
+    schedule: str | None = Field(default=None, pattern=r"^\S+( \S+){4}$")
+    """Cron line for unattended runs; ``samdistill run`` runs at once and ignores it."""
+
+    @field_validator("results")
+    @classmethod
+    def _beside_the_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        return resolve_path(str(value), folder=(info.context or {}).get("folder"))
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Recipe":
+        names = [block.name for block in self.classes.values()]
+        if len(set(names)) < len(names):
+            message = f"two classes carry the same name in {names}. Give each its own."
+            raise ValueError(message)
+        return self
+
+    @property
+    def student_folder(self) -> Path:
+        """Where the student of this recipe lives."""
+        return self.results / "students" / self.student.name
+
+    @property
+    def report_folder(self) -> Path:
+        """Where its report lives."""
+        return self.results / "reports" / self.student.name

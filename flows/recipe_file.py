@@ -1,0 +1,116 @@
+"""Reading and writing recipe files, and saying in one line what is wrong with one."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from flows.errors import RecipeError
+from flows.recipe import Recipe
+
+TEMPLATE = """\
+# Run with: samdistill run recipe.yaml      (safe to run again: only what is missing is done)
+archive: ./archive.zarr                # made by the first run; or s3://bucket/archive.zarr
+results: ./results                     # students and reports go here
+
+ingest:
+  images: ./images                     # folder of NIfTI, DICOM, PNG, JPEG or TIFF
+  modality: MR                         # CT, MR, US, ...
+  # patient_from: "^(P[0-9]+)"         # finds the patient in a file's name; without it each file is its own patient
+  prompts: ./weak_prompts.json         # boxes and points, see docs/prompts.md
+  # gold: {path: ./gold, map: {1: 1}}  # expert labels for calibration and test cases, if there are any
+  # split: ./split.csv                 # columns case,part with archive, calibration or test
+
+classes:
+  1: {name: organ, volume_mm3: [1000, 9000]}
+
+teacher: {checkpoint: bundled}         # or the path of a Segment Anything checkpoint
+uncertainty: {boxes: 5, jitter: 0.05, flips: true}
+refine: {consistency: 3d, largest_component: true, risk: 0.10}
+student: {kind: compact, name: compact, budget: 20min}
+evaluate: {arms: [ellipse]}            # also ellipse-student, few-gold, all-gold: each trains another student
+"""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read, check and resolve a recipe.
+
+    Raises:
+        RecipeError: in one line: the file, the key, the value found, and what to write instead.
+    """
+    path = Path(path)
+    content = _mapping(path)
+    try:
+        return Recipe.model_validate(content, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{path}: {_sentence(problem)}" for problem in error.errors())) from None
+
+
+def save_recipe(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a recipe that ``load_recipe`` reads."""
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=140), encoding="utf-8")
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    """Parse the YAML, or say why there is none."""
+    if not path.is_file():
+        message = f"{path}: there is no such recipe file. 'samdistill recipe > {path.name}' writes one to start from."
+        raise RecipeError(message)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        message = f"{path}: not readable as YAML{where} ({getattr(error, 'problem', None) or error}). Check indentation and brackets."
+        raise RecipeError(message) from None
+    if not isinstance(content, dict):
+        message = f"{path}: a recipe is a list of 'key: value' lines, but this file holds {type(content).__name__}."
+        raise RecipeError(message)
+    return content
+
+
+def _sentence(problem: Any) -> str:
+    """One pydantic problem as: key path, what is wrong, value found, cure."""
+    keys = [str(part) for part in problem["loc"]]
+    where = ".".join(keys) or "the recipe as a whole"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{where}'.{_did_you_mean(keys)}"
+        case "missing":
+            return f"'{where}' is missing. See 'samdistill recipe' for an example."
+        case "value_error":
+            return f"'{where}' {_lower_first(str(problem['ctx']['error']))}"
+        case _:
+            return f"'{where}' is {problem['input']!r}: {_lower_first(problem['msg'])}. See 'samdistill recipe' for an example."
+
+
+def _did_you_mean(keys: list[str]) -> str:
+    """Compare a misspelt key with its siblings."""
+    known = _fields_at(Recipe, keys[:-1])
+    close = difflib.get_close_matches(keys[-1], known, n=1)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{guess} Known here: {', '.join(known)}."
+
+
+def _fields_at(model: type[BaseModel], keys: list[str]) -> list[str]:
+    """Names of the keys that a block takes."""
+    for key in keys:
+        nested = model.model_fields.get(key)
+        inner = _model_in(nested.annotation) if nested else None
+        # Class ids and the like are keys of a mapping, not fields: stay at the mapping's value type.
+        model = inner or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Find the block in ``Block``, ``Block | None`` or ``dict[int, Block]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_in(part))), None)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

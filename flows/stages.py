@@ -1,0 +1,267 @@
+"""What each stage does, without Prefect: open the archive, make the plan, call the room that knows how, count.
+
+Every stage may be called again at any time; the ledger in the archive knows what is done. Heavy rooms are imported inside the
+functions, so that a stage with nothing to do costs nothing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.console import Follow
+from flows.errors import StageError
+from flows.once import perform_once
+from flows.recipe import Recipe
+from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
+from storage import Archive, ArchiveNotFoundError, CaseRecord, StudentRecord, fingerprint
+from students.results import Evaluation
+from students.spec import StudentCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Cases that one task works on."""
+
+    name: str
+    """Which of how many, such as ``1/4``."""
+    cases: tuple[str, ...]
+    offset: int
+    """How many cases the shards before it have."""
+    total: int
+    """How many cases all shards have."""
+
+
+def ingest(recipe: Recipe) -> StageResult:
+    """Read scans, expert labels, prompts and split into the archive.
+
+    Raises:
+        StageError: if the recipe names no sources and there is no archive yet.
+    """
+    from flows import sources
+
+    if recipe.ingest is None:
+        cases = len(open_archive(recipe))
+        return StageResult(stage="ingest", skipped=cases, output=recipe.archive, note="the recipe names no sources")
+    archive = Archive.open_or_create(recipe.archive, catalog=recipe.catalog)
+    return sources.bring_in(archive, recipe.ingest, recipe.classes, Follow("ingest"))
+
+
+def shards_to_label(recipe: Recipe, size: int) -> list[Shard]:
+    """Every case: archive cases for the student, calibration cases for thresholds, test cases for the teacher's own score."""
+    return _shards([record.id for record in _some(open_archive(recipe).cases(), recipe)], size)
+
+
+def label(recipe: Recipe, shard: Shard) -> StageResult:
+    """Let the teacher draw the cases of one shard."""
+    from distill.engine import label_archive
+    from flows.plans import label_plan
+
+    plan = label_plan(recipe)
+    summary = label_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("label", shard))
+    return StageResult(
+        stage="label",
+        done=summary.done,
+        skipped=summary.skipped,
+        quarantined=len(summary.quarantined),
+        seconds=summary.seconds,
+        output=plan.label_set,
+        note=f"{len(summary.without_prompts)} cases have no prompt and get no label" if summary.without_prompts else "",
+    )
+
+
+def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
+    """Every case that the teacher has drawn."""
+    records = open_archive(recipe).cases(with_labels=TEACHER_SET)
+    if not records:
+        message = f"the archive {recipe.archive} holds no label set {TEACHER_SET!r} to refine. Run 'samdistill label RECIPE' first."
+        raise StageError(message)
+    return _shards([record.id for record in records], size)
+
+
+def calibrate(recipe: Recipe) -> StageResult:
+    """Set the thresholds of refinement on the calibration cases, where there is gold for them."""
+    from flows.rules import calibrate_rules
+
+    archive = open_archive(recipe)
+    drawn = archive.cases(part="calibration", with_labels=TEACHER_SET)
+    known = archive.cases(part="calibration", with_labels="gold")
+    return calibrate_rules(archive, recipe, label_fingerprints(archive, drawn, TEACHER_SET), label_fingerprints(archive, known, "gold"))
+
+
+def refine(recipe: Recipe, shard: Shard) -> StageResult:
+    """Decide what to believe in the cases of one shard."""
+    from distill.refine import refine_archive
+    from flows.rules import refine_plan
+
+    plan = refine_plan(recipe)
+    summary = refine_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("refine", shard))
+    return StageResult(
+        stage="refine",
+        done=summary.done,
+        skipped=summary.skipped,
+        quarantined=len(summary.quarantined),
+        seconds=summary.seconds,
+        output=plan.target,
+        note=", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items()),
+    )
+
+
+def train(recipe: Recipe) -> StageResult:
+    """Train the student on the believed labels of the archive cases, once per state of these labels."""
+    from flows.plans import student_spec
+
+    archive = open_archive(recipe)
+    records = _accepted(archive, recipe)
+    spec = student_spec(recipe)
+    return perform_once(
+        archive.ledger,
+        stage="train",
+        unit=recipe.student.name,
+        fingerprint=fingerprint(spec=spec.model_dump(), labels=label_fingerprints(archive, records, PSEUDO_SET)),
+        output=recipe.student_folder,
+        work=lambda: _train(archive, recipe, [record.id for record in records]),
+    )
+
+
+def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
+    """The archive cases whose pseudo-labels were accepted; those for review wait for a person, rejected ones teach nothing."""
+    records = archive.cases(part="archive", with_labels=PSEUDO_SET)
+    if not records:
+        message = f"the archive {recipe.archive} holds no label set {PSEUDO_SET!r} to learn from. Run 'samdistill refine RECIPE' first."
+        raise StageError(message)
+    scores = archive.catalog.scores(PSEUDO_SET)
+    accepted = [record for record in records if scores.get(record.id, {}).get("accepted") == 1]
+    if not accepted:
+        message = (
+            f"none of {len(records)} pseudo-labels was accepted, so there is nothing to learn from. Look at some of them "
+            f"('samdistill export {recipe.archive} --labels {PSEUDO_SET} -o look'), check the prompts, or raise 'refine.risk' in the recipe."
+        )
+        raise StageError(message)
+    return accepted
+
+
+def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
+    from flows.plans import class_infos, student_spec
+    from students.compact import train as train_compact
+
+    follow = Follow("train")
+    student = train_compact(
+        archive,
+        label_set=PSEUDO_SET,
+        classes=class_infos(recipe),
+        spec=student_spec(recipe),
+        workdir=recipe.student_folder.parent,
+        cases=cases,
+        progress=lambda now: follow(round(100 * now.fraction), 100, f"loss {now.loss:.3f}"),
+    )
+    archive.catalog.record_student(_record(student.card, student.path))
+    return f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps"
+
+
+def _record(card: StudentCard, path: Path) -> StudentRecord:
+    """What the catalog keeps of a student."""
+    known = {} if card.agreement is None else {"agreement": card.agreement}
+    return StudentRecord(
+        name=card.name,
+        kind=card.spec.kind,
+        path=str(path),
+        label_set=card.label_set,
+        parameters=card.parameters,
+        fingerprint=card.fingerprint,
+        metrics={"steps": card.steps, "seconds": card.seconds, **known},
+    )
+
+
+def evaluate(recipe: Recipe) -> StageResult:
+    """Score student and teacher against experts and write the report, once per student and state of the labels."""
+    archive = open_archive(recipe)
+    if not (recipe.student_folder / "student.json").is_file():
+        message = f"there is no student in {recipe.student_folder} to evaluate. Run 'samdistill train RECIPE' first."
+        raise StageError(message)
+    records = archive.cases(part="test", with_labels="gold")
+    if not records:
+        note = "no expert labels on test cases: nothing to score. Give ingest.gold and ingest.split to get a report."
+        return StageResult(stage="evaluate", skipped=1, note=note)
+    student = (recipe.student_folder / "student.json").read_text(encoding="utf-8")
+    gold = label_fingerprints(archive, records, "gold")
+    return perform_once(
+        archive.ledger,
+        stage="evaluate",
+        unit=recipe.student.name,
+        fingerprint=fingerprint(student=student, block=recipe.evaluate.model_dump(mode="json"), gold=gold),
+        output=recipe.report_folder / "report.html",
+        work=lambda: _evaluate(archive, recipe),
+    )
+
+
+def _evaluate(archive: Archive, recipe: Recipe) -> str:
+    from flows.arms import evaluation_plan
+    from students import load_student
+    from students.evaluate import evaluate as compare
+    from students.report import write_report
+
+    follow = Follow("evaluate")
+    steps = 3 + len(recipe.evaluate.arms)
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        follow(min(len(said), steps), steps, sentence)
+
+    say("preparing the baselines")
+    found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
+    write_report(found, archive, recipe.report_folder / "report.html")
+    follow(steps, steps, "report written")
+    return ", ".join(f"{name} {dice:.3f}" for name in ("student - gold", "teacher - gold") if (dice := _dice(found, name)) is not None)
+
+
+def _dice(found: Evaluation, name: str) -> float | None:
+    known = {comparison.name for comparison in found.comparisons}
+    return found.mean(name) if name in known else None
+
+
+def report_of(recipe: Recipe) -> str:
+    """Path of the HTML report, or nothing while there is none."""
+    report = recipe.report_folder / "report.html"
+    return str(report) if report.is_file() else ""
+
+
+def open_archive(recipe: Recipe) -> Archive:
+    """Open the recipe's archive.
+
+    Raises:
+        StageError: if there is none yet.
+    """
+    try:
+        return Archive.open(recipe.archive, catalog=recipe.catalog)
+    except ArchiveNotFoundError:
+        message = f"there is no archive at {recipe.archive}. Run 'samdistill run RECIPE' or 'samdistill ingest SRC {recipe.archive}' first."
+        raise StageError(message) from None
+
+
+def label_fingerprints(archive: Archive, records: Iterable[CaseRecord], label_set: str) -> dict[str, str]:
+    """Case id -> fingerprint of its labels: what a student or a score depends on."""
+    return {record.id: archive[record.id].labels(label_set).history.fingerprint for record in records}
+
+
+def _some(records: list[CaseRecord], recipe: Recipe) -> list[CaseRecord]:
+    if not records:
+        message = (
+            f"the archive {recipe.archive} holds no case. Check 'ingest.images' in the recipe; 'samdistill inspect' lists what was refused."
+        )
+        raise StageError(message)
+    return records
+
+
+def _shards(cases: list[str], size: int) -> list[Shard]:
+    starts = range(0, len(cases), size)
+    return [
+        Shard(name=f"{n + 1}/{len(starts)}", cases=tuple(cases[start : start + size]), offset=start, total=len(cases))
+        for n, start in enumerate(starts)
+    ]
+
+
+def _follow(stage: str, shard: Shard) -> Callable[[int, int], None]:
+    """Show the progress of a shard as part of its stage; the engine counts only what is due, the bar all cases."""
+    follow = Follow(stage, offset=shard.offset, total=shard.total)
+    return lambda done, total: follow(len(shard.cases) - total + done, shard.total)

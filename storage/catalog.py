@@ -1,0 +1,314 @@
+"""The catalog: what there is to know about cases without opening one."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from storage.case import CaseRecord, Geometry, LabelHistory, Part, Prompt
+from storage.database import Database, upsert
+from storage.errors import CaseNotFoundError
+from storage.records import ProblemRecord, ReviewRecord, StudentRecord
+from storage.tables import CaseRow, LabelSetRow, ProblemRow, PromptRow, ReviewRow, ScoreRow, StudentRow
+
+_GEOMETRY = TypeAdapter(Geometry)
+_PROMPT = TypeAdapter(Prompt)
+_KEYS_PER_QUERY = 500
+"""Ids in one IN (...); SQLite's oldest limit is 999 variables."""
+
+
+class Catalog:
+    """Queries and idempotent writes on the SQL index. Safe to share between threads."""
+
+    def __init__(self, database: Database | str) -> None:
+        """Use an open database, or connect to a SQLAlchemy URL."""
+        self._database = Database(database) if isinstance(database, str) else database
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL."""
+        return self._database.url
+
+    # Cases
+
+    def add_case(self, record: CaseRecord) -> None:
+        """Insert or overwrite the row that makes a case visible."""
+        row = _case_row(record)
+        with self._database.writing() as connection:
+            upsert(connection, CaseRow, [row], update=[name for name in row if name != "id"])
+
+    def retract_case(self, case_id: str) -> None:
+        """Hide a case while its pixels are replaced, and forget its label sets and scores. Prompts stay."""
+        with self._database.writing() as connection:
+            connection.execute(sa.update(CaseRow).where(CaseRow.id == case_id).values(ready=False))
+            for table in (LabelSetRow, ScoreRow, ReviewRow):
+                connection.execute(sa.delete(table).where(table.case_id == case_id))
+
+    def cases(
+        self,
+        *,
+        part: Part | None = None,
+        modality: str | None = None,
+        with_labels: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[CaseRecord]:
+        """Return the records that match, sorted by id; see :meth:`storage.archive.Archive.cases`."""
+        query = sa.select(CaseRow.__table__).where(CaseRow.ready).order_by(CaseRow.id).limit(limit)
+        for column, value in ((CaseRow.part, part), (CaseRow.modality, modality)):
+            if value is not None:
+                query = query.where(column == value)
+        if after is not None:
+            query = query.where(CaseRow.id > after)
+        if with_labels is not None:
+            query = query.join(LabelSetRow, sa.and_(LabelSetRow.case_id == CaseRow.id, LabelSetRow.name == with_labels))
+        with self._database.reading() as connection:
+            return [_case_record(row) for row in connection.execute(query).mappings()]
+
+    def case(self, case_id: str) -> CaseRecord:
+        """Return one record.
+
+        Raises:
+            CaseNotFoundError: if there is none.
+        """
+        record = self.find_case(case_id)
+        if record is None:
+            message = f"no case {case_id!r} in the catalog. Known, for example: {', '.join(self.similar_ids(case_id)[:5]) or 'none'}."
+            raise CaseNotFoundError(message)
+        return record
+
+    def find_case(self, case_id: str) -> CaseRecord | None:
+        """Return one record, or None."""
+        query = sa.select(CaseRow.__table__).where(CaseRow.id == case_id, CaseRow.ready)
+        with self._database.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _case_record(row)
+
+    def count_cases(self) -> int:
+        """Count the complete cases."""
+        with self._database.reading() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(CaseRow).where(CaseRow.ready)) or 0
+
+    def similar_ids(self, case_id: str, limit: int = 200) -> list[str]:
+        """Return ids around the place where ``case_id`` would sort; enough to find a misspelling, however large the archive."""
+        behind = sa.select(CaseRow.id).where(CaseRow.ready, CaseRow.id >= case_id[:1]).order_by(CaseRow.id).limit(limit)
+        before = sa.select(CaseRow.id).where(CaseRow.ready, CaseRow.id < case_id).order_by(CaseRow.id.desc()).limit(limit)
+        nearby = sa.select(CaseRow.id).where(CaseRow.ready, CaseRow.id >= case_id).order_by(CaseRow.id).limit(limit)
+        with self._database.reading() as connection:
+            return sorted({found for query in (behind, before, nearby) for found in connection.scalars(query)})
+
+    def set_part(self, parts: Mapping[str, Part]) -> None:
+        """Move cases to a part.
+
+        Raises:
+            CaseNotFoundError: if one of them is not in the catalog; nothing is changed then.
+        """
+        with self._database.writing() as connection:
+            _check_known(connection, parts)
+            rows = [{"key": case_id, "value": part} for case_id, part in parts.items()]
+            if rows:
+                connection.execute(sa.update(CaseRow).where(CaseRow.id == sa.bindparam("key")).values(part=sa.bindparam("value")), rows)
+
+    # Prompts
+
+    def add_prompts(self, prompts: list[Prompt]) -> int:
+        """Add prompts; one that is there already stays one row.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is added then.
+        """
+        rows = list({row["key"]: row for row in map(_prompt_row, prompts)}.values())
+        with self._database.writing() as connection:
+            _check_known(connection, {prompt.case for prompt in prompts})
+            return upsert(connection, PromptRow, rows)
+
+    def prompts(self, case_id: str, class_id: int | None = None) -> list[Prompt]:
+        """Return the prompts of a case, by class, then axis and slice."""
+        found = self.prompts_by_case([case_id])[case_id]
+        return [prompt for prompt in found if class_id is None or prompt.class_id == class_id]
+
+    def prompts_by_case(self, case_ids: list[str]) -> dict[str, list[Prompt]]:
+        """Return the prompts of many cases; a case without any has an empty list."""
+        found: dict[str, list[Prompt]] = {case_id: [] for case_id in case_ids}
+        order = (PromptRow.case_id, PromptRow.class_id, PromptRow.axis, PromptRow.position, PromptRow.key)
+        with self._database.reading() as connection:
+            for start in range(0, len(case_ids), _KEYS_PER_QUERY):
+                page = case_ids[start : start + _KEYS_PER_QUERY]
+                query = sa.select(PromptRow.case_id, PromptRow.content).where(PromptRow.case_id.in_(page)).order_by(*order)
+                for case_id, content in connection.execute(query):
+                    found[case_id].append(_PROMPT.validate_json(json.dumps(content)))
+        return found
+
+    def delete_prompts(self, *, source: str) -> int:
+        """Forget every prompt of one source, and return how many there were."""
+        with self._database.writing() as connection:
+            return connection.execute(sa.delete(PromptRow).where(PromptRow.source == source)).rowcount
+
+    # Label sets and scores
+
+    def add_label_set(self, case_id: str, history: LabelHistory, scores: Mapping[str, float]) -> None:
+        """Insert the row that makes a label set visible, together with its scores."""
+        row = {
+            "case_id": case_id,
+            "name": history.label_set,
+            "made_by": history.made_by,
+            "teacher": history.teacher,
+            "round": history.round,
+            "fingerprint": history.fingerprint,
+        }
+        with self._database.writing() as connection:
+            upsert(connection, LabelSetRow, [row], update=["made_by", "teacher", "round", "fingerprint"])
+            upsert(connection, ScoreRow, _score_rows(case_id, history.label_set, scores), update=["value"])
+
+    def retract_label_set(self, case_id: str, name: str) -> None:
+        """Hide a label set, and forget scores and verdicts that were about its old voxels."""
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(LabelSetRow).where(LabelSetRow.case_id == case_id, LabelSetRow.name == name))
+            for table in (ScoreRow, ReviewRow):
+                connection.execute(sa.delete(table).where(table.case_id == case_id, table.label_set == name))
+
+    def label_sets(self, case_id: str) -> list[str]:
+        """Return the names of the finished label sets of a case, sorted."""
+        query = sa.select(LabelSetRow.name).where(LabelSetRow.case_id == case_id).order_by(LabelSetRow.name)
+        with self._database.reading() as connection:
+            return list(connection.scalars(query))
+
+    def count_label_sets(self) -> dict[str, int]:
+        """Return how many cases carry each label set."""
+        query = sa.select(LabelSetRow.name, sa.func.count()).group_by(LabelSetRow.name).order_by(LabelSetRow.name)
+        with self._database.reading() as connection:
+            return dict(connection.execute(query).tuples().all())
+
+    def record_scores(self, case: str, label_set: str, scores: Mapping[str, float]) -> None:
+        """Insert or overwrite numbers about one label set of one case."""
+        with self._database.writing() as connection:
+            upsert(connection, ScoreRow, _score_rows(case, label_set, scores), update=["value"])
+
+    def scores(self, label_set: str) -> dict[str, dict[str, float]]:
+        """Return case -> metric -> value for one label set."""
+        query = sa.select(ScoreRow.case_id, ScoreRow.metric, ScoreRow.value).where(ScoreRow.label_set == label_set)
+        found: dict[str, dict[str, float]] = {}
+        with self._database.reading() as connection:
+            for case_id, metric, value in connection.execute(query.order_by(ScoreRow.case_id, ScoreRow.metric)):
+                found.setdefault(case_id, {})[metric] = math.nan if value is None else value
+        return found
+
+    # Reviews, students, problems
+
+    def record_review(self, review: ReviewRecord) -> None:
+        """Insert or overwrite a person's verdict."""
+        row = {"case_id": review.case, "label_set": review.label_set, "verdict": review.verdict, "note": review.note}
+        with self._database.writing() as connection:
+            upsert(connection, ReviewRow, [row], update=["verdict", "note"])
+
+    def reviews(self, label_set: str) -> list[ReviewRecord]:
+        """Return the verdicts on one label set, by case."""
+        query = sa.select(ReviewRow.case_id, ReviewRow.label_set, ReviewRow.verdict, ReviewRow.note)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(ReviewRow.label_set == label_set).order_by(ReviewRow.case_id)).all()
+        return [ReviewRecord(case=case, label_set=name, verdict=verdict, note=note) for case, name, verdict, note in rows]
+
+    def record_student(self, student: StudentRecord) -> None:
+        """Insert or overwrite a student."""
+        row = asdict(student)
+        with self._database.writing() as connection:
+            upsert(connection, StudentRow, [row], update=[name for name in row if name != "name"])
+
+    def students(self) -> list[StudentRecord]:
+        """Return all students, by name."""
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(StudentRow.__table__).order_by(StudentRow.name)).mappings().all()
+        return [StudentRecord(**row) for row in rows]
+
+    def record_problem(self, source: str, row: str, reason: str, message: str) -> None:
+        """Keep why a file or row could not go in; the same problem met again is the same row."""
+        key = _digest([source, row, reason])
+        values = {"key": key, "source": source, "row": row, "reason": reason, "message": message}
+        with self._database.writing() as connection:
+            upsert(connection, ProblemRow, [values], update=["message"])
+
+    def problems(self) -> list[ProblemRecord]:
+        """Return every file and row that could not go in."""
+        query = sa.select(ProblemRow.source, ProblemRow.row, ProblemRow.reason, ProblemRow.message)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(ProblemRow.source, ProblemRow.row, ProblemRow.key)).all()
+        return [ProblemRecord(source=source, row=row, reason=reason, message=message) for source, row, reason, message in rows]
+
+
+def _case_row(record: CaseRecord) -> dict[str, Any]:
+    size_c, size_z, size_y, size_x = record.shape_czyx
+    return {
+        "id": record.id,
+        "patient": record.patient,
+        "part": record.part,
+        "modality": record.modality,
+        "dtype": record.dtype,
+        "size_c": size_c,
+        "size_z": size_z,
+        "size_y": size_y,
+        "size_x": size_x,
+        "geometry": _GEOMETRY.dump_python(record.geometry, mode="json"),
+        "attributes": dict(record.attributes),
+        "fingerprint": record.fingerprint,
+        "ready": True,
+    }
+
+
+def _case_record(row: Mapping[Any, Any]) -> CaseRecord:
+    return CaseRecord(
+        id=row["id"],
+        patient=row["patient"],
+        shape_czyx=(row["size_c"], row["size_z"], row["size_y"], row["size_x"]),
+        dtype=row["dtype"],
+        geometry=_GEOMETRY.validate_python(row["geometry"]),
+        modality=row["modality"],
+        part=row["part"],
+        attributes=row["attributes"],
+        fingerprint=row["fingerprint"],
+    )
+
+
+def _prompt_row(prompt: Prompt) -> dict[str, Any]:
+    content = _PROMPT.dump_python(prompt, mode="json")
+    return {
+        "key": _digest(content),
+        "case_id": prompt.case,
+        "class_id": prompt.class_id,
+        "kind": prompt.kind,
+        "axis": prompt.axis,
+        "position": prompt.slice,
+        "source": prompt.source,
+        "content": content,
+    }
+
+
+def _score_rows(case_id: str, label_set: str, scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        {"case_id": case_id, "label_set": label_set, "metric": metric, "value": None if math.isnan(value) else float(value)}
+        for metric, value in scores.items()
+    ]
+
+
+def _digest(content: object) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _check_known(connection: sa.Connection, case_ids: Iterable[str]) -> None:
+    wanted = sorted(set(case_ids))
+    known: set[str] = set()
+    for start in range(0, len(wanted), _KEYS_PER_QUERY):
+        known.update(connection.scalars(sa.select(CaseRow.id).where(CaseRow.id.in_(wanted[start : start + _KEYS_PER_QUERY]))))
+    unknown = [case_id for case_id in wanted if case_id not in known]
+    if unknown:
+        message = (
+            f"{len(unknown)} of {len(wanted)} cases are not in the catalog, such as {', '.join(unknown[:5])}. Ingest their images first."
+        )
+        raise CaseNotFoundError(message)

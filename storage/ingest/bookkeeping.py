@@ -1,0 +1,65 @@
+"""What an ingest asks of the catalog beyond single cases: units it has seen, problems to take back, parts of patients."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from storage.archive import Archive
+from storage.case import Part
+from storage.database import Database
+from storage.records import ProblemRecord
+from storage.tables import CaseRow, ProblemRow, UnitRow
+
+PROBLEM_NOTE = "problem"
+"""Note of a unit that was looked at and refused: it is done, until its file changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenUnit:
+    """One unit as an earlier run left it."""
+
+    fingerprint: str
+    state: str
+    note: str
+
+
+class Bookkeeping:
+    """Bulk queries of one ingest run. Safe to share between its threads."""
+
+    def __init__(self, archive: Archive) -> None:
+        """Connect to the archive's own catalog."""
+        self._catalog = archive.catalog
+        self._database = Database(archive.catalog.url)
+
+    def seen(self, stage: str) -> dict[str, SeenUnit]:
+        """Return every unit of a stage by its id."""
+        query = sa.select(UnitRow.unit, UnitRow.fingerprint, UnitRow.state, UnitRow.note).where(UnitRow.stage == stage)
+        with self._database.reading() as connection:
+            return {unit: SeenUnit(fingerprint=print_, state=state, note=note) for unit, print_, state, note in connection.execute(query)}
+
+    def replace_problem(self, source: str, row: str, reason: str, message: str) -> None:
+        """Record a problem in place of whatever was wrong there before."""
+        self.forget_problems([source])
+        self._catalog.record_problem(source, row, reason, message)
+
+    def forget_problems(self, sources: Iterable[str]) -> None:
+        """Take back the problems of sources that are fixed, or about to be looked at again."""
+        with self._database.writing() as connection:
+            for source in sources:
+                connection.execute(sa.delete(ProblemRow).where(ProblemRow.source == source))
+
+    def problems(self) -> list[ProblemRecord]:
+        """Return all standing problems."""
+        return self._catalog.problems()
+
+    def part_of_patient(self, patient: str) -> Part:
+        """Return the part that a patient's cases are in, so that a later case follows them: a patient is never in two parts."""
+        query = sa.select(CaseRow.part).where(CaseRow.patient == patient).order_by(CaseRow.id).limit(1)
+        with self._database.reading() as connection:
+            part: Part | None = connection.scalar(query)
+        return part or "archive"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()

@@ -1,0 +1,207 @@
+"""Bring label files that experts drew into the archive."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from storage import Archive, Case
+from storage.case import IGNORE, CaseRecord, ClassInfo, LabelHistory
+from storage.errors import IngestError
+from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping
+from storage.ingest.discover import FoundFile, find_files
+from storage.ingest.images import read_label_image
+from storage.ingest.nifti import read_label_nifti
+from storage.ingest.source import case_id_from_name, quiet_readers
+from storage.ledger import fingerprint
+
+STAGE = "gold"
+MADE_BY = "storage.ingest.gold"
+_FINE = frozenset({"added", "elsewhere"})
+_AFFINE_TOLERANCE_MM = 1e-3
+"""Two programs that write one affine as float32 differ by up to 1e-4 mm at the edge of a body; a shift of one voxel is 1000 times that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldSummary:
+    """What became of the label files of one folder."""
+
+    added: int = 0
+    unchanged: int = 0
+    problems: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def import_labels(
+    archive: Archive,
+    folder: Path,
+    *,
+    classes: tuple[ClassInfo, ...],
+    label_set: str = "gold",
+    mapping: Mapping[int, int] | None = None,
+    suffix: str = "",
+) -> GoldSummary:
+    """Import every label file of a folder that is named like a case; safe to run again.
+
+    Args:
+        archive: An archive that holds the images already.
+        folder: NIfTI or PNG files (or one file).
+        classes: The classes of the label set.
+        label_set: Its name.
+        mapping: Value in the files -> class id (0 background, 255 ignore), for example ``{1: 1, 2: 1}`` to merge two classes.
+            By default values are class ids.
+        suffix: What follows the case id in the file names, such as ``_1stHO``; other files are passed over.
+
+    Raises:
+        IngestError: ``source-not-found``. A bad file raises nothing: see ``catalog.problems()``.
+    """
+    plan = _LabelPlan(classes=classes, label_set=label_set, mapping=dict(mapping or {c.id: c.id for c in classes}), suffix=suffix)
+    root = folder if folder.is_dir() else folder.parent
+    files = {file.name: file for file in find_files(folder) if file.kind != "dicom" and case_id_from_name(file.name).endswith(suffix)}
+    book = Bookkeeping(archive)
+    try:
+        with quiet_readers():
+            reasons, due = _plan(archive, book, root, list(files.values()), plan)
+            outcomes = Counter(_import_one(archive, book, task, plan) for task in due.values())
+        reasons += Counter({slug: count for slug, count in outcomes.items() if slug not in _FINE})
+    finally:
+        book.close()
+    added = outcomes["added"]
+    unchanged = len(files) - added - outcomes["elsewhere"] - reasons.total()
+    return GoldSummary(added=added, unchanged=unchanged, problems=reasons.total(), reasons=dict(sorted(reasons.items())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LabelPlan:
+    """The choices of one import, as they enter its fingerprints."""
+
+    classes: tuple[ClassInfo, ...]
+    label_set: str
+    mapping: dict[int, int]
+    suffix: str
+
+    @property
+    def stage(self) -> str:
+        """Each label set has units of its own, named by case."""
+        return STAGE if self.label_set == "gold" else f"{STAGE}/{self.label_set}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LabelTask:
+    """One label file that belongs to a case."""
+
+    case: str
+    path: Path
+    source: str
+    row: str
+    fingerprint: str
+
+
+def _plan(
+    archive: Archive, book: Bookkeeping, root: Path, files: Sequence[FoundFile], plan: _LabelPlan
+) -> tuple[Counter[str], dict[str, _LabelTask]]:
+    """Pair files with cases; return the problems found so far, old and new, and the tasks that are due."""
+    reasons: Counter[str] = Counter()
+    tasks: dict[str, _LabelTask] = {}
+    row = f"label set {plan.label_set}"
+    for file in files:
+        source, case = str(root / file.name), case_id_from_name(file.name).removesuffix(plan.suffix)
+        record = archive.catalog.find_case(case)
+        if record is None or case in tasks:
+            reason = "unknown-case" if record is None else "duplicate-case-id"
+            message = (
+                f"{file.name}: the archive holds no case {case!r}." if record is None else f"{file.name}: another file labels case {case}."
+            )
+            book.replace_problem(source, row, reason, f"{message} Label files are named like the case they belong to.")
+            reasons[reason] += 1
+            continue
+        print_ = fingerprint(
+            state=file.state, name=source, case=record.fingerprint, classes=plan.classes, mapping=sorted(plan.mapping.items())
+        )
+        tasks[case] = _LabelTask(case=case, path=file.path, source=source, row=row, fingerprint=print_)
+    due = archive.ledger.plan(plan.stage, {task.case: task.fingerprint for task in tasks.values()})
+    notes = {unit: seen.note for unit, seen in book.seen(plan.stage).items() if unit in tasks and unit not in due}
+    reasons.update(note.removeprefix(f"{PROBLEM_NOTE}: ") for note in notes.values() if note.startswith(PROBLEM_NOTE))
+    return reasons, {case: tasks[case] for case in due}
+
+
+def _import_one(archive: Archive, book: Bookkeeping, task: _LabelTask, plan: _LabelPlan) -> str:
+    """Import one file, and return what became of it, or the slug of its problem."""
+    if not archive.ledger.claim(plan.stage, task.case):
+        return "elsewhere"
+    try:
+        case = archive[task.case]
+        _write(case, read_labels_for(case.record, task.path), plan, task.fingerprint)
+    except IngestError as error:
+        book.replace_problem(task.source, task.row, error.reason, str(error))
+        archive.ledger.done(plan.stage, task.case, note=f"{PROBLEM_NOTE}: {error.reason}")
+        return error.reason
+    except Exception as error:  # noqa: BLE001 - a full disk or a lost network: this file is tried again, the others go on
+        message = f"case {task.case}: {type(error).__name__} while its labels were brought in. They are tried again on the next run."
+        book.replace_problem(task.source, task.row, "unexpected-error", message)
+        archive.ledger.fail(plan.stage, task.case, error)
+        return "unexpected-error"
+    book.forget_problems([task.source])
+    archive.ledger.done(plan.stage, task.case)
+    return "added"
+
+
+def read_labels_for(record: CaseRecord, path: Path) -> Integer[np.ndarray, "z y x"]:
+    """Read a label file and check that it lies where the case lies.
+
+    Raises:
+        IngestError: ``label-geometry-mismatch``, or what reading the file finds.
+    """
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        labels, affine = read_label_nifti(path)
+        expected = np.array(record.geometry.affine)
+        # An image without orientation has a made-up affine; only the grid can be compared.
+        placed = not record.geometry.nifti and not record.geometry.spacing_known
+        same_place = placed or np.allclose(affine, expected, rtol=1e-5, atol=_AFFINE_TOLERANCE_MM)
+    else:
+        labels, same_place, affine, expected = read_label_image(path), True, np.eye(4), np.eye(4)
+    if labels.shape != record.shape_czyx[1:]:
+        message = (
+            f"case {record.id}: the labels in {path.name} have the shape {labels.shape} (z, y, x), but the image {record.shape_czyx[1:]}. "
+            "They were drawn on another image, or one of the two was resampled."
+        )
+        raise IngestError("label-geometry-mismatch", message)
+    if not same_place:
+        message = (
+            f"case {record.id}: the labels in {path.name} lie elsewhere: affine {affine.round(4).tolist()}, but the image has "
+            f"{expected.round(4).tolist()}. One of the two was flipped, cropped or resampled; resample the labels onto the image."
+        )
+        raise IngestError("label-geometry-mismatch", message)
+    return labels
+
+
+def _write(case: Case, labels: Integer[np.ndarray, "z y x"], plan: _LabelPlan, print_: str) -> None:
+    history = LabelHistory(
+        label_set=plan.label_set,
+        classes=plan.classes,
+        made_by=MADE_BY,
+        prompt_source="expert",
+        parameters={f"value_{value}": target for value, target in sorted(plan.mapping.items())},
+        round=0,
+        fingerprint=print_,
+    )
+    case.write_labels(history, _mapped(case.id, labels, plan.mapping))
+
+
+def _mapped(case: str, labels: Integer[np.ndarray, "z y x"], mapping: Mapping[int, int]) -> UInt8[np.ndarray, "z y x"]:
+    full = {0: 0, IGNORE: IGNORE} | dict(mapping)
+    present = [int(value) for value in np.unique(labels)]
+    strangers = [value for value in present if value not in full]
+    if strangers:
+        message = (
+            f"case {case}: the label file holds the values {strangers[:8]}{' and more' if len(strangers) > 8 else ''}, which stand for no class. "
+            f"Known: {sorted(full)}. Give a mapping from values to class ids."
+        )
+        raise IngestError("unmapped-label-value", message)
+    ids = np.zeros(labels.shape, dtype=np.uint8)
+    for value in present:
+        ids[labels == value] = full[value]
+    return ids

@@ -1,0 +1,148 @@
+"""Plan an ingest: which source becomes which case, and what of two that want the same id."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from storage.archive import Archive
+from storage.errors import IngestError
+from storage.ingest.bookkeeping import Bookkeeping
+from storage.ingest.dicom import read_series
+from storage.ingest.dicom_attributes import keyed_hash
+from storage.ingest.dicom_headers import DicomSeries, SliceHeader, group_series, read_header
+from storage.ingest.discover import FoundFile
+from storage.ingest.images import read_image
+from storage.ingest.nifti import read_nifti
+from storage.ingest.source import Naming, SourceCase, case_id_from_name, patient_of
+from storage.ledger import fingerprint
+
+_OWNER_DIGITS = 16
+_DICOM_OWNER = "dicom"
+"""A series is known by the hash of its UID wherever its files lie, so it always owns its case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One source to read, and where its outcome is written down."""
+
+    unit: str
+    case: str
+    fingerprint: str
+    """``owner.state``: which source it is, and what would make reading it again worthwhile."""
+    source: str
+    """Name under which a problem is recorded."""
+    row: str
+    read: Callable[[], SourceCase]
+    contender: bool = False
+    """Another source has this case id already: only the same content may pass."""
+
+
+def file_tasks(
+    files: Sequence[FoundFile],
+    root: Path,
+    archive: Archive,
+    book: Bookkeeping,
+    known: Mapping[str, str],
+    *,
+    modality: str | None,
+    patient_from: str | None,
+) -> tuple[list[Task], set[str]]:
+    """Make a task of each NIfTI file and picture; one without a usable name is a problem at once.
+
+    Args:
+        files: What was found.
+        root: The folder that names are relative to.
+        archive: Asked whether a case is there.
+        book: Where problems go.
+        known: Unit -> fingerprint, from earlier runs.
+        modality: As for ``ingest``.
+        patient_from: As for ``ingest``.
+
+    Returns:
+        The tasks, and the names of all sources.
+    """
+    tasks: list[Task] = []
+    by_case: dict[str, list[FoundFile]] = {}
+    for file in files:
+        by_case.setdefault(case_id_from_name(file.name), []).append(file)
+    for case, rivals in sorted(by_case.items()):
+        owners = {file.name: fingerprint(path=str(root.absolute() / file.name))[:_OWNER_DIGITS] for file in rivals}
+        first = _owner(case, owners, known, archive)
+        for file in rivals:
+            try:
+                naming = Naming(case=case, patient=patient_of(case, patient_from), modality=modality or "unknown")
+            except IngestError as error:
+                book.replace_problem(str(root / file.name), "", error.reason, str(error))
+                continue
+            tasks.append(_file_task(file, root, naming, owners[file.name], contender=file.name != first))
+    return tasks, {str(root / file.name) for file in files}
+
+
+def dicom_tasks(
+    files: Sequence[FoundFile],
+    book: Bookkeeping,
+    *,
+    key: bytes,
+    modality: str | None,
+) -> tuple[list[Task], set[str]]:
+    """Read all headers, record the files that are no pictures, and make a task of each series."""
+    headers: list[SliceHeader] = []
+    states: dict[str, str] = {}
+    problems: dict[str, tuple[str, IngestError]] = {}
+    for number, file in enumerate(files, start=1):
+        name = str(file.path.absolute())
+        name_hash = keyed_hash(key, ("name", name))
+        states[name_hash] = file.state
+        try:
+            headers.append(read_header(file.path, number, key=key, name=name))
+        except IngestError as error:
+            problems[f"dicom:{name_hash}"] = (f"file {number} of {len(files)}", error)
+    _settle(book, {f"dicom:{name_hash}" for name_hash in states}, problems)
+    tasks = [_series_task(series, states, modality) for series in group_series(headers, key=key)]
+    return tasks, {task.source for task in tasks} | set(problems)
+
+
+def _owner(case: str, owners: Mapping[str, str], known: Mapping[str, str], archive: Archive) -> str | None:
+    """Say which of the files that map to a case id may write the case: who did before, else the first by name."""
+    before = known.get(case, "").split(".")[0]
+    for name, owner in owners.items():
+        if owner == before:
+            return name
+    if case in archive:
+        return None
+    return min(owners)
+
+
+def _file_task(file: FoundFile, root: Path, naming: Naming, owner: str, *, contender: bool) -> Task:
+    reader = read_nifti if file.kind == "nifti" else read_image
+    state = fingerprint(state=file.state, patient=naming.patient, modality=naming.modality)
+    return Task(
+        unit=f"{naming.case[:100]}~{owner}" if contender else naming.case,
+        case=naming.case,
+        fingerprint=f"{owner}.{state}",
+        source=str(root / file.name),
+        row="",
+        read=partial(reader, file.path, naming),
+        contender=contender,
+    )
+
+
+def _series_task(series: DicomSeries, states: Mapping[str, str], modality: str | None) -> Task:
+    files = sorted((header.name_hash, states[header.name_hash]) for header in series.slices)
+    return Task(
+        unit=series.case,
+        case=series.case,
+        fingerprint=f"{_DICOM_OWNER}.{fingerprint(files=files, modality=modality)}",
+        source=f"dicom:{series.case}",
+        row=f"series of {len(series.slices)} files",
+        read=partial(read_series, series, modality=modality),
+    )
+
+
+def _settle(book: Bookkeeping, scanned: Iterable[str], problems: Mapping[str, tuple[str, IngestError]]) -> None:
+    """Make the recorded problems of DICOM files those that this scan found."""
+    standing = {problem.source for problem in book.problems()}
+    book.forget_problems(standing & set(scanned))
+    for source, (row, error) in problems.items():
+        book.replace_problem(source, row, error.reason, str(error))

@@ -1,0 +1,177 @@
+"""Turn a row into a prompt on a case of the archive, or say why it cannot be one."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from storage import rle
+from storage.archive import Archive
+from storage.case import IGNORE, CaseRecord, ClassInfo, Prompt
+from storage.errors import CaseNotFoundError, IngestError
+from storage.ingest.images import read_label_image
+from storage.ingest.polygon import fill_polygons
+from storage.ingest.source import case_id_from_name
+from storage.ingest.weak_schema import AnyRow, Box3dRow, BoxRow, MaskRow, PointRow, ScribbleRow
+
+_INSIDE_SHARE = 0.5
+"""A box is clipped to the image if at least this share of it lies inside; one that is mostly outside was meant for another image."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Converter:
+    """Knows the cases and classes that rows may speak of."""
+
+    archive: Archive
+    folder: Path
+    """Where paths of mask files begin."""
+    source: str
+    classes: tuple[ClassInfo, ...] | None
+    _records: dict[str, CaseRecord] = field(default_factory=dict)
+
+    def prompts(self, row: AnyRow) -> list[Prompt]:
+        """Convert one row.
+
+        Raises:
+            IngestError: with the slug ``unknown-case``, ``unknown-class``, ``slice-missing``, ``slice-out-of-range``, ``not-finite``,
+                ``inverted-box``, ``box-outside-image``, ``point-outside-image``, ``bad-mask``, ``empty-mask`` or ``mask-file``.
+        """
+        record = self.record(row.case if row.case is not None else case_id_from_name(row.image or ""))
+        class_id = self.class_id(row.class_id, row.class_name)
+        if isinstance(row, Box3dRow):
+            corners = _clip(row.corners, record.shape_czyx[1:], record.id)
+            z0, y0, x0, z1, y1, x1 = corners
+            return [self._prompt(row, record, class_id, slice_index=None, box_zyxzyx_px=(z0, y0, x0, z1, y1, x1))]
+        index, size_yx = slice_and_size(row, record)
+        if isinstance(row, BoxRow):
+            x0, y0, x1, y1 = row.corners
+            y0, x0, y1, x1 = _clip((y0, x0, y1, x1), size_yx, record.id)
+            return [self._prompt(row, record, class_id, slice_index=index, box_xyxy_px=(x0, y0, x1, y1))]
+        if isinstance(row, PointRow | ScribbleRow):
+            _check_points(row.places, size_yx, record.id)
+            return [self._prompt(row, record, class_id, slice_index=index, points_xy_px=row.places)]
+        mask = self._mask(row, size_yx, record.id)
+        return [self._prompt(row, record, class_id, slice_index=index, mask_rle=rle.encode(mask), mask_size_yx=size_yx)]
+
+    def record(self, case: str) -> CaseRecord:
+        """Find the case a row means.
+
+        Raises:
+            IngestError: ``unknown-case``.
+        """
+        if case not in self._records:
+            try:
+                self._records[case] = self.archive[case].record
+            except CaseNotFoundError as error:
+                record = self.archive.catalog.find_case(case_id_from_name(case))
+                if record is None:
+                    raise IngestError("unknown-case", str(error)) from None
+                self._records[case] = record
+        return self._records[case]
+
+    def class_id(self, class_id: int | None, name: str | None) -> int:
+        """Find the class a row means.
+
+        Raises:
+            IngestError: ``unknown-class``.
+        """
+        if class_id is None and self.classes is not None:
+            class_id = next((c.id for c in self.classes if c.name == name), None)
+        known = range(1, IGNORE) if self.classes is None else [c.id for c in self.classes]
+        if class_id is None or class_id not in known:
+            shown = "1 to 254" if self.classes is None else ", ".join(f"{c.id} {c.name}" for c in self.classes)
+            message = f"there is no class {class_id if class_id is not None else name!r}. Known: {shown}. 0 is the background, {IGNORE} means ignore."
+            raise IngestError("unknown-class", message)
+        return class_id
+
+    def _prompt(self, row: AnyRow, record: CaseRecord, class_id: int, *, slice_index: int | None, **content: object) -> Prompt:
+        fields = {
+            "case": record.id,
+            "class_id": class_id,
+            "kind": row.kind,
+            "axis": row.axis,
+            "slice": slice_index,
+            "positive": row.positive,
+        }
+        return Prompt(**(fields | {"source": self.source, "confidence": row.confidence} | content))  # type: ignore[arg-type]  # Prompt names its own fields
+
+    def _mask(self, row: MaskRow, size_yx: tuple[int, int], case: str) -> np.ndarray:
+        try:
+            if row.path is not None:
+                mask = self._mask_file(row.path)
+            elif row.polygons_xy is not None:
+                mask = fill_polygons(row.polygons_xy, size_yx)
+            else:
+                mask = rle.decode(row.rle or "", row.size_yx or size_yx)
+        except IngestError as error:
+            raise IngestError("mask-file", f"case {case}: {error}") from error
+        except ValueError as error:
+            raise IngestError("bad-mask", f"case {case}: {error}") from error
+        if mask.shape != size_yx:
+            raise IngestError("bad-mask", f"case {case}: the mask has {mask.shape} rows and columns, but the slice {size_yx}.")
+        if not mask.any():
+            raise IngestError("empty-mask", f"case {case}: the mask has no pixel inside the slice. Leave the row out if nothing is there.")
+        return mask
+
+    def _mask_file(self, name: str) -> np.ndarray:
+        """Read a mask beside the prompt file, and from nowhere else."""
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            message = f"the mask path {name!r} leads out of the folder of the prompt file."
+            raise ValueError(message)
+        return np.asarray(read_label_image(self.folder / relative)[0] > 0)
+
+
+def slice_and_size(row: AnyRow, record: CaseRecord) -> tuple[int, tuple[int, int]]:
+    """Return the slice a row is about, and its rows and columns.
+
+    Raises:
+        IngestError: ``slice-missing`` or ``slice-out-of-range``.
+    """
+    depth, height, width = record.shape_czyx[1:]
+    count, size_yx = {"z": (depth, (height, width)), "y": (height, (depth, width)), "x": (width, (depth, height))}[row.axis]
+    index = row.slice
+    if index is None:
+        if count > 1:
+            message = f"case {record.id}: the row names no slice, but the case has {count} along {row.axis}. Add the column slice."
+            raise IngestError("slice-missing", message)
+        index = 0
+    if not 0 <= index < count:
+        message = f"case {record.id}: slice {index} is out of range; along {row.axis} there are the slices 0 to {count - 1}."
+        raise IngestError("slice-out-of-range", message)
+    return index, size_yx
+
+
+def _clip(corners: Sequence[float], size: Sequence[int], case: str) -> tuple[float, ...]:
+    """Clip a box of any dimension (lower corner, then upper) to the image."""
+    lower, upper = corners[: len(size)], corners[len(size) :]
+    if not all(math.isfinite(value) for value in corners):
+        raise IngestError("not-finite", f"case {case}: the box {tuple(corners)} holds a value that is no number.")
+    if any(low >= high for low, high in zip(lower, upper, strict=True)):
+        message = f"case {case}: the box from {tuple(lower)} to {tuple(upper)} is inverted or empty. Lower corner first; upper bounds are exclusive."
+        raise IngestError("inverted-box", message)
+    low = [max(value, 0.0) for value in lower]
+    high = [min(value, float(n)) for value, n in zip(upper, size, strict=True)]
+    inside = math.prod(max(b - a, 0.0) for a, b in zip(low, high, strict=True))
+    whole = math.prod(b - a for a, b in zip(lower, upper, strict=True))
+    if inside < _INSIDE_SHARE * whole:
+        message = (
+            f"case {case}: only {inside / whole:.0%} of the box from {tuple(lower)} to {tuple(upper)} lies inside the image of {tuple(size)}. "
+            "Was it drawn on another image, or are x and y swapped?"
+        )
+        raise IngestError("box-outside-image", message)
+    return (*low, *high)
+
+
+def _check_points(places_xy: Sequence[tuple[float, float]], size_yx: tuple[int, int], case: str) -> None:
+    height, width = size_yx
+    for x, y in places_xy:
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise IngestError("not-finite", f"case {case}: the point ({x}, {y}) holds a value that is no number.")
+        if not (0 <= x <= width and 0 <= y <= height):
+            message = (
+                f"case {case}: the point x {x}, y {y} lies outside the slice of {width} columns and {height} rows. Are x and y swapped?"
+            )
+            raise IngestError("point-outside-image", message)

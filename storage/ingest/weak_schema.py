@@ -1,0 +1,172 @@
+"""One row of a file of weak prompts. ``docs/prompts.md`` explains it to the people who write such files.
+
+Letters: ``i j k`` count along the axes of a NIfTI array, which are our ``x y z``. On a slice across ``k`` the pair
+``ij`` is the same as ``xy``. Pixel ``n`` covers ``[n, n + 1)``; upper bounds are exclusive.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+Two = tuple[float, float]
+Four = tuple[float, float, float, float]
+Six = tuple[float, float, float, float, float, float]
+
+
+class _Row(BaseModel):
+    """What every row says: whose slice, and which class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    case: str | None = None
+    image: str | None = None
+    """A file name instead of ``case``; its ending is cut off."""
+    subject: str | None = None
+    """Allowed because annotation tools write it; the archive knows the patient already."""
+    class_id: int | None = None
+    class_name: str | None = None
+    slice: int | None = None
+    slice_axis: Literal["k", "j", "i", "z", "y", "x"] = "k"
+    confidence: float = Field(default=1.0, ge=0, le=1)
+    positive: bool = True
+
+    @model_validator(mode="after")
+    def _names_a_case_and_a_class(self) -> "_Row":
+        if (self.case is None) == (self.image is None):
+            message = "give either case or image"
+            raise ValueError(message)
+        if self.class_id is None and self.class_name is None:
+            message = "give class_id or class_name"
+            raise ValueError(message)
+        return self
+
+    @property
+    def axis(self) -> Literal["z", "y", "x"]:
+        """The axis that ``slice`` counts along, as the archive calls it."""
+        names: dict[str, Literal["z", "y", "x"]] = {"k": "z", "j": "y", "i": "x"}
+        return names.get(self.slice_axis) or ("z" if self.slice_axis == "z" else "y" if self.slice_axis == "y" else "x")
+
+
+def _exactly_one(row: BaseModel, *names: str) -> None:
+    given = [name for name in names if getattr(row, name) is not None]
+    if len(given) != 1:
+        message = f"give exactly one of {', '.join(names)}, not {', '.join(given) or 'none'}"
+        raise ValueError(message)
+
+
+def _ij_needs_k(row: _Row, *names: str) -> None:
+    if row.axis != "z" and any(getattr(row, name) is not None for name in names):
+        message = f"{' and '.join(names)} are for slice_axis k; use the xy form, which is (column, row) of the slice"
+        raise ValueError(message)
+
+
+class BoxRow(_Row):
+    """A box on one slice."""
+
+    kind: Literal["box"]
+    box_xyxy: Four | None = None
+    box_ij: Four | None = None
+    box_xywh: Four | None = None
+
+    @model_validator(mode="after")
+    def _one_box(self) -> "BoxRow":
+        _exactly_one(self, "box_xyxy", "box_ij", "box_xywh")
+        _ij_needs_k(self, "box_ij")
+        return self
+
+    @property
+    def corners(self) -> Four:
+        """The box as ``x0, y0, x1, y1``."""
+        if self.box_xywh is not None:
+            x, y, width, height = self.box_xywh
+            return (x, y, x + width, y + height)
+        return self.box_xyxy or self.box_ij or (0.0, 0.0, 0.0, 0.0)
+
+
+class _PointsRow(_Row):
+    """Places on one slice, in one of two letterings."""
+
+    points_xy: tuple[Two, ...] | None = Field(default=None, min_length=1)
+    points_ij: tuple[Two, ...] | None = Field(default=None, min_length=1)
+
+    @property
+    def places(self) -> tuple[Two, ...]:
+        """The places as ``x, y``."""
+        return self.points_xy or self.points_ij or ()
+
+
+class PointRow(_PointsRow):
+    """One point, or several of the same sign."""
+
+    kind: Literal["point"]
+    point_xy: Two | None = None
+    point_ij: Two | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "PointRow":
+        _exactly_one(self, "point_xy", "point_ij", "points_xy", "points_ij")
+        _ij_needs_k(self, "point_ij", "points_ij")
+        return self
+
+    @property
+    def places(self) -> tuple[Two, ...]:
+        """The places as ``x, y``."""
+        single = self.point_xy or self.point_ij
+        return (single,) if single is not None else self.points_xy or self.points_ij or ()
+
+
+class ScribbleRow(_PointsRow):
+    """A line drawn over the object (or, when not positive, over what it is not)."""
+
+    kind: Literal["scribble"]
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ScribbleRow":
+        _exactly_one(self, "points_xy", "points_ij")
+        _ij_needs_k(self, "points_ij")
+        return self
+
+
+class MaskRow(_Row):
+    """A rough mask of one slice."""
+
+    kind: Literal["mask"]
+    rle: str | tuple[int, ...] | None = None
+    """COCO run lengths, columns first: the compressed string, or the list of counts."""
+    size_yx: tuple[int, int] | None = None
+    """Rows and columns that ``rle`` was made for; by default those of the slice."""
+    polygons_xy: tuple[tuple[float, ...], ...] | None = Field(default=None, min_length=1)
+    path: str | None = None
+    """An image beside the prompt file; what is not zero is the mask."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "MaskRow":
+        _exactly_one(self, "rle", "polygons_xy", "path")
+        return self
+
+
+class Box3dRow(_Row):
+    """A box in a volume."""
+
+    kind: Literal["box3d"]
+    box_zyxzyx: Six | None = None
+    box_ijk: Six | None = None
+    """``i0, j0, k0, i1, j1, k1``."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Box3dRow":
+        _exactly_one(self, "box_zyxzyx", "box_ijk")
+        return self
+
+    @property
+    def corners(self) -> Six:
+        """The box as ``z0, y0, x0, z1, y1, x1``."""
+        if self.box_ijk is not None:
+            i0, j0, k0, i1, j1, k1 = self.box_ijk
+            return (k0, j0, i0, k1, j1, i1)
+        return self.box_zyxzyx or (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+AnyRow = BoxRow | PointRow | ScribbleRow | MaskRow | Box3dRow
+
+ROW: TypeAdapter[AnyRow] = TypeAdapter(Annotated[AnyRow, Field(discriminator="kind")])

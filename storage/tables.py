@@ -1,0 +1,153 @@
+"""The tables of the catalog. A change here needs a new revision in ``storage/migrations/versions``."""
+
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+ID_LENGTH = 128
+NAME_LENGTH = 160
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, because a migration can only drop what has a name it knows."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def _case_id() -> Mapped[str]:
+    """A primary-key column that names a case and goes when the case goes."""
+    return mapped_column(String(ID_LENGTH), ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True)
+
+
+class CaseRow(Base):
+    """One case. ``ready`` is false while its pixels are being replaced."""
+
+    __tablename__ = "cases"
+    # Keyset pages are read as "this part, ids after X", so the id closes each index.
+    __table_args__ = (Index(None, "part", "id"), Index(None, "modality", "id"), Index(None, "patient"))
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    patient: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    part: Mapped[str] = mapped_column(String(16))
+    modality: Mapped[str] = mapped_column(String(32))
+    dtype: Mapped[str] = mapped_column(String(16))
+    size_c: Mapped[int]
+    size_z: Mapped[int]
+    size_y: Mapped[int]
+    size_x: Mapped[int]
+    geometry: Mapped[dict[str, Any]] = mapped_column(JSON)
+    attributes: Mapped[dict[str, Any]] = mapped_column(JSON)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    ready: Mapped[bool]
+
+
+class PromptRow(Base):
+    """One prompt; the key is a hash of its content, so that importing a file twice changes nothing."""
+
+    __tablename__ = "prompts"
+    __table_args__ = (Index(None, "case_id", "class_id"), Index(None, "source"))
+
+    key: Mapped[str] = mapped_column(String(32), primary_key=True)
+    case_id: Mapped[str] = mapped_column(String(ID_LENGTH), ForeignKey("cases.id", ondelete="CASCADE"))
+    class_id: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(16))
+    axis: Mapped[str] = mapped_column(String(1))
+    position: Mapped[int | None]
+    source: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    content: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class LabelSetRow(Base):
+    """One finished label set of one case. The row is written after the arrays: without a row there is no label set."""
+
+    __tablename__ = "label_sets"
+    # "Which labels came from this teacher?" is how a bad teacher is withdrawn.
+    __table_args__ = (Index(None, "name", "case_id"), Index(None, "teacher"))
+
+    case_id: Mapped[str] = _case_id()
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    made_by: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    teacher: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    round: Mapped[int]
+    fingerprint: Mapped[str] = mapped_column(String(64))
+
+
+class ScoreRow(Base):
+    """One number about one label set of one case."""
+
+    __tablename__ = "scores"
+    __table_args__ = (Index(None, "label_set", "metric"),)
+
+    case_id: Mapped[str] = _case_id()
+    label_set: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    metric: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    value: Mapped[float | None]
+    """NULL stands for not-a-number, which PostgreSQL and SQLite treat differently."""
+
+
+class UnitRow(Base):
+    """One unit of work of one stage."""
+
+    __tablename__ = "units"
+    __table_args__ = (Index(None, "stage", "state"),)
+
+    stage: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    unit: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int]
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    pid_started: Mapped[float]
+    lease_until: Mapped[float]
+    seconds: Mapped[float | None]
+    note: Mapped[str] = mapped_column(Text)
+    error: Mapped[str] = mapped_column(Text)
+    traceback: Mapped[str] = mapped_column(Text)
+
+
+class ProblemRow(Base):
+    """One file or row that ingest refused; the key is a hash of where and why."""
+
+    __tablename__ = "ingest_problems"
+    __table_args__ = (Index(None, "reason"),)
+
+    key: Mapped[str] = mapped_column(String(32), primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    row: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    message: Mapped[str] = mapped_column(Text)
+
+
+class ReviewRow(Base):
+    """A person's verdict on one label set of one case."""
+
+    __tablename__ = "reviews"
+
+    case_id: Mapped[str] = _case_id()
+    label_set: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    verdict: Mapped[str] = mapped_column(String(16))
+    note: Mapped[str] = mapped_column(Text)
+
+
+class StudentRow(Base):
+    """One trained student."""
+
+    __tablename__ = "students"
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    path: Mapped[str] = mapped_column(Text)
+    label_set: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    round: Mapped[int]
+    parameters: Mapped[int]
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -1,0 +1,101 @@
+"""Students and half-trained students on disk; a file is either the old one or the new one, whenever the process dies."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from students.errors import StudentFileError
+from students.nets import build_network
+from students.spec import FORMAT_VERSION, StudentCard
+
+CARD = "student.json"
+WEIGHTS = "model.safetensors"
+CHECKPOINT = "checkpoint.pt"
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Make a finished file visible under its name, durably."""
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(final)
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a training beside the student it will become."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{CHECKPOINT}.partial"
+    torch.save(dict(state), partial)
+    _replace(partial, folder / CHECKPOINT)
+
+
+def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the state of an interrupted training of the same inputs, or None; anything else found there is left behind.
+
+    A checkpoint that cannot be read (a full disk, say) costs the work in it, not the run.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - torch raises anything from EOFError to UnpicklingError
+        return None
+    return state if state.get("fingerprint") == fingerprint else None
+
+
+def save_student(folder: Path, card: StudentCard, weights: Mapping[str, Tensor]) -> None:
+    """Write weights, then the card that makes the folder a student, then remove the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+    _replace(partial, folder / WEIGHTS)
+    partial = folder / f"{CARD}.partial"
+    partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _replace(partial, folder / CARD)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def read_card(folder: str | Path) -> StudentCard:
+    """Return the card of a student.
+
+    Raises:
+        StudentFileError: if there is none, it is from a newer version, or it is damaged.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        there = "an unfinished training, which the same train command continues" if (Path(folder) / CHECKPOINT).exists() else "no student"
+        message = f"{folder}: {CARD} is missing; this is {there}. Give the folder that training wrote."
+        raise StudentFileError(message)
+    text = path.read_text(encoding="utf-8")
+    try:
+        version = int(json.loads(text).get("format_version", 0))
+        if version > FORMAT_VERSION:
+            message = f"{path}: format {version} is newer than this program, which reads up to {FORMAT_VERSION}. Update samdistill."
+            raise StudentFileError(message)
+        return StudentCard.model_validate_json(text)
+    except (ValidationError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        message = f"{path}: not a student card ({error}). Train again, or restore the file."
+        raise StudentFileError(message) from error
+
+
+def load_network(folder: str | Path, card: StudentCard) -> nn.Module:
+    """Return the student's network with its weights, in evaluation mode.
+
+    Raises:
+        StudentFileError: if the weights are missing or belong to another network.
+    """
+    path = Path(folder) / WEIGHTS
+    network = build_network(card.plan)
+    try:
+        network.load_state_dict(load_file(path))
+    except Exception as error:
+        message = f"{path}: the weights cannot be used with {CARD} beside them ({error}). Both must come from one training."
+        raise StudentFileError(message) from error
+    return network.eval()

@@ -1,0 +1,89 @@
+"""What an answer costs: parameters, arithmetic, seconds, memory."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Self
+
+import psutil
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from storage import Archive
+from students.predict import Student
+from students.spec import Cost
+
+_SAMPLE_SECONDS = 0.002
+"""How often resident memory is looked at; a shorter allocation than this can be missed."""
+
+
+class _PeakMemory:
+    """Watches how far resident (or CUDA) memory rises while the block runs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self.rise_bytes = 0
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            self._before = self._process.memory_info().rss
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.rise_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+            return
+        self._stop.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self.rise_bytes = max(self.rise_bytes, self._process.memory_info().rss - self._before)
+
+
+def measure_cost(name: str, modules: Iterable[nn.Module], answer: Callable[[], object], *, device: torch.device, repeats: int = 3) -> Cost:
+    """Measure what a call costs: once for memory (cold), once for arithmetic, then a few times for time.
+
+    Args:
+        name: Whose cost this is.
+        modules: All networks that take part; shared parameters count once.
+        answer: Answers for one typical case, reading included or not as the caller decides.
+        device: Where it computes.
+        repeats: Timed runs.
+    """
+    with _PeakMemory(device) as memory:
+        answer()
+    with FlopCounterMode(display=False) as counter:
+        answer()
+    return Cost(
+        name=name,
+        parameters=sum({id(p): p.numel() for module in modules for p in module.parameters()}.values()),
+        flops_per_case=float(counter.get_total_flops()),
+        seconds_per_case=min(_seconds(answer, device) for _ in range(repeats)),
+        peak_memory_bytes=memory.rise_bytes,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        threads=torch.get_num_threads(),
+    )
+
+
+def _seconds(answer: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    answer()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def student_cost(student: Student, archive: Archive, case: str) -> Cost:
+    """Measure a student on one case, reading not included."""
+    stored = archive[case]
+    image, spacing = stored.read(), stored.spacing_zyx_mm
+    return measure_cost(f"student {student.name}", [student.network], lambda: student.predict(image, spacing), device=student.device)

@@ -1,0 +1,284 @@
+"""Training patches straight from the archive.
+
+A small case is read once, normalised, resampled to the training spacing and kept, until the byte budget is spent; every other case
+is read patch by patch, so that memory follows the budget and never the archive. Batches are a function of (seed, step): a resumed
+run sees what the undisturbed one would have seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Integer, UInt8
+from torch.nn import functional
+
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo
+from students.errors import TrainingError
+from students.spec import NetworkPlan, Normalisation
+
+FOREGROUND_SHARE = 0.67
+"""Share of patches centred on an object voxel: enough to see small organs, while a third shows where they are not."""
+
+_SAME_SPACING = 0.05
+"""Relative difference below which two spacings count as one; resampling would blur more than it corrects."""
+
+_STATISTICS_VOXELS = 500_000
+"""Percentiles of a larger volume are taken from a regular sample of about this many voxels."""
+
+_REMEMBERED_VOXELS = 4096
+"""Object voxels remembered per case as patch centres."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensities:
+    """How one volume's intensities are normalised: per channel, clip to (low, high), subtract the mean, divide by the deviation."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def apply(self, block_czyx: np.ndarray) -> Float32[np.ndarray, "c z y x"]:
+        """Return the block normalised; NaN and infinity become the low end."""
+        block = np.nan_to_num(block_czyx.astype(np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        block = np.clip(block, _per_channel(self.low), _per_channel(self.high))
+        scaled: np.ndarray = (block - _per_channel(self.mean)) / _per_channel(self.deviation)
+        return scaled.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one training step learns from."""
+
+    image: Float[torch.Tensor, "b c z y x"]
+    ids: Integer[torch.Tensor, "b z y x"]
+    """0 background, 1.. the position of the class in the student's list, ``IGNORE`` outside the image and where labels say so."""
+    weight: Float[torch.Tensor, " b"]
+    """How much each patch's case counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One case, ready for patches."""
+
+    intensities: Intensities
+    centres_zyx: Integer[np.ndarray, "n 3"]
+    """Some object voxels, at the training spacing."""
+    shape_zyx: tuple[int, int, int]
+    """At the training spacing."""
+    image: Float32[np.ndarray, "c z y x"] | None
+    ids: UInt8[np.ndarray, "z y x"] | None
+    """None for a case too large to keep."""
+
+
+def _per_channel(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=np.float32)[:, None, None, None]
+
+
+def measure_intensities(image_czyx: np.ndarray, rule: Normalisation) -> Intensities:
+    """Return the normalisation of one volume, from its own voxels that are finite and not zero.
+
+    Scanners write anything: MR volumes of one collection may reach 90 or 1.7 million, so nothing is assumed about the range. When
+    hardly any voxel differs from zero, all count.
+    """
+    stride = max(1, round((image_czyx[0].size / _STATISTICS_VOXELS) ** (1 / 2)))
+    rows = []
+    for channel in image_czyx[..., ::stride, ::stride].astype(np.float64):
+        finite = channel[np.isfinite(channel)]
+        values = finite[finite != 0]
+        if values.size < max(16, finite.size // 1000):
+            values = finite if finite.size else np.zeros(1)
+        low, high = np.percentile(values, [rule.low_percentile, rule.high_percentile])
+        clipped = np.clip(values, low, high)
+        rows.append((low, high, clipped.mean(), max(clipped.std(), 1e-6 * max(abs(high), 1e-6))))
+    table = np.asarray(rows, dtype=np.float32)
+    return Intensities(low=table[:, 0], high=table[:, 1], mean=table[:, 2], deviation=table[:, 3])
+
+
+def resample(
+    volume: Float[torch.Tensor, "c z y x"], shape_zyx: tuple[int, int, int], *, nearest: bool = False
+) -> Float[torch.Tensor, "c z y x"]:
+    """Return a volume on another number of voxels over the same extent, linearly or by nearest voxel."""
+    if tuple(volume.shape[1:]) == shape_zyx:
+        return volume
+    if nearest:
+        return functional.interpolate(volume[None], size=shape_zyx, mode="nearest-exact")[0]
+    return functional.interpolate(volume[None], size=shape_zyx, mode="trilinear", align_corners=False)[0]
+
+
+def shape_at_spacing(
+    shape_zyx: Sequence[int], spacing_zyx_mm: Sequence[float], wanted_zyx_mm: Sequence[float], *, keep_z: bool = False
+) -> tuple[int, int, int]:
+    """Return the size a volume has at another spacing; unchanged along an axis where the two differ by less than 5 %.
+
+    Args:
+        shape_zyx: Voxels.
+        spacing_zyx_mm: Of those voxels.
+        wanted_zyx_mm: Of the new ones.
+        keep_z: For nets that look at slices: never resample across them.
+    """
+    sizes = []
+    for axis, (size, have, want) in enumerate(zip(shape_zyx, spacing_zyx_mm, wanted_zyx_mm, strict=True)):
+        same = abs(have / want - 1) < _SAME_SPACING or (keep_z and axis == 0)
+        sizes.append(size if same else max(1, round(size * have / want)))
+    return sizes[0], sizes[1], sizes[2]
+
+
+def split_by_patient(records: Sequence[CaseRecord], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Return training and held-out case ids; all cases of a patient are on one side.
+
+    Args:
+        records: The cases that may be trained on.
+        fraction: Share of the patients to hold out; with a positive share and at least two patients, at least one is.
+        seed: Same seed, same split, whatever the order of the records.
+    """
+    patients = sorted({record.patient for record in records})
+    order = np.random.default_rng(seed).permutation(len(patients))
+    count = min(max(round(len(patients) * fraction), 1 if fraction > 0 else 0), len(patients) - 1)
+    held = {patients[n] for n in order[:count]}
+    ids = sorted((record.id, record.patient) for record in records)
+    return [i for i, patient in ids if patient not in held], [i for i, patient in ids if patient in held]
+
+
+class PatchSource:
+    """Normalised patches with their labels, from any number of cases in bounded memory."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        cases: Sequence[str],
+        label_set: str,
+        classes: tuple[ClassInfo, ...],
+        plan: NetworkPlan,
+        cache_bytes: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.cases = tuple(cases)
+        self._archive = archive
+        self._label_set = label_set
+        self._plan = plan
+        self._room = cache_bytes
+        self._held: dict[str, Held] = {}
+        self._weights = weights or {}
+        self._lookup = _id_lookup(classes)
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """Return the batch of this step, the same each time it is asked for."""
+        rng = np.random.default_rng((seed, step))
+        drawn = [self.cases[n] for n in rng.integers(0, len(self.cases), self._plan.batch)]
+        pairs = [self._patch(case, rng) for case in drawn]
+        return Batch(
+            image=torch.from_numpy(np.stack([image for image, _ in pairs])),
+            ids=torch.from_numpy(np.stack([ids for _, ids in pairs])),
+            weight=torch.tensor([self._weights.get(case, 1.0) for case in drawn]),
+        )
+
+    def whole(self, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+        """Return a case as stored, for validation: image ``c z y x``, label indices ``z y x``, spacing in mm."""
+        stored = self._archive[case]
+        return stored.read(), self._lookup[stored.labels(self._label_set).read()], stored.spacing_zyx_mm
+
+    def _patch(self, case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        held = self._held.get(case) or self._prepare(case)
+        centre = self._centre(held, rng)
+        start = [self._start(c, size, want, rng) for c, size, want in zip(centre, held.shape_zyx, self._plan.patch_zyx, strict=True)]
+        if held.image is None or held.ids is None:
+            return self._read_patch(self._archive[case], held, start)
+        return _cut(held.image, start, self._plan.patch_zyx, "edge"), _cut(held.ids[None], start, self._plan.patch_zyx, "ignore")[0]
+
+    def _centre(self, held: Held, rng: np.random.Generator) -> np.ndarray:
+        """Return an object voxel for most patches, any voxel for the rest."""
+        if len(held.centres_zyx) and rng.random() < FOREGROUND_SHARE:
+            return np.asarray(held.centres_zyx[rng.integers(len(held.centres_zyx))])
+        return rng.integers(0, held.shape_zyx)
+
+    @staticmethod
+    def _start(centre: int, size: int, want: int, rng: np.random.Generator) -> int:
+        """Return where the patch begins: near the centre, inside the image if it fits, else around it with equal chances."""
+        if size <= want:
+            return -int(rng.integers(0, want - size + 1))
+        jitter = int(rng.integers(-(want // 4), want // 4 + 1))
+        return int(np.clip(centre - want // 2 + jitter, 0, size - want))
+
+    def _prepare(self, case: str) -> Held:
+        """Read what patches of this case need, and keep the volume itself while there is room."""
+        stored = self._archive[case]
+        shape = shape_at_spacing(
+            stored.record.shape_czyx[1:], stored.spacing_zyx_mm, self._plan.spacing_zyx_mm, keep_z=self._plan.dimensions == "2d"
+        )
+        channels = stored.record.shape_czyx[0]
+        cost = int(np.prod(shape)) * (4 * channels + 1)
+        held = self._load(stored, shape) if cost <= self._room else self._scan(stored, shape)
+        if held.image is not None:
+            self._room -= cost
+        self._held[case] = held
+        return held
+
+    def _load(self, stored: Case, shape: tuple[int, int, int]) -> Held:
+        image = stored.read()
+        intensities = measure_intensities(image, self._plan.normalisation)
+        ids = self._lookup[stored.labels(self._label_set).read()]
+        ready = resample(torch.from_numpy(intensities.apply(image)), shape).numpy()
+        labels = resample(torch.from_numpy(ids)[None].float(), shape, nearest=True)[0].numpy().astype(np.uint8)
+        centres = _remember(np.argwhere((labels > 0) & (labels != IGNORE)))
+        return Held(intensities=intensities, centres_zyx=centres, shape_zyx=shape, image=ready, ids=labels)
+
+    def _scan(self, stored: Case, shape: tuple[int, int, int]) -> Held:
+        """Measure a large case slice by slice, holding one at a time."""
+        depth = stored.record.shape_czyx[1]
+        sample = np.stack([stored.read_slice(z) for z in range(0, depth, max(1, depth // 16))], axis=1)
+        labels, centres = stored.labels(self._label_set).ids, []
+        for z in range(depth):
+            hit = self._lookup[np.asarray(labels[z])]
+            found = np.argwhere((hit > 0) & (hit != IGNORE))
+            centres.append(_remember(np.insert(found, 0, z, axis=1), _REMEMBERED_VOXELS // 16))
+        scale = np.asarray(shape) / np.asarray(stored.record.shape_czyx[1:])
+        kept = _remember((np.concatenate(centres) * scale).astype(np.int64))
+        intensities = measure_intensities(sample, self._plan.normalisation)
+        return Held(intensities=intensities, centres_zyx=kept, shape_zyx=shape, image=None, ids=None)
+
+    def _read_patch(self, stored: Case, held: Held, start: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read the source voxels under one patch, and bring them to the training spacing."""
+        patch, full = self._plan.patch_zyx, np.asarray(stored.record.shape_czyx[1:])
+        scale = full / np.asarray(held.shape_zyx)
+        lo = np.maximum(start, 0)
+        hi = np.minimum(np.asarray(start) + patch, held.shape_zyx)
+        a, b = np.floor(lo * scale).astype(int), np.minimum(np.ceil(hi * scale).astype(int), full)
+        image = held.intensities.apply(stored.read_block(int(a[0]), int(b[0]))[:, :, a[1] : b[1], a[2] : b[2]])
+        ids = self._lookup[np.asarray(stored.labels(self._label_set).ids[a[0] : b[0], a[1] : b[1], a[2] : b[2]])]
+        size = (int(hi[0] - lo[0]), int(hi[1] - lo[1]), int(hi[2] - lo[2]))
+        ready = resample(torch.from_numpy(image), size).numpy()
+        labels = resample(torch.from_numpy(ids)[None].float(), size, nearest=True).numpy().astype(np.uint8)
+        inner = [min(s, 0) for s in start]
+        return _cut(ready, inner, patch, "edge"), _cut(labels, inner, patch, "ignore")[0]
+
+
+def _remember(found: np.ndarray, count: int = _REMEMBERED_VOXELS) -> np.ndarray:
+    """Thin a list of voxels out evenly to at most ``count``."""
+    return found[:: max(1, -(-len(found) // count))]
+
+
+def _id_lookup(classes: tuple[ClassInfo, ...]) -> UInt8[np.ndarray, " 256"]:
+    """Return stored id -> network channel; ids that are no class of the student become ``IGNORE``: unknown is not background."""
+    table = np.full(256, IGNORE, np.uint8)
+    table[0] = 0
+    for channel, info in enumerate(classes, start=1):
+        if not 0 < info.id < IGNORE:
+            message = f"class {info.name!r} has id {info.id}; ids are 1 to 254 (0 is background, {IGNORE} means ignore)."
+            raise TrainingError(message)
+        table[info.id] = channel
+    return table
+
+
+def _cut(volume_czyx: np.ndarray, start: Sequence[int], size: Sequence[int], outside: str) -> np.ndarray:
+    """Return the window; beyond the volume the image repeats its edge and labels are ``IGNORE``."""
+    inner, pads = [slice(None)], [(0, 0)]
+    for begin, want, have in zip(start, size, volume_czyx.shape[1:], strict=True):
+        inner.append(slice(max(begin, 0), min(begin + want, have)))
+        pads.append((max(-begin, 0), max(begin + want - have, 0)))
+    window = volume_czyx[tuple(inner)]
+    if outside == "edge":
+        return np.pad(window, pads, mode="edge")
+    return np.pad(window, pads, mode="constant", constant_values=IGNORE)

@@ -1,0 +1,28 @@
+"""Every error of the students room, as one hierarchy.
+
+StudentError
+├── StudentFileError     (ValueError) a folder that is not a usable student
+├── TrainingError        (ValueError) nothing to learn from, or labels that contradict the classes
+├── GoldLeakError        (ValueError) a score was asked for on a case that some step has seen
+└── VolumeError          (ValueError) an image the student cannot answer for
+"""
+
+
+class StudentError(Exception):
+    """Base of everything this room raises on purpose."""
+
+
+class StudentFileError(StudentError, ValueError):
+    """A folder that is not a usable student; the message says what is missing."""
+
+
+class TrainingError(StudentError, ValueError):
+    """There is nothing to learn from, or the labels contradict the classes."""
+
+
+class GoldLeakError(StudentError, ValueError):
+    """Promise 6: a score was asked for on a case that training or calibration has seen."""
+
+
+class VolumeError(StudentError, ValueError):
+    """An image that the student cannot answer for, such as one with another number of channels."""

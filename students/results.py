@@ -1,0 +1,139 @@
+"""The records of an evaluation: what ``evaluation.json`` holds and the page shows."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from distill import quality
+from storage import ClassInfo
+from students.spec import Cost, Frozen
+
+METRICS = quality.MaskScores.__slots__
+
+Role = Literal["student", "teacher", "agreement", "arm", "hindsight"]
+
+
+class Measured(Frozen):
+    """A mean over patients with its 95 % bootstrap interval; NaN becomes null in JSON."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    patients: int
+    excluded: int
+    """Cases left out because both masks were empty."""
+
+
+class CaseScore(Frozen):
+    """One class of one case in one comparison."""
+
+    case: str
+    patient: str
+    class_id: int
+    dice: float | None
+    jaccard: float | None
+    nsd: float | None
+    hd95_mm: float | None
+    volume_bias: float | None
+    first_ml: float
+    """Volume in the first label set of the comparison."""
+    second_ml: float
+
+
+class ClassResult(Frozen):
+    """One class of a comparison."""
+
+    class_id: int
+    class_name: str
+    metrics: dict[str, Measured]
+    """By name: dice, jaccard, nsd, hd95_mm, volume_bias."""
+
+
+class Comparison(Frozen):
+    """One label set measured against another."""
+
+    name: str
+    role: Role
+    first: str
+    """The label set that is judged."""
+    second: str
+    """What it is judged against: gold, or the teacher for agreement."""
+    cases: int
+    missing: int
+    """Cases without the first label set: nothing can be said about them."""
+    classes: tuple[ClassResult, ...]
+    scores: tuple[CaseScore, ...]
+    note: str = ""
+
+
+class Transfer(Frozen):
+    """What became of the teacher's errors, as means over patients."""
+
+    correction: Measured
+    imitation: Measured
+    new: Measured
+
+
+class Difference(Frozen):
+    """A paired difference of Dice over the same patients; it is real where the interval excludes 0."""
+
+    name: str
+    dice: Measured
+
+
+class Hindsight(Frozen):
+    """The training labels judged by gold afterwards; nothing was chosen by these figures."""
+
+    with_ignored_left_out: Comparison
+    with_ignored_as_background: Comparison
+    coverage: float
+    """Share of all voxels that are not ignored."""
+
+
+class Evaluation(Frozen):
+    """Everything the report shows; the JSON beside it is this record."""
+
+    format_version: Literal[1] = 1
+    student: str
+    trained_on: str
+    """Label set."""
+    agreement: float | None
+    """With held-out pseudo-labels, during training."""
+    tolerance_mm: float
+    cases: tuple[str, ...]
+    """On which every score against gold was taken."""
+    comparisons: tuple[Comparison, ...]
+    transfer: Transfer | None
+    differences: tuple[Difference, ...]
+    hindsight: Hindsight | None
+    costs: tuple[Cost, ...]
+    gold: str = "gold"
+    conventions: str = (
+        "Means over patients with percentile bootstrap 95 % intervals over patients. Both masks empty: left out and counted. "
+        "One empty: Dice and NSD 0, HD95 the image diagonal. Distances between voxel centres, MONAI's definition."
+    )
+    classes: tuple[ClassInfo, ...] = Field(default=())
+
+    def comparison(self, name: str) -> Comparison:
+        """Return a comparison by name.
+
+        Raises:
+            KeyError: naming those there are.
+        """
+        for found in self.comparisons:
+            if found.name == name:
+                return found
+        message = f"no comparison {name!r}; there are {', '.join(c.name for c in self.comparisons)}."
+        raise KeyError(message)
+
+    def mean(self, name: str, metric: str = "dice") -> float | None:
+        """Return a comparison's mean over its classes of one metric."""
+        values = [result.metrics[metric].mean for result in self.comparison(name).classes]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON."""
+        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

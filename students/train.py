@@ -1,0 +1,248 @@
+"""Method. A small U-Net learns from pseudo-labels by masked cross-entropy and Dice.
+
+AdamW with a polynomial decay over the budget, bf16 where the machine has it, and an exponential moving average of the weights, which
+is what is validated and kept. Held-out patients say when to stop, by agreement with *their* pseudo-labels; no gold is read.
+A batch depends on (seed, step) alone, so a resumed run continues as if nothing had happened.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.quality import dice_per_class
+from students.augment import Augmentation, augment
+from students.checkpoint import load_checkpoint, save_checkpoint
+from students.data import Batch, PatchSource
+from students.losses import segmentation_loss, targets_from_ids
+from students.nets import build_network
+from students.predict import best_device, class_probability, half_precision_pays
+from students.spec import HistoryPoint, NetworkPlan, StudentSpec, TrainProgress
+
+EMA_DECAY = 0.99
+"""About the last hundred steps; shorter at the start. Budgets here are a few thousand steps."""
+
+_GRADIENT_NORM = 12.0
+"""nnU-Net's clip; it only catches the occasional spike."""
+
+_VALIDATION_CASES = 12
+"""At most so many held-out cases are looked at; more would eat the budget without changing the choice."""
+
+_GAIN = 1e-4
+"""A smaller rise of agreement does not count as better."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Progressing:
+    """What changes during training and must survive a kill."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_weights: dict[str, Tensor] | None = None
+    waited: int = 0
+    """Validations since the best one."""
+    losses: list[float] = field(default_factory=list)
+    """Since the last validation."""
+    history: list[HistoryPoint] = field(default_factory=list)
+    stopped: Literal["budget", "steps", "early"] | None = None
+
+
+class Training:
+    """One training run; `run` it, then take `weights`."""
+
+    def __init__(
+        self, spec: StudentSpec, plan: NetworkPlan, *, source: PatchSource, held_out: PatchSource | None, folder: Path, fingerprint: str
+    ) -> None:
+        self.spec, self.plan = spec, plan
+        self._source, self._held_out = source, held_out
+        self._folder, self._fingerprint = folder, fingerprint
+        self._device = best_device(spec.device)
+        torch.manual_seed(spec.seed)
+        self.network = build_network(plan).to(self._device)
+        self._average: nn.Module = copy.deepcopy(self.network).requires_grad_(requires_grad=False).eval()
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+        wanted = spec.mixed_precision
+        self._half = half_precision_pays(self._device) if wanted is None else wanted
+        self.state = Progressing()
+        self.resumed = False
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights of the best validation, or the last ones when nobody was held out."""
+        if self.state.best_weights is not None:
+            return self.state.best_weights
+        return {name: tensor.clone() for name, tensor in self._average.state_dict().items()}
+
+    def run(self, progress: Callable[[TrainProgress], None] | None = None) -> None:
+        """Train until the budget, the steps or the patience run out, continuing from a checkpoint of the same inputs if there is one."""
+        self._restore()
+        started = time.monotonic() - self.state.seconds
+        saved = told = self.state.seconds
+        with batches_ahead(self._source, self.spec.seed, self.state.step) as batches:
+            while self.state.stopped is None:
+                loss = self._learn(next(batches))
+                self.state.seconds = time.monotonic() - started
+                self._validate_when_due(started)
+                self._decide()
+                if progress and (self.state.seconds - told >= 1 or self.state.stopped):
+                    told = self.state.seconds
+                    progress(self._report(loss))
+                if self.state.seconds - saved >= self.spec.checkpoint_seconds and self.state.stopped is None:
+                    self._save()
+                    saved = self.state.seconds
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is spent, by time or by steps, whichever is further."""
+        spent = [0.0]
+        if self.spec.budget_seconds is not None:
+            spent.append(self.state.seconds / self.spec.budget_seconds)
+        if self.spec.steps is not None:
+            spent.append(self.state.step / self.spec.steps)
+        return min(1.0, max(spent))
+
+    def _learn(self, batch: Batch) -> float:
+        """Take one optimiser step and return its loss."""
+        rate = self.spec.lr * (1 - self.fraction) ** 0.9
+        for group in self._optimiser.param_groups:
+            group["lr"] = max(rate, self.spec.lr * 1e-3)
+        batch = self._changed(batch)
+        image = batch.image.squeeze(2) if self.plan.dimensions == "2d" else batch.image
+        ids = batch.ids.squeeze(1) if self.plan.dimensions == "2d" else batch.ids
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            logits = self.network(image)
+        targets, weights = targets_from_ids(ids, self.plan.outputs)
+        weights = weights * batch.weight.view(-1, *[1] * (weights.ndim - 1))
+        loss = segmentation_loss(logits, targets, weights)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
+        self._optimiser.step()
+        self.state.step += 1
+        self._follow()
+        self.state.losses.append(float(loss.detach()))
+        return self.state.losses[-1]
+
+    def _changed(self, batch: Batch) -> Batch:
+        """Move a batch to the device and augment it there."""
+        here = Batch(image=batch.image.to(self._device), ids=batch.ids.to(self._device), weight=batch.weight.to(self._device))
+        if not self.spec.augment:
+            return here
+        generator = torch.Generator().manual_seed((self.spec.seed << 32) + self.state.step)
+        return augment(here, self.plan.spacing_zyx_mm, generator, Augmentation())
+
+    def _follow(self) -> None:
+        """Move the average a little towards the network."""
+        decay = min(EMA_DECAY, (1 + self.state.step) / (10 + self.state.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self._average.parameters()), list(self.network.parameters()), 1 - decay)
+
+    def _validate_when_due(self, started: float) -> None:
+        due = int(self.fraction * self.spec.validations) > len(self.state.history)
+        if not due:
+            return
+        agreement = self._agreement()
+        self.state.seconds = time.monotonic() - started
+        self.state.history.append(
+            HistoryPoint(
+                step=self.state.step,
+                seconds=self.state.seconds,
+                loss=float(np.mean(self.state.losses)),
+                lr=float(self._optimiser.param_groups[0]["lr"]),
+                agreement=agreement,
+            )
+        )
+        self.state.losses = []
+        self._keep_if_best(agreement)
+
+    def _agreement(self) -> float | None:
+        """Return the mean foreground Dice of the averaged network with held-out pseudo-labels, ignored voxels left out."""
+        if self._held_out is None:
+            return None
+        found: list[float] = []
+        for case in self._held_out.cases[:_VALIDATION_CASES]:
+            image, wanted, spacing = self._held_out.whole(case)
+            probability = class_probability(self._average, self.plan, image, spacing, device=self._device)
+            found += dice_per_class(probability.argmax(0).astype(np.uint8), wanted, range(1, self.plan.outputs)).values()
+        known = [value for value in found if not np.isnan(value)]
+        return float(np.mean(known)) if known else None
+
+    def _keep_if_best(self, agreement: float | None) -> None:
+        if agreement is None:
+            return
+        if self.state.best is None or agreement > self.state.best + _GAIN:
+            self.state.best, self.state.waited = agreement, 0
+            self.state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self._average.state_dict().items()}
+        else:
+            self.state.waited += 1
+
+    def _decide(self) -> None:
+        """Say why training ends, once it does."""
+        if self.spec.steps is not None and self.state.step >= self.spec.steps:
+            self.state.stopped = "steps"
+        elif self.fraction >= 1:
+            self.state.stopped = "budget"
+        elif self.state.waited >= self.spec.patience:
+            self.state.stopped = "early"
+
+    def _report(self, loss: float) -> TrainProgress:
+        return TrainProgress(
+            step=self.state.step,
+            fraction=self.fraction,
+            seconds=self.state.seconds,
+            loss=loss,
+            lr=float(self._optimiser.param_groups[0]["lr"]),
+            agreement=self.state.history[-1].agreement if self.state.history else None,
+            resumed=self.resumed,
+        )
+
+    def _save(self) -> None:
+        state = {name: getattr(self.state, name) for name in Progressing.__slots__ if name != "history"}
+        state["history"] = [point.model_dump() for point in self.state.history]
+        save_checkpoint(
+            self._folder,
+            {
+                "fingerprint": self._fingerprint,
+                "state": state,
+                "network": self.network.state_dict(),
+                "average": self._average.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+            },
+        )
+
+    def _restore(self) -> None:
+        found: dict[str, Any] | None = load_checkpoint(self._folder, self._fingerprint)
+        if found is None:
+            return
+        self.network.load_state_dict(found["network"])
+        self._average.load_state_dict(found["average"])
+        self._optimiser.load_state_dict(found["optimiser"])
+        history = [HistoryPoint.model_validate(point) for point in found["state"].pop("history")]
+        self.state = Progressing(history=history, **found["state"])
+        self.resumed = True
+
+
+@contextmanager
+def batches_ahead(source: PatchSource, seed: int, first_step: int) -> Iterator[Iterator[Batch]]:
+    """Give the batches from a step on, each read by a thread while the one before is learnt from."""
+
+    def ahead(pool: ThreadPoolExecutor) -> Iterator[Batch]:
+        step = first_step
+        coming = pool.submit(source.batch, seed, step)
+        while True:
+            ready = coming.result()
+            step += 1
+            coming = pool.submit(source.batch, seed, step)
+            yield ready
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as pool:
+        yield ahead(pool)

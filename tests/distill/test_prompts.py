@@ -1,0 +1,79 @@
+"""Prompts become boxes and points per slice, and slices are asked in an order in which parents come first."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.prompts.hints import SliceHint, hints_by_slice
+from distill.prompts.schedule import schedule_slices
+from storage import CaseRecord, Geometry, Prompt
+
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+RECORD = CaseRecord(
+    id="case", patient="p", shape_czyx=(1, 20, 30, 40), dtype="int16", geometry=Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
+)
+
+
+def boxed(*slices: int) -> dict[int, SliceHint]:
+    return {z: SliceHint(box=np.array([z, z, z + 10, z + 12], np.float32)) for z in slices}
+
+
+def test_boxes_between_two_prompts_are_interpolated() -> None:
+    plans = {plan.z: plan for plan in schedule_slices(boxed(4, 8), 20)}
+    assert plans[6].box_between is not None
+    assert plans[6].box_between.tolist() == [6, 6, 16, 18]
+
+
+def test_a_slice_midway_waits_for_both_neighbours_and_others_for_the_nearer_one() -> None:
+    plans = {plan.z: plan for plan in schedule_slices(boxed(4, 8), 20)}
+    assert plans[6].parents == (5, 7)
+    assert plans[5].parents == (4,)
+    assert plans[7].parents == (8,)
+
+
+def test_beyond_the_last_prompt_at_most_one_less_than_the_usual_gap_is_asked() -> None:
+    asked = {plan.z for plan in schedule_slices(boxed(4, 8, 12), 20)}
+    assert asked == set(range(1, 16))
+
+
+def test_a_single_prompted_slice_may_reach_the_whole_volume() -> None:
+    assert {plan.z for plan in schedule_slices(boxed(7), 20)} == set(range(20))
+
+
+@given(st.sets(st.integers(0, 29), min_size=1, max_size=8), st.integers(30, 40))
+def test_every_slice_is_asked_once_and_after_its_parents(prompted: set[int], depth: int) -> None:
+    seen: set[int] = set()
+    for plan in schedule_slices(boxed(*prompted), depth):
+        assert plan.z not in seen
+        assert set(plan.parents) <= seen
+        assert 0 <= plan.z < depth
+        seen.add(plan.z)
+    assert prompted <= seen
+
+
+def test_boxes_of_one_class_on_one_slice_are_joined_and_points_collected() -> None:
+    prompts = [
+        Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(2, 3, 8, 9)),
+        Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(5, 1, 12, 7)),
+        Prompt(case="case", class_id=1, kind="point", slice=3, points_xy_px=((4.0, 5.0),)),
+        Prompt(case="case", class_id=1, kind="point", slice=3, points_xy_px=((20.0, 20.0),), positive=False),
+    ]
+    hint = hints_by_slice(RECORD, prompts)[1][3]
+    assert hint.box is not None
+    assert hint.point_labels is not None
+    assert hint.box.tolist() == [2, 1, 12, 9]
+    assert hint.point_labels.tolist() == [1, 0]
+
+
+def test_a_3d_box_shrinks_towards_its_poles() -> None:
+    prompt = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(4, 5, 6, 15, 25, 36))
+    hints = hints_by_slice(RECORD, [prompt])[1]
+    widths = {z: float(hint.box[2] - hint.box[0]) for z, hint in hints.items() if hint.box is not None}
+    assert set(widths) == set(range(4, 15))
+    assert widths[9] == max(widths.values()) == 30
+    assert widths[4] < widths[6] < widths[9]
+
+
+def test_prompts_along_other_axes_are_not_mistaken_for_axial_ones() -> None:
+    prompt = Prompt(case="case", class_id=1, kind="box", axis="x", slice=3, box_xyxy_px=(2, 3, 8, 9))
+    assert hints_by_slice(RECORD, [prompt]) == {}

@@ -1,0 +1,110 @@
+"""The teacher's answers are segment-anything's own, however they are batched."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+
+from distill import load_teacher
+from distill.errors import PromptError
+from distill.teachers.base import PromptBatch, Teacher
+from distill.teachers.sam import SamTeacher
+
+TOLERANCE = 1e-4
+
+
+def pictures(rng: np.random.Generator) -> list[np.ndarray]:
+    """Three pictures of different, unequal-sided sizes."""
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((37, 53), (64, 41), (90, 90))]
+
+
+def test_the_teacher_fulfils_the_protocol(teacher: SamTeacher) -> None:
+    assert isinstance(teacher, Teacher)
+
+
+def test_ragged_boxes_of_many_pictures_in_one_call_equal_sam_predictor(teacher: SamTeacher) -> None:
+    rng = np.random.default_rng(1)
+    images = pictures(rng)
+    index = np.array([2, 0, 0, 1, 2, 2])
+    boxes = np.array([[5, 6, 30 + n, 33 - n] for n in range(6)], np.float32)
+    embeddings = teacher.encode(images)
+    decoded = teacher.decode(embeddings, PromptBatch(image_index=index, boxes_xyxy_px=boxes))
+    predictor = SamPredictor(teacher.sam)
+    for row, (picture, box) in enumerate(zip(index, boxes, strict=True)):
+        predictor.set_image(images[picture])
+        expected, iou, _ = predictor.predict(box=box, multimask_output=False, return_logits=True)
+        full = teacher.upsample(decoded.low_res_logits[row : row + 1], images[picture].shape[:2], embeddings.input_sizes_px[picture])
+        assert np.abs(full[0].numpy() - expected).max() < TOLERANCE
+        assert np.abs(decoded.iou[row].numpy() - iou).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("multimask", [False, True], ids=["one mask", "three masks"])
+def test_points_with_a_mask_prompt_equal_sam_predictor(teacher: SamTeacher, *, multimask: bool) -> None:
+    rng = np.random.default_rng(2)
+    image = pictures(rng)[0]
+    points, labels = np.array([[12.0, 20.0], [30.0, 8.0]]), np.array([1, 0])
+    mask = rng.normal(size=(1, teacher.mask_size_px, teacher.mask_size_px)).astype(np.float32)
+    predictor = SamPredictor(teacher.sam)
+    predictor.set_image(image)
+    expected, iou, _ = predictor.predict(points, labels, mask_input=mask, multimask_output=multimask, return_logits=True)
+    ours = teacher.predict(image, points=points, point_labels=labels, mask_input=mask, multimask=multimask)
+    assert np.abs(ours.logits[0] - expected).max() < TOLERANCE
+    assert np.abs(ours.iou[0] - iou).max() < TOLERANCE
+
+
+def test_a_prompt_marked_as_without_mask_ignores_the_mask_it_carries(teacher: SamTeacher) -> None:
+    image = pictures(np.random.default_rng(3))[1]
+    embeddings = teacher.encode([image])
+    box = np.array([[4, 4, 30, 40]], np.float32)
+    mask = np.full((1, teacher.mask_size_px, teacher.mask_size_px), 6.0, np.float32)
+    index = np.zeros(1, int)
+    plain = teacher.decode(embeddings, PromptBatch(image_index=index, boxes_xyxy_px=box))
+    ignored = teacher.decode(embeddings, PromptBatch(image_index=index, boxes_xyxy_px=box, mask_logits=mask, has_mask=np.array([False])))
+    used = teacher.decode(embeddings, PromptBatch(image_index=index, boxes_xyxy_px=box, mask_logits=mask, has_mask=np.array([True])))
+    assert torch.allclose(plain.low_res_logits, ignored.low_res_logits, atol=1e-6)
+    assert not torch.allclose(plain.low_res_logits, used.low_res_logits, atol=1e-3)
+
+
+def test_the_order_of_prompts_does_not_change_any_answer(teacher: SamTeacher) -> None:
+    images = pictures(np.random.default_rng(4))
+    embeddings = teacher.encode(images)
+    index = np.array([0, 1, 2, 0])
+    boxes = np.array([[2, 2, 20, 30], [5, 5, 30, 30], [0, 0, 80, 80], [10, 10, 15, 16]], np.float32)
+    first = teacher.decode(embeddings, PromptBatch(image_index=index, boxes_xyxy_px=boxes)).low_res_logits
+    for order in itertools.islice(itertools.permutations(range(4)), 1, 6):
+        chosen = list(order)
+        again = teacher.decode(embeddings, PromptBatch(image_index=index[chosen], boxes_xyxy_px=boxes[chosen])).low_res_logits
+        assert torch.allclose(again, first[chosen], atol=1e-5)
+
+
+def test_a_box_of_no_area_is_refused_and_named(teacher: SamTeacher) -> None:
+    image = pictures(np.random.default_rng(5))[0]
+    with pytest.raises(PromptError, match=r"prompt 1: box \[9.0, 3.0, 9.0, 8.0\] encloses nothing"):
+        teacher.predict(image, boxes=np.array([[1, 1, 5, 5], [9, 3, 9, 8]]))
+
+
+def test_a_picture_that_is_not_8_bit_rgb_is_refused_with_the_cure(teacher: SamTeacher) -> None:
+    with pytest.raises(PromptError, match="Window and convert it first"):
+        teacher.predict(np.zeros((20, 30), np.float32), boxes=np.array([[1, 1, 5, 5]]))
+
+
+def test_no_prompt_at_all_is_refused(teacher: SamTeacher) -> None:
+    with pytest.raises(PromptError, match="needs boxes, points or masks"):
+        teacher.predict(pictures(np.random.default_rng(6))[0])
+
+
+@pytest.mark.parametrize("kind", ["box", "point", "mask"])
+def test_a_sam_vit_checkpoint_reproduces_the_answers_of_its_own_code(real_data: Path, kind: str) -> None:
+    folder = real_data / "upstream_outputs"
+    expected = np.load(folder / "sam_vit.npz")
+    sam = load_teacher(folder / "sam_vit.pth", profile="sam", device="cpu")
+    if kind == "point":
+        answer = sam.predict(expected["image"], points=expected["points"], point_labels=expected["labels"], multimask=True)
+    else:
+        mask = expected["mask_input"] if kind == "mask" else None
+        answer = sam.predict(expected["image"], boxes=expected["box"][None], mask_input=mask)
+    assert np.abs(answer.logits[0] - expected[f"{kind}_logits"]).max() < TOLERANCE
+    assert np.abs(answer.iou[0] - expected[f"{kind}_iou"]).max() < TOLERANCE

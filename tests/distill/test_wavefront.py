@@ -1,0 +1,104 @@
+"""Slices are asked in constant shapes, so that an answer does not depend on its neighbours in the batch."""
+
+import numpy as np
+import torch
+
+from distill.intensity import Window
+from distill.prompts.hints import SliceHint
+from distill.prompts.schedule import schedule_slices
+from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
+from distill.teachers.sam import SamTeacher
+from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
+from storage import CaseRecord, Geometry
+
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+class BrightTeacher:
+    """Says yes where the picture is bright and inside the box. Its frame is the picture itself, at most 64 x 64."""
+
+    profile = TeacherProfile(name="bright", image_size=64)
+    fingerprint = "bright"
+    mask_size_px = 64
+
+    def encode(self, images: list[np.ndarray]) -> Embeddings:
+        squares = torch.zeros(len(images), 1, 64, 64)
+        for n, image in enumerate(images):
+            squares[n, 0, : image.shape[0], : image.shape[1]] = torch.as_tensor(image[..., 0].astype(np.float32))
+        sizes = tuple((i.shape[0], i.shape[1]) for i in images)
+        return Embeddings(features=squares, sizes_px=sizes, input_sizes_px=sizes)
+
+    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool = False) -> Decoded:
+        logits = torch.full((len(prompts), 3 if multimask else 1, 64, 64), -9.0)
+        boxes = prompts.boxes_xyxy_px if prompts.boxes_xyxy_px is not None else np.tile([0, 0, 64, 64], (len(prompts), 1))
+        for n, (index, box) in enumerate(zip(prompts.image_index, boxes, strict=True)):
+            x0, y0, x1, y1 = (round(float(v)) for v in box)
+            logits[n, :, y0:y1, x0:x1] = torch.where(embeddings.features[index, 0, y0:y1, x0:x1] > 128, 9.0, -9.0)
+        return Decoded(low_res_logits=logits, iou=torch.ones(len(prompts), 1))
+
+    def upsample(self, logits: torch.Tensor, size_px: tuple[int, int], input_size_px: tuple[int, int]) -> torch.Tensor:
+        assert size_px == input_size_px
+        return logits[..., : size_px[0], : size_px[1]]
+
+    def mask_prompt(self, mask: np.ndarray, input_size_px: tuple[int, int]) -> np.ndarray:
+        assert mask.shape == input_size_px
+        return np.zeros((64, 64), np.float32)
+
+    def predict(self, image: np.ndarray, boxes: np.ndarray | None = None, **_: object) -> Prediction:
+        raise AssertionError
+
+
+def ball_case(name: str, *prompted: int, radius: float = 6.0) -> tuple[CaseWork, np.ndarray]:
+    """A bright ball in the dark, prompted by its tight box on some slices."""
+    z, y, x = np.mgrid[:20, :24, :32]
+    ball = (z - 10) ** 2 + (y - 12) ** 2 + (x - 15) ** 2 <= radius**2
+    hints = {}
+    for at in prompted:
+        rows, columns = np.nonzero(ball[at])
+        hints[at] = SliceHint(box=np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32))
+    record = CaseRecord(
+        id=name, patient=name, shape_czyx=(1, 20, 24, 32), dtype="uint8", geometry=Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
+    )
+    target = ClassWork(plans=schedule_slices(hints, 20), probability=np.zeros(ball.shape, np.float32))
+    return CaseWork(
+        record=record, volume_czyx=(200 * ball[None]).astype(np.uint8), window=Window(low=0, high=255, rule="test"), classes={1: target}
+    ), ball
+
+
+def test_a_ball_prompted_on_every_fourth_slice_is_found_between_and_not_beyond() -> None:
+    work, ball = ball_case("ball", 5, 9, 13)
+    run_wavefront(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    found = work.classes[1].probability > 0.5
+    assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.95
+    assert work.classes[1].absent
+    assert not found[sorted(work.classes[1].absent)].any()
+
+
+def test_every_member_agrees_about_a_clear_ball_without_jitter() -> None:
+    work, _ = ball_case("ball", 6, 10, 14)
+    run_wavefront(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    assert work.classes[1].summaries[10].pairwise_dice == 1.0
+
+
+def test_jitter_shows_as_doubt_at_the_edge() -> None:
+    work, _ = ball_case("ball", 6, 10, 14)
+    run_wavefront(BrightTeacher(), [work], AskSettings(jitter=0.1))
+    assert work.classes[1].summaries[10].pairwise_dice < 1.0
+    assert ((work.classes[1].probability > 0.05) & (work.classes[1].probability < 0.95)).any()
+
+
+def test_a_prompt_by_points_alone_is_turned_into_a_box_first() -> None:
+    work, ball = ball_case("ball", 10)
+    hint = SliceHint(points=np.array([[15.0, 12.0]], np.float32), point_labels=np.ones(1, np.float32))
+    work.classes[1].plans = schedule_slices({10: hint}, 20, reach=0)
+    run_wavefront(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    found = work.classes[1].probability[10] > 0.5
+    assert (found == ball[10]).mean() > 0.98
+
+
+def test_the_same_case_gets_the_same_bytes_alone_and_among_others(teacher: SamTeacher) -> None:
+    alone, _ = ball_case("middle", 6, 10, 14)
+    run_wavefront(teacher, [alone], AskSettings())
+    among = [ball_case("aaa", 7, 11)[0], ball_case("middle", 6, 10, 14)[0], ball_case("zzz", 5, 9, 12, radius=7)[0]]
+    run_wavefront(teacher, among, AskSettings())
+    assert np.array_equal(alone.classes[1].probability, among[1].classes[1].probability)

@@ -1,0 +1,138 @@
+"""Expert labels go in where they fit, and no patient is in two parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from storage import IGNORE, Archive, ClassInfo
+from storage.ingest import import_labels, import_parts, ingest
+
+WriteNifti = Callable[..., Path]
+ORGAN = (ClassInfo(id=1, name="organ"),)
+
+
+@pytest.fixture
+def scans(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> Archive:
+    for name in ("P1-a", "P1-b", "P2-a"):
+        write_nifti(tmp_path / "images" / f"{name}.nii.gz")
+    Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5)).save(tmp_path / "images" / "P3-a.png")
+    ingest(archive, tmp_path / "images", patient_from="^(P[0-9])-")
+    return archive
+
+
+def labels(*values: int) -> np.ndarray:
+    ids = np.zeros((5, 6, 7), np.uint8)
+    for n, value in enumerate(values):
+        ids[n, 1:3, 2:5] = value
+    return ids
+
+
+def test_labels_land_on_the_voxels_they_were_drawn_on(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "gold" / "P1-a.nii.gz", labels(1, 1))
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN).added == 1
+    found = scans["P1-a"].labels("gold")
+    assert np.array_equal(found.read(), labels(1, 1).T)
+    assert (found.history.made_by, found.history.prompt_source) == ("storage.ingest.gold", "expert")
+
+
+def test_a_mapping_merges_classes_and_marks_what_to_ignore(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "gold" / "P1-a.nii.gz", labels(1, 2, 9))
+    import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping={1: 1, 2: 1, 9: IGNORE})
+    assert np.array_equal(scans["P1-a"].labels("gold").read(), labels(1, 1, IGNORE).T)
+
+
+def test_pictures_of_labels_go_in_by_their_grey_values_or_palette(scans: Archive, tmp_path: Path) -> None:
+    (tmp_path / "gold").mkdir()
+    ids = np.zeros((4, 5), np.uint8)
+    ids[1:3, 2] = 1
+    picture = Image.fromarray(ids).convert("P")
+    picture.putdata(ids.ravel().tolist())
+    picture.save(tmp_path / "gold" / "P3-a_first.png")
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN, suffix="_first").added == 1
+    assert np.array_equal(scans["P3-a"].labels("gold").read()[0], ids)
+
+
+def test_each_label_file_that_does_not_fit_says_why(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    gold = tmp_path / "gold"
+    write_nifti(gold / "P1-a.nii.gz", labels(1)[:, :, :-1])
+    write_nifti(gold / "P1-b.nii.gz", labels(1), affine=np.diag([0.5, 0.6, -2.0, 1.0]))
+    write_nifti(gold / "P2-a.nii.gz", labels(1, 7))
+    write_nifti(gold / "P9-a.nii.gz", labels(1))
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(gold / "P3-a.png")
+    summary = import_labels(scans, gold, classes=ORGAN)
+    expected = {
+        "P1-a.nii.gz": "label-geometry-mismatch",
+        "P1-b.nii.gz": "label-geometry-mismatch",
+        "P2-a.nii.gz": "unmapped-label-value",
+        "P9-a.nii.gz": "unknown-case",
+        "P3-a.png": "not-a-label-file",
+    }
+    assert {Path(p.source).name: p.reason for p in scans.catalog.problems()} == expected
+    assert (summary.added, summary.problems) == (0, 5)
+    again = import_labels(scans, gold, classes=ORGAN)
+    assert (again.reasons, again.unchanged) == (summary.reasons, 0)
+
+
+def test_importing_again_does_nothing_and_a_fixed_file_goes_in(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "gold" / "P1-a.nii.gz", labels(1))
+    write_nifti(tmp_path / "gold" / "P1-b.nii.gz", labels(5))
+    import_labels(scans, tmp_path / "gold", classes=ORGAN)
+    write_nifti(tmp_path / "gold" / "P1-b.nii.gz", labels(1))
+    again = import_labels(scans, tmp_path / "gold", classes=ORGAN)
+    assert (again.added, again.unchanged, again.problems) == (1, 1, 0)
+    assert scans.catalog.problems() == []
+
+
+def test_two_observers_are_two_label_sets(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "first" / "P1-a.nii.gz", labels(1))
+    write_nifti(tmp_path / "second" / "P1-a.nii.gz", labels(1, 1))
+    import_labels(scans, tmp_path / "first", classes=ORGAN)
+    import_labels(scans, tmp_path / "second", classes=ORGAN, label_set="gold-second")
+    assert scans["P1-a"].label_sets() == ["gold", "gold-second"]
+
+
+def parts_file(folder: Path, text: str) -> Path:
+    path = folder / "parts.csv"
+    path.write_text("case,part\n" + text)
+    return path
+
+
+def test_parts_are_set_and_names_that_are_not_there_are_returned(scans: Archive, tmp_path: Path) -> None:
+    summary = import_parts(scans, parts_file(tmp_path, "P1-a,test\nP1-b,test\nP7-a,test\n"))
+    assert summary.counts == {"archive": 2, "test": 2}
+    assert summary.unknown == ("P7-a",)
+    assert [case.id for case in scans.cases(part="test")] == ["P1-a", "P1-b"]
+
+
+def test_a_patient_in_two_parts_is_refused_and_nothing_changes(scans: Archive, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="for example P1: case P1-b in archive, case P1-a in test"):
+        import_parts(scans, parts_file(tmp_path, "P1-a,test\nP2-a,test\n"))
+    assert scans.cases(part="test") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("P1-a,training\n", "line 2: case 'P1-a' has part 'training'", id="unknown part"),
+        pytest.param("P1-a\n", "line 2", id="column missing"),
+        pytest.param("P1-a,test\nP1-a,archive\n", "line 3: case P1-a is in part test on an earlier line", id="two answers"),
+    ],
+)
+def test_a_parts_file_that_cannot_be_understood_names_its_line(scans: Archive, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        import_parts(scans, parts_file(tmp_path, text))
+
+
+def test_real_gold_merges_into_one_class_and_parts_follow_the_split(archive: Archive, tmp_path: Path, real_data: Path) -> None:
+    source = real_data / "hippocampus"
+    names = [path.name for path in sorted((source / "images").iterdir())[:6]]
+    for name in names:
+        ingest(archive, source / "images" / name, modality="MR")
+        import_labels(archive, source / "gold" / name, classes=(ClassInfo(id=1, name="hippocampus"),), mapping={1: 1, 2: 1})
+    import_parts(archive, source / "split.csv")
+    assert len(archive.cases(with_labels="gold")) == 6
+    assert {case.part for case in archive.cases()} == {"archive", "test"}
+    assert set(np.unique(archive[names[0].removesuffix(".nii.gz")].labels("gold").read())) == {0, 1}

@@ -1,0 +1,232 @@
+"""The catalog: what it remembers, how it finds it, and how its schema grows."""
+
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage import (
+    CaseNotFoundError,
+    CaseRecord,
+    Catalog,
+    CatalogError,
+    Geometry,
+    LabelHistory,
+    ProblemRecord,
+    Prompt,
+    ReviewRecord,
+    StudentRecord,
+)
+from storage.database import REVISIONS, Database, upgrade
+from storage.tables import Base
+
+EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+BOX = Prompt(case="a", class_id=1, kind="box", slice=3, box_xyxy_px=(1.0, 2.0, 3.5, 4.0))
+
+
+def record_of(case: str, **changes: object) -> CaseRecord:
+    record = CaseRecord(
+        id=case, patient="p", shape_czyx=(1, 2, 3, 4), dtype="int16", geometry=Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=EYE)
+    )
+    return replace(record, **changes)  # type: ignore[arg-type]  # replace checks the names
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/catalog.sqlite"
+
+
+@pytest.fixture
+def catalog(url: str) -> Catalog:
+    catalog = Catalog(url)
+    for case in "abc":
+        catalog.add_case(record_of(case))
+    return catalog
+
+
+def test_a_record_comes_back_as_it_was(catalog: Catalog) -> None:
+    record = record_of(
+        "x",
+        geometry=Geometry(spacing_zyx_mm=(0.1, 1 / 3, 2.0), affine=EYE, nifti={"sform_code": 1, "pixdim": [1.0, 0.1]}, spacing_known=False),
+        attributes={"sex": "F", "age_years": 61, "dose": 1.5},
+        modality="CT",
+        part="test",
+        fingerprint="abc",
+    )
+    catalog.add_case(record)
+    catalog.add_case(record)
+    assert catalog.case("x") == record
+
+
+def test_a_case_that_is_not_there_is_an_error_with_examples(catalog: Catalog) -> None:
+    with pytest.raises(CaseNotFoundError, match=r"no case 'q' in the catalog\. Known, for example: a, b, c"):
+        catalog.case("q")
+
+
+def test_parts_are_set_together_or_not_at_all(catalog: Catalog) -> None:
+    catalog.set_part({"a": "test", "b": "calibration"})
+    assert [record.part for record in catalog.cases()] == ["test", "calibration", "archive"]
+    with pytest.raises(CaseNotFoundError, match="1 of 2 cases are not in the catalog, such as nobody"):
+        catalog.set_part({"c": "test", "nobody": "test"})
+    assert catalog.case("c").part == "archive"
+
+
+def test_the_same_prompt_twice_is_one_row(catalog: Catalog) -> None:
+    other = replace(BOX, slice=4)
+    assert catalog.add_prompts([BOX, BOX, other]) == 2
+    assert catalog.add_prompts([other, BOX]) == 0
+    assert catalog.prompts("a") == [BOX, other]
+
+
+def test_prompts_are_found_by_case_class_and_source(catalog: Catalog) -> None:
+    scribble = Prompt(case="b", class_id=2, kind="scribble", axis="y", slice=0, points_xy_px=((1.0, 2.0), (3.0, 4.0)), source="import")
+    catalog.add_prompts([BOX, scribble])
+    assert catalog.prompts("b", class_id=1) == []
+    assert catalog.prompts_by_case(["a", "b", "c"]) == {"a": [BOX], "b": [scribble], "c": []}
+    assert catalog.delete_prompts(source="import") == 1
+    assert catalog.prompts("b") == []
+
+
+def test_prompts_of_unknown_cases_are_refused_as_a_whole(catalog: Catalog) -> None:
+    with pytest.raises(CaseNotFoundError, match="Ingest their images first"):
+        catalog.add_prompts([BOX, replace(BOX, case="nobody")])
+    assert catalog.prompts("a") == []
+
+
+numbers = st.floats(-1e6, 1e6)
+prompts = st.builds(
+    Prompt,
+    case=st.just("a"),
+    class_id=st.integers(1, 254),
+    kind=st.sampled_from(["box", "point", "scribble", "mask", "box3d"]),
+    axis=st.sampled_from(["z", "y", "x"]),
+    slice=st.none() | st.integers(0, 999),
+    box_xyxy_px=st.none() | st.tuples(numbers, numbers, numbers, numbers),
+    points_xy_px=st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple),
+    positive=st.booleans(),
+    mask_rle=st.text("0123abc<>\\`", max_size=9),
+    mask_size_yx=st.none() | st.tuples(st.integers(1, 99), st.integers(1, 99)),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(added=st.lists(prompts, max_size=5))
+def test_every_prompt_survives_the_round_trip(catalog: Catalog, added: list[Prompt]) -> None:
+    catalog.delete_prompts(source="weak")
+    assert catalog.add_prompts(added) == len(set(added))
+    assert set(catalog.prompts("a")) == set(added)
+
+
+def test_scores_are_overwritten_by_metric_and_keep_not_a_number(catalog: Catalog) -> None:
+    catalog.record_scores("a", "gold", {"dice": 0.5, "nsd": math.nan})
+    catalog.record_scores("a", "gold", {"dice": 0.7})
+    found = catalog.scores("gold")
+    assert found["a"]["dice"] == pytest.approx(0.7)
+    assert math.isnan(found["a"]["nsd"])
+
+
+def test_retracting_a_label_set_takes_its_scores_and_reviews(catalog: Catalog) -> None:
+    history = LabelHistory(label_set="gold", classes=(), made_by="tests")
+    catalog.add_label_set("a", history, {"dice": 1.0})
+    catalog.record_review(ReviewRecord(case="a", label_set="gold", verdict="reject", note="shifted"))
+    assert catalog.reviews("gold") == [ReviewRecord(case="a", label_set="gold", verdict="reject", note="shifted")]
+    assert catalog.count_label_sets() == {"gold": 1}
+    catalog.retract_label_set("a", "gold")
+    assert (catalog.label_sets("a"), catalog.scores("gold"), catalog.reviews("gold")) == ([], {}, [])
+
+
+def test_students_and_problems_are_kept_once(catalog: Catalog) -> None:
+    student = StudentRecord(name="s", kind="compact", path="students/s", label_set="pseudo/r1", metrics={"dice": 0.8})
+    for _ in range(2):
+        catalog.record_student(student)
+        catalog.record_problem("a.json", "7", "unknown-case", "row 7 names a case that is not here")
+    catalog.record_problem("b.nii.gz", "", "zero-bytes", "the file is empty")
+    assert catalog.students() == [student]
+    assert catalog.problems() == [
+        ProblemRecord(source="a.json", row="7", reason="unknown-case", message="row 7 names a case that is not here"),
+        ProblemRecord(source="b.nii.gz", row="", reason="zero-bytes", message="the file is empty"),
+    ]
+
+
+def test_threads_write_at_once_without_losing_a_row(catalog: Catalog) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: catalog.add_case(record_of(f"case-{number}")), range(100)))
+    assert catalog.count_cases() == 103
+
+
+def test_pages_and_filters_of_a_large_catalog_read_an_index_and_not_the_table(catalog: Catalog, url: str) -> None:
+    for condition, index in (("part = 'test'", "ix_cases_part_id"), ("modality = 'CT'", "ix_cases_modality_id")):
+        query = f"EXPLAIN QUERY PLAN SELECT * FROM cases WHERE ready AND {condition} AND id > 'm' ORDER BY id LIMIT 100"
+        with Database(url).reading() as connection:
+            plan = " ".join(str(row) for row in connection.execute(sa.text(query)))
+        assert index in plan
+        assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.slow
+def test_a_million_cases_are_paged_and_counted_quickly(catalog: Catalog, url: str) -> None:
+    columns = "patient, part, modality, dtype, size_c, size_z, size_y, size_x, geometry, attributes, fingerprint, ready"
+    query = f"INSERT INTO cases SELECT printf('case-%07d', value), {columns} FROM numbers, cases WHERE cases.id = 'a'"
+    series = "WITH RECURSIVE numbers(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 1000000) "
+    with Database(url).writing() as connection:
+        connection.execute(sa.text(query.replace("SELECT printf", series + "SELECT printf", 1)))
+    started = time.perf_counter()
+    assert len(catalog.cases(part="archive", after="case-0900000", limit=1000)) == 1000
+    assert catalog.find_case("case-0500000") is not None
+    assert len(catalog.similar_ids("case-0500000x")) > 100
+    assert time.perf_counter() - started < 1
+    assert catalog.count_cases() == 1_000_003
+
+
+class TestSchema:
+    @pytest.fixture
+    def database(self, url: str) -> Iterator[sa.Engine]:
+        engine = sa.create_engine(url)
+        yield engine
+        engine.dispose()
+
+    def test_the_migrations_lead_to_the_tables_of_the_code(self, url: str) -> None:
+        with Database(url).reading() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+    def test_every_revision_is_known_to_the_code(self) -> None:
+        import storage
+
+        folder = Path(storage.__file__).parent / "migrations" / "versions"
+        assert sorted(path.name[:4] for path in folder.glob("[0-9]*.py")) == list(REVISIONS)
+
+    def test_an_old_catalog_is_upgraded_and_keeps_its_rows(self, url: str, database: sa.Engine) -> None:
+        with database.begin() as connection:
+            upgrade(connection, "0001")
+            assert "students" not in sa.inspect(connection).get_table_names()
+            connection.execute(
+                sa.text("INSERT INTO cases VALUES ('old', 'p', 'test', 'CT', 'int16', 1, 2, 3, 4, :geometry, '{}', 'print', 1)"),
+                {"geometry": '{"spacing_zyx_mm": [1, 1, 1], "affine": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]}'},
+            )
+        catalog = Catalog(url)
+        assert catalog.case("old") == record_of("old", part="test", modality="CT", fingerprint="print")
+        assert catalog.students() == []
+
+    def test_a_newer_catalog_is_refused_with_the_remedy(self, url: str, database: sa.Engine) -> None:
+        Catalog(url)
+        with database.begin() as connection:
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0002.*upgrade this one"):
+            Catalog(url)
+
+    def test_many_that_open_a_new_catalog_at_once_all_get_it(self, url: str) -> None:
+        with ThreadPoolExecutor(6) as pool:
+            assert [catalog.count_cases() for catalog in pool.map(Catalog, [url] * 6)] == [0] * 6
+
+    def test_a_catalog_that_cannot_be_opened_names_the_place(self, tmp_path: Path) -> None:
+        with pytest.raises(CatalogError, match=r"missing/c\.sqlite cannot be opened.*Check that its folder exists"):
+            Catalog(f"sqlite:///{tmp_path}/missing/c.sqlite")
