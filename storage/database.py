@@ -90,13 +90,16 @@ class Database:
                 "It was opened by a newer samdistill before: upgrade this one, or give another catalog."
             )
             raise CatalogError(message)
+        # Imported before the lock is taken: others may be waiting for it, and Alembic takes a quarter of a second.
+        import alembic.command  # noqa: F401
+
         with self.writing() as connection:
             upgrade(connection)
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Run the migrations up to ``revision`` inside the caller's transaction."""
-    # Alembic takes a quarter of a second to import and is needed once in an archive's life.
+    # Needed once in an archive's life, so it does not slow down every import of this module.
     from alembic import command
     from alembic.config import Config
 

@@ -14,7 +14,7 @@ from PIL import Image
 from distill.quality import surface
 from students.results import Comparison
 
-_SIDE_PX = 230
+_SIDE_PX = 300
 """Of each slice in the page."""
 
 _MARGIN_PX = 6
@@ -62,7 +62,7 @@ def overlay_png(image_zyx: np.ndarray, outlines: Sequence[Outline], spacing_zyx_
 def _tile(
     shades: np.ndarray, there: np.ndarray, outlines: Sequence[Outline], spacing_mm: Sequence[float], axis: int, index: int
 ) -> np.ndarray:
-    """Return one slice, cropped to the object, enlarged, with outlines one screen pixel wide."""
+    """Return one slice, cropped to the object, enlarged, with outlines over it."""
     window = _window(np.asarray(there.any(axis=axis)), there.shape[:axis] + there.shape[axis + 1 :])
     mm = [spacing_mm[n] for n in range(3) if n != axis]
     rows, columns = (s.stop - s.start for s in window)
@@ -74,9 +74,15 @@ def _tile(
         flat = np.take(outline.ids, index, axis)[window]
         for value in np.unique(flat[flat > 0]):
             mask = Image.fromarray(np.uint8(255) * (flat == value).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-            canvas[surface(np.asarray(mask) > 0)] = outline.rgb
+            canvas[_rim(np.asarray(mask) > 0)] = outline.rgb
     # Up is up: in z-y and z-x slices the first voxel row is the lowest.
     return canvas[::-1] if axis else canvas
+
+
+def _rim(mask: np.ndarray) -> np.ndarray:
+    """Return an outline two pixels wide, inside the mask."""
+    outer = surface(mask)
+    return outer | surface(mask & ~outer)
 
 
 def _window(seen: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -145,7 +151,7 @@ def bland_altman(comparison: Comparison, class_id: int) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (x - x0) / (x1 - x0) * (width - 10) + 5, height / 2 - y / reach * (height / 2 - 10)
 
-    parts = [f'<svg viewBox="0 0 {left + width + 90} {height + 36}" role="img" aria-label="Volume difference over mean volume">']
+    parts = [f'<svg viewBox="0 0 {left + width + 130} {height + 36}" role="img" aria-label="Volume difference over mean volume">']
     lines: Mapping[str, float] = {"mean": middle, "+1.96 s.d.": middle + spread, "-1.96 s.d.": middle - spread}
     parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{height / 2}" y2="{height / 2}"/>')
     for name, value in lines.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from storage import Archive, Case
 from storage.case import IGNORE, CaseRecord, ClassInfo, LabelHistory
@@ -150,14 +151,14 @@ def _import_one(archive: Archive, book: Bookkeeping, task: _LabelTask, plan: _La
 
 
 def read_labels_for(record: CaseRecord, path: Path) -> Integer[np.ndarray, "z y x"]:
-    """Read a label file and check that it lies where the case lies.
+    """Read a label file and check that it lies where the case lies; axes stored in another order or direction are put right.
 
     Raises:
         IngestError: ``label-geometry-mismatch``, or what reading the file finds.
     """
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        labels, affine = read_label_nifti(path)
         expected = np.array(record.geometry.affine)
+        labels, affine = _turned_like(expected, *read_label_nifti(path))
         # An image without orientation has a made-up affine; only the grid can be compared.
         placed = not record.geometry.nifti and not record.geometry.spacing_known
         same_place = placed or np.allclose(affine, expected, rtol=1e-5, atol=_AFFINE_TOLERANCE_MM)
@@ -176,6 +177,15 @@ def read_labels_for(record: CaseRecord, path: Path) -> Integer[np.ndarray, "z y 
         )
         raise IngestError("label-geometry-mismatch", message)
     return labels
+
+
+def _turned_like(
+    affine: np.ndarray, labels: Integer[np.ndarray, "z y x"], label_affine: np.ndarray
+) -> tuple[Integer[np.ndarray, "z2 y2 x2"], np.ndarray]:
+    """Reorder and flip axes of labels as the image has them, moving no voxel in space: converters of DICOM flip rows, for example."""
+    turn = ornt_transform(io_orientation(label_affine), io_orientation(affine))
+    turned = apply_orientation(labels.T, turn)
+    return turned.T, label_affine @ inv_ornt_aff(turn, labels.T.shape)
 
 
 def _write(case: Case, labels: Integer[np.ndarray, "z y x"], plan: _LabelPlan, print_: str) -> None:

@@ -16,9 +16,7 @@ MakeArchive = Callable[..., Archive]
 
 def geometry(spacing: tuple[float, float, float]) -> Geometry:
     z, y, x = spacing
-    return Geometry(
-        spacing_zyx_mm=spacing, affine=((x, 0.0, 0.0, 0.0), (0.0, y, 0.0, 0.0), (0.0, 0.0, z, 0.0), (0.0, 0.0, 0.0, 1.0))
-    )
+    return Geometry(spacing_zyx_mm=spacing, affine=((x, 0.0, 0.0, 0.0), (0.0, y, 0.0, 0.0), (0.0, 0.0, z, 0.0), (0.0, 0.0, 0.0, 1.0)))
 
 
 def ellipsoid(shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
@@ -38,7 +36,14 @@ def add_case(
     mask = ellipsoid(shape, rng)
     image = scan(mask, rng, float(10 ** rng.uniform(0, 5)))
     record = CaseRecord(
-        id=name, patient=f"p-{name}", shape_czyx=(1, *shape), dtype="float32", geometry=geometry(spacing), modality="MR", part=part, fingerprint=name
+        id=name,
+        patient=f"p-{name}",
+        shape_czyx=(1, *shape),
+        dtype="float32",
+        geometry=geometry(spacing),
+        modality="MR",
+        part=part,
+        fingerprint=name,
     )
     case = archive.add_case(record, image)
     gold = np.uint8(3) * mask.astype(np.uint8)

@@ -19,7 +19,16 @@ from students.spec import StudentSpec, TrainProgress
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
 TINY = StudentSpec(
-    name="tiny", budget_seconds=None, steps=8, width=4, batch=1, threads=1, validations=2, device="cpu", checkpoint_seconds=0.0
+    name="tiny",
+    budget_seconds=None,
+    steps=8,
+    width=4,
+    batch=1,
+    threads=1,
+    validations=2,
+    device="cpu",
+    checkpoint_seconds=0.0,
+    mixed_precision=False,
 )
 
 
@@ -29,13 +38,15 @@ def train(archive: Archive, workdir: Path, spec: StudentSpec, **more: object) ->
 
 
 def test_importing_the_room_and_its_records_does_not_import_torch() -> None:
-    program = "import sys, students, students.compact, students.spec, students.errors; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    program = (
+        "import sys, students, students.compact, students.spec, students.errors; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
 def test_a_student_learns_and_its_folder_tells_where_it_came_from(archive: Archive, tmp_path: Path) -> None:
     seen: list[TrainProgress] = []
-    spec = TINY.model_copy(update={"steps": 60, "lr": 5e-3, "width": 8, "checkpoint_seconds": 100.0})
+    spec = TINY.model_copy(update={"steps": 40, "lr": 5e-3, "width": 8, "checkpoint_seconds": 100.0})
     done = train(archive, tmp_path, spec, progress=seen.append)
     card = read_card(done.path)
     assert card == done.card

@@ -179,9 +179,7 @@ def test_augmentation_moves_labels_with_the_image() -> None:
 
 
 def test_without_a_draw_augmentation_changes_nothing() -> None:
-    batch = data.Batch(
-        image=torch.randn(2, 1, 6, 10, 8), ids=torch.randint(0, 3, (2, 6, 10, 8)).to(torch.uint8), weight=torch.ones(2)
-    )
+    batch = data.Batch(image=torch.randn(2, 1, 6, 10, 8), ids=torch.randint(0, 3, (2, 6, 10, 8)).to(torch.uint8), weight=torch.ones(2))
     how = augment.Augmentation(spatial_chance=0, intensity_chance=0, soften_chance=0)
     same = augment.augment(batch, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0), how)
     torch.testing.assert_close(same.image, batch.image, atol=1e-4, rtol=1e-4)

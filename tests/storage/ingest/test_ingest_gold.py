@@ -38,6 +38,30 @@ def test_labels_land_on_the_voxels_they_were_drawn_on(scans: Archive, tmp_path: 
     assert (found.history.made_by, found.history.prompt_source) == ("storage.ingest.gold", "expert")
 
 
+def test_labels_stored_with_other_axes_are_turned_without_moving(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    drawn = labels(1)
+    affine = np.diag([0.5, 0.6, 2.0, 1.0])
+    flipped = affine.copy()
+    flipped[1, 1], flipped[1, 3] = -0.6, 0.6 * 5
+    write_nifti(tmp_path / "gold" / "P1-a.nii.gz", drawn[:, ::-1], affine=flipped)
+    write_nifti(tmp_path / "gold" / "P1-b.nii.gz", drawn.transpose(2, 1, 0), affine=affine[:, [2, 1, 0, 3]])
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN).added == 2
+    for case in ("P1-a", "P1-b"):
+        assert np.array_equal(scans[case].labels("gold").read(), drawn.T)
+
+
+def test_labels_of_a_converted_series_fit_the_real_dicom_series(archive: Archive, tmp_path: Path, real_data: Path) -> None:
+    ingest(archive, real_data / "ct_organs" / "dicom_series")
+    (record,) = archive.cases()
+    labels_as = tmp_path / f"{record.id}.nii.gz"
+    labels_as.symlink_to(real_data / "ct_organs" / "example_seg_dicom.nii.gz")
+    classes = tuple(ClassInfo(id=n, name=f"structure {n}") for n in range(1, 120))
+    assert import_labels(archive, labels_as, classes=classes, label_set="model").added == 1
+    found = archive[record.id].labels("model").read()
+    # Whatever the structures are, they are parts of a body, and the turned-over side of the picture is air.
+    assert np.mean(archive[record.id].read()[0][found > 0] > -900) > 0.9
+
+
 def test_a_mapping_merges_classes_and_marks_what_to_ignore(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
     write_nifti(tmp_path / "gold" / "P1-a.nii.gz", labels(1, 2, 9))
     import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping={1: 1, 2: 1, 9: IGNORE})

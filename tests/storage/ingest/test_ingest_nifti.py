@@ -60,6 +60,24 @@ def test_the_archive_gives_back_the_same_voxels_and_geometry(archive: Archive, t
     assert np.array_equal(case.read()[0].T, np.asanyarray(original.dataobj))
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(matrix=AFFINES, codes=st.sampled_from([(0, 0), (1, 0), (0, 1), (2, 1), (1, 3)]))
+def test_what_is_exported_has_the_affine_and_voxels_of_what_came_in(tmp_path: Path, matrix: np.ndarray, codes: tuple[int, int]) -> None:
+    from storage.export.nifti import write_nifti as export
+
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix, (-12.5, 3.25, 100)
+    image = nib.Nifti1Image(np.random.default_rng(1).integers(0, 200, (3, 4, 5)).astype(np.int16), affine)
+    image.header["sform_code"], image.header["qform_code"] = codes
+    nib.save(image, tmp_path / "in.nii")
+    found = read_nifti(tmp_path / "in.nii", NAMING)
+    export(found.image_czyx[0], found.record.geometry, tmp_path / "out.nii")
+    before, after = (nib.Nifti1Image.from_filename(tmp_path / name) for name in ("in.nii", "out.nii"))
+    assert np.array_equal(before.affine, after.affine)
+    assert np.array_equal(before.dataobj, after.dataobj)
+    assert before.get_data_dtype() == after.get_data_dtype()
+
+
 def test_the_header_fields_behind_the_affine_are_kept(tmp_path: Path, write_nifti: WriteNifti) -> None:
     path = write_nifti(tmp_path / "a.nii", qform_code=1)
     header = nib.Nifti1Image.from_filename(path).header

@@ -1,0 +1,160 @@
+"""What refinement keeps, what it ignores, and what it never calls background."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.errors import PlanError
+from distill.refine import (
+    ClassRule,
+    RefinePlan,
+    Verdict,
+    accepted_cases,
+    clean_mask,
+    compose,
+    judge,
+    refine_archive,
+    smooth_probability,
+    worst,
+)
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+A, B = ClassInfo(id=1, name="a"), ClassInfo(id=2, name="b")
+UNIT = (1.0, 1.0, 1.0)
+SHAPE = (6, 8, 10)
+
+
+def block(*bounds: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[tuple(slice(low, high) for low, high in bounds)] = True
+    return mask
+
+
+OBJECT = block((1, 5), (2, 6), (2, 7))
+
+
+def archive_with(path: Path, probabilities: dict[str, np.ndarray], agreement: float = 0.95) -> Archive:
+    archive = Archive.create(str(path / "a.zarr"))
+    for name, probability in probabilities.items():
+        geometry = Geometry(spacing_zyx_mm=UNIT, affine=IDENTITY)
+        record = CaseRecord(id=name, patient=name, shape_czyx=(1, *SHAPE), dtype="uint8", geometry=geometry)
+        case = archive.add_case(record, np.zeros((1, *SHAPE), np.uint8))
+        stored = np.rint(255 * probability).astype(np.uint8)
+        history = LabelHistory(label_set="teacher/r1", classes=(A,), made_by="test", fingerprint=name)
+        case.write_labels(
+            history, (probability > 0.5).astype(np.uint8), probability_kzyx=stored[None], scores={"pairwise_dice/1": agreement}
+        )
+    return archive
+
+
+def test_only_the_largest_component_stays_and_its_holes_are_filled() -> None:
+    mask = OBJECT.copy()
+    mask[3, 4, 4] = False
+    mask[0, 0, 0] = True
+    assert np.array_equal(clean_mask(mask, ClassRule()), OBJECT)
+    assert clean_mask(mask, ClassRule(largest_component=False))[0, 0, 0]
+
+
+def test_an_empty_mask_stays_empty() -> None:
+    assert not clean_mask(np.zeros(SHAPE, bool), ClassRule()).any()
+
+
+def test_smoothing_is_a_length_in_the_patient_and_spares_single_slices() -> None:
+    spike = np.zeros((9, 9, 9), np.float32)
+    spike[4, 4, 4] = 1
+    smooth = smooth_probability(spike, ClassRule(smooth_mm=1.0), (2.0, 1.0, 1.0))
+    assert smooth[5, 4, 4] < smooth[4, 5, 4]
+    single = spike[4:5]
+    assert smooth_probability(single, ClassRule(smooth_mm=1.0), UNIT) is single
+
+
+@pytest.mark.parametrize(
+    ("mask", "agreement", "rule", "expected"),
+    [
+        pytest.param(OBJECT & False, 1.0, ClassRule(), Verdict(keep="reject", reason="empty-mask"), id="empty"),
+        pytest.param(OBJECT, 0.5, ClassRule(), Verdict(keep="reject", reason="pairwise-dice-below-review"), id="disagreement"),
+        pytest.param(OBJECT, 0.8, ClassRule(), Verdict(keep="review", reason="pairwise-dice-below-accept"), id="some disagreement"),
+        pytest.param(OBJECT, 0.9, ClassRule(), Verdict(keep="accept", reason="good-agreement"), id="agreement"),
+        pytest.param(OBJECT, 0.9, ClassRule(volume_mm3=(500, 900)), Verdict(keep="review", reason="volume-outside-prior"), id="too small"),
+    ],
+)
+def test_a_verdict_carries_its_reason(mask: np.ndarray, agreement: float, rule: ClassRule, expected: Verdict) -> None:
+    assert judge(mask, agreement, rule, UNIT) == expected
+
+
+def test_the_most_cautious_verdict_decides_about_the_case() -> None:
+    assert worst(["accept", "review", "accept"]) == "review"
+    assert worst(["reject", "review"]) == "reject"
+    assert worst([]) == "accept"
+
+
+def test_voxels_near_the_threshold_are_ignored_and_far_ones_are_not() -> None:
+    probability = np.where(OBJECT, 0.95, 0.0).astype(np.float32)
+    probability[1] *= 0.55  # one slice of the object is doubtful
+    plan = RefinePlan(classes=(A,))
+    ids = compose({1: (probability, probability >= 0.5)}, {1: Verdict(keep="accept", reason="good-agreement")}, plan, SHAPE)
+    assert (ids[1][OBJECT[1]] == IGNORE).all()
+    assert (ids[3][OBJECT[3]] == 1).all()
+    assert ids[5, 7, 9] == 0
+
+
+def test_a_rejected_object_and_its_surroundings_are_ignore_and_never_background() -> None:
+    probability = np.where(OBJECT, 0.9, 0.0).astype(np.float32)
+    plan = RefinePlan(classes=(A,))
+    ids = compose({1: (probability, OBJECT)}, {1: Verdict(keep="reject", reason="pairwise-dice-below-review")}, plan, SHAPE)
+    assert (ids[OBJECT] == IGNORE).all()
+    assert not (ids == 1).any()
+    assert ids[0, 0, 0] == IGNORE or ids[5, 7, 9] == 0
+
+
+def test_a_class_nobody_prompted_makes_everything_but_the_known_classes_ignore() -> None:
+    probability = np.where(OBJECT, 0.9, 0.0).astype(np.float32)
+    verdicts = {1: Verdict(keep="accept", reason="good-agreement"), 2: Verdict(keep="reject", reason="not-prompted")}
+    ids = compose({1: (probability, OBJECT)}, verdicts, RefinePlan(classes=(A, B)), SHAPE)
+    assert (ids[OBJECT] == 1).all()
+    assert (ids[~OBJECT] == IGNORE).all()
+
+
+def test_where_two_classes_overlap_the_more_probable_one_wins() -> None:
+    left, right = np.where(OBJECT, 0.7, 0).astype(np.float32), np.where(OBJECT, 0.9, 0).astype(np.float32)
+    accepted = Verdict(keep="accept", reason="good-agreement")
+    ids = compose({1: (left, OBJECT), 2: (right, OBJECT)}, {1: accepted, 2: accepted}, RefinePlan(classes=(A, B)), SHAPE)
+    assert (ids[OBJECT] == 2).all()
+
+
+def test_refining_twice_does_nothing_the_second_time_and_a_new_rule_does_it_again(tmp_path: Path) -> None:
+    archive = archive_with(tmp_path, {"one": np.where(OBJECT, 0.95, 0.0), "two": np.zeros(SHAPE)})
+    first = refine_archive(archive, RefinePlan(classes=(A,)))
+    assert (first.done, first.skipped) == (2, 0)
+    assert first.verdicts == {"accept": 1, "reject": 1}
+    assert first.reasons == {"good-agreement": 1, "empty-mask": 1}
+    assert accepted_cases(archive, "pseudo/r1") == ["one"]
+    again = refine_archive(archive, RefinePlan(classes=(A,)))
+    assert (again.done, again.skipped) == (0, 2)
+    changed = refine_archive(archive, RefinePlan(classes=(A,), rules={1: ClassRule(threshold=0.4)}))
+    assert changed.done == 2
+
+
+def test_the_history_of_a_pseudo_label_names_its_parent_rule_and_verdict(tmp_path: Path) -> None:
+    archive = archive_with(tmp_path, {"one": np.where(OBJECT, 0.95, 0.0)})
+    refine_archive(archive, RefinePlan(classes=(A,), rules={1: ClassRule(threshold=0.45)}))
+    history = archive["one"].labels("pseudo/r1").history
+    assert history.parents == ("teacher/r1",)
+    assert history.parameters["threshold/1"] == 0.45
+    assert history.parameters["verdict/1"] == "accept"
+
+
+def test_labels_without_probabilities_are_quarantined_with_the_reason(tmp_path: Path) -> None:
+    archive = archive_with(tmp_path, {"one": np.where(OBJECT, 0.95, 0.0)})
+    history = LabelHistory(label_set="teacher/r1", classes=(A,), made_by="import", fingerprint="x")
+    archive["one"].write_labels(history, OBJECT.astype(np.uint8))
+    summary = refine_archive(archive, RefinePlan(classes=(A,)))
+    assert summary.quarantined == ("one",)
+    assert "has no probabilities" in archive.ledger.quarantined("refine:pseudo/r1")[0].error
+
+
+def test_nothing_to_refine_is_an_error_that_names_the_stage_before(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="Run the label stage first"):
+        refine_archive(Archive.create(str(tmp_path / "a.zarr")), RefinePlan(classes=(A,)))

@@ -1,0 +1,148 @@
+"""Evaluation: who is compared with whom, on which cases, and what the page shows."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from distill import quality
+from storage import Archive, ClassInfo
+from students import baselines, compact, load_student
+from students.cost import student_cost
+from students.errors import GoldLeakError
+from students.evaluate import Arm, EvaluationPlan, evaluate, unseen_cases
+from students.predict import Student
+from students.report import write_report
+from students.results import Evaluation
+from students.spec import StudentSpec
+
+CLASSES = (ClassInfo(id=3, name="kernel"),)
+
+
+@pytest.fixture(scope="module")
+def student(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Student:
+    spec = StudentSpec(
+        name="judged", budget_seconds=None, steps=30, width=8, lr=5e-3, batch=2, threads=1, device="cpu", validation_fraction=0.2
+    )
+    done = compact.train(archive, label_set="pseudo/r1", classes=CLASSES, spec=spec, workdir=tmp_path_factory.mktemp("student"))
+    return load_student(done.path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def evaluation(archive: Archive, student: Student) -> Evaluation:
+    baselines.write_ellipse_labels(archive, ["test0", "test1"], CLASSES)
+    arms = (Arm(name="ellipse in <box>", label_set=baselines.LABEL_SET), Arm(name="itself", student=student.path))
+    return evaluate(archive, student, EvaluationPlan(teacher="teacher/r1", arms=arms))
+
+
+def test_every_pair_is_measured_on_the_test_part_only(evaluation: Evaluation) -> None:
+    assert evaluation.cases == ("test0", "test1", "test2")
+    assert [c.name for c in evaluation.comparisons] == [
+        "student - gold",
+        "teacher - gold",
+        "student - teacher",
+        "ellipse in <box> - gold",
+        "itself - gold",
+    ]
+    assert evaluation.comparison("itself - gold").scores == evaluation.comparison("student - gold").scores
+
+
+def test_figures_equal_the_metrics_computed_by_hand(archive: Archive, evaluation: Evaluation) -> None:
+    teacher = evaluation.comparison("teacher - gold")
+    case = archive["test1"]
+    a, b = case.labels("teacher/r1").read() == 3, case.labels("gold").read() == 3
+    score = next(s for s in teacher.scores if s.case == "test1")
+    assert score.dice == pytest.approx(quality.dice(a, b), abs=1e-6)
+    assert score.hd95_mm == pytest.approx(quality.hd95(a, b, case.spacing_zyx_mm), abs=1e-6)
+    assert score.second_ml == pytest.approx(b.sum() * 1.5 * 0.8 * 1.0 / 1000, abs=1e-6)
+    mean = teacher.classes[0].metrics["dice"]
+    assert mean.low is not None
+    assert mean.high is not None
+    assert mean.mean is not None
+    assert mean.low <= mean.mean <= mean.high
+    assert mean.patients == 3
+
+
+def test_a_label_set_that_some_cases_lack_is_counted_as_missing(evaluation: Evaluation) -> None:
+    ellipse = evaluation.comparison("ellipse in <box> - gold")
+    assert (ellipse.cases, ellipse.missing) in {(2, 1), (3, 0)}
+
+
+def test_a_student_is_its_own_equal(evaluation: Evaluation) -> None:
+    difference = next(d for d in evaluation.differences if d.name == "student minus itself")
+    assert (difference.dice.mean, difference.dice.low, difference.dice.high) == (0, 0, 0)
+
+
+def test_corrected_and_imitated_errors_share_the_teachers_errors_out(evaluation: Evaluation) -> None:
+    assert evaluation.transfer is not None
+    assert evaluation.transfer.correction.mean is not None
+    assert evaluation.transfer.imitation.mean is not None
+    assert evaluation.transfer.correction.mean + evaluation.transfer.imitation.mean == pytest.approx(1, abs=1e-5)
+
+
+def test_training_labels_are_judged_afterwards_with_and_without_their_holes(evaluation: Evaluation) -> None:
+    assert evaluation.hindsight is not None
+    left_out = evaluation.hindsight.with_ignored_left_out.classes[0].metrics["dice"].mean
+    background = evaluation.hindsight.with_ignored_as_background.classes[0].metrics["dice"].mean
+    assert left_out == 1
+    assert background is not None
+    assert background < 1
+    assert 0.5 < evaluation.hindsight.coverage < 1
+    assert all(s.case.startswith("train") for s in evaluation.hindsight.with_ignored_left_out.scores)
+
+
+@pytest.mark.parametrize("case", ["train0", "calib0"])
+def test_cases_that_training_or_calibration_may_use_are_refused(archive: Archive, student: Student, case: str) -> None:
+    with pytest.raises(GoldLeakError, match=f"case {case}: it belongs to the part"):
+        unseen_cases(archive, student, EvaluationPlan(cases=(case,)))
+
+
+def test_a_patient_that_was_trained_on_is_refused_under_any_case_id(archive: Archive, student: Student) -> None:
+    card = student.card.model_copy(update={"training_patients": ("p-test1",)})
+    other = Student(card, student.network, student.device, student.path)
+    with pytest.raises(GoldLeakError, match=r"case test1: it is of a patient \(p-test1\)"):
+        unseen_cases(archive, other, EvaluationPlan())
+
+
+def test_a_case_that_an_earlier_step_has_seen_is_refused(archive: Archive, student: Student) -> None:
+    with pytest.raises(GoldLeakError, match="case test2: it was seen by an earlier step"):
+        unseen_cases(archive, student, EvaluationPlan(seen=frozenset({"test2"})))
+
+
+def test_without_gold_there_is_no_score(archive: Archive, student: Student) -> None:
+    with pytest.raises(GoldLeakError, match="no test case carries the label set 'gold/other'"):
+        unseen_cases(archive, student, EvaluationPlan(gold="gold/other"))
+
+
+def test_several_gold_ids_can_make_up_one_class(archive: Archive, student: Student) -> None:
+    merged = evaluate(archive, student, EvaluationPlan(gold_ids={3: (3, 4)}))
+    apart = evaluate(archive, student, EvaluationPlan(gold_ids={3: (4,)}))
+    assert (merged.mean("student - gold") or 0) > 0.5
+    assert apart.mean("student - gold") == 0
+
+
+def test_costs_count_every_parameter_once_and_the_arithmetic_of_one_case(archive: Archive, student: Student) -> None:
+    cost = student_cost(student, archive, "test0")
+    assert cost.parameters == sum(p.numel() for p in student.network.parameters()) == student.card.parameters
+    assert cost.flops_per_case > 2 * cost.parameters
+    assert cost.seconds_per_case > 0
+
+
+def test_the_json_reads_back_as_the_same_record(evaluation: Evaluation, tmp_path: Path) -> None:
+    evaluation.save(tmp_path / "e.json")
+    assert Evaluation.model_validate_json((tmp_path / "e.json").read_text()) == evaluation
+    assert "NaN" not in (tmp_path / "e.json").read_text()
+
+
+def test_the_page_needs_nothing_but_itself(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
+    page = write_report(evaluation, archive, tmp_path / "sub" / "report.html")
+    text = page.read_text(encoding="utf-8")
+    assert json.loads(page.with_suffix(".json").read_text())["student"] == "judged"
+    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", text)
+    assert text.count("data:image/png;base64,") == 3
+    assert "ellipse in <box>" not in text
+    assert "ellipse in &lt;box&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    for word in ("Dice", "NSD", "HD95 (mm)", "volume bias (%)", "agreement, not accuracy", "seconds per case"):
+        assert word in text

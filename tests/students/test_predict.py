@@ -1,0 +1,156 @@
+"""Using a student: geometry survives, bad files do not stop good ones, and the archive remembers who answered."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from storage import Archive, ClassInfo
+from students import compact, load_student
+from students.errors import VolumeError
+from students.predict import Student, predict_cases, predict_files
+from students.spec import StudentSpec
+
+CLASSES = (ClassInfo(id=3, name="kernel"),)
+
+
+@pytest.fixture(scope="module")
+def student(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Student:
+    spec = StudentSpec(
+        name="quick", budget_seconds=None, steps=40, width=8, lr=5e-3, batch=2, threads=1, device="cpu", validation_fraction=0
+    )
+    done = compact.train(archive, label_set="gold", classes=CLASSES, spec=spec, workdir=tmp_path_factory.mktemp("student"))
+    return load_student(done.path, device="cpu")
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_labels_are_class_ids_on_the_grid_of_the_volume(archive: Archive, student: Student) -> None:
+    case = archive["test0"]
+    found = student.predict(case.read(), case.spacing_zyx_mm)
+    gold = case.labels("gold").read() > 0
+    assert found.labels.dtype == np.uint8
+    assert found.labels.shape == gold.shape
+    assert set(np.unique(found.labels)) == {0, 3}
+    assert found.probability.shape == (1, *gold.shape)
+    np.testing.assert_array_equal(found.labels > 0, found.probability[0] > 0.5)
+    assert overlap(found.labels > 0, gold) > 0.7
+
+
+def test_a_volume_without_a_channel_axis_is_answered_the_same(archive: Archive, student: Student) -> None:
+    case = archive["test0"]
+    with_axis, without = student.predict(case.read(), case.spacing_zyx_mm), student.predict(case.read()[0], case.spacing_zyx_mm)
+    np.testing.assert_array_equal(with_axis.labels, without.labels)
+
+
+def test_a_finer_scan_of_the_same_object_gets_the_same_answer_on_its_own_grid(archive: Archive, student: Student) -> None:
+    case = archive["test1"]
+    fine = case.read()[0].repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    spacing = [s / 2 for s in case.spacing_zyx_mm]
+    coarse, found = student.predict(case.read(), case.spacing_zyx_mm).labels, student.predict(fine, spacing).labels
+    assert found.shape == fine.shape
+    assert overlap(found > 0, coarse.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2) > 0) > 0.9
+
+
+def test_a_volume_larger_than_the_patch_is_covered(archive: Archive, student: Student) -> None:
+    case = archive["test0"]
+    tiled = np.tile(case.read()[0], (1, 3, 1))
+    found = student.predict(tiled, case.spacing_zyx_mm).labels
+    rows = found.any(axis=(0, 2)).reshape(3, -1)
+    assert rows.any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "match"),
+    [
+        ((4, 5), (1, 1, 1), r"shape \(4, 5\)"),
+        ((2, 4, 5, 6), (1, 1, 1), "1 channel"),
+        ((4, 5, 6), (0, 1, 1), "three positive lengths"),
+    ],
+    ids=["a flat array", "too many channels", "no slice thickness"],
+)
+def test_a_volume_that_cannot_be_answered_is_refused_with_what_was_found(
+    student: Student, shape: tuple[int, ...], spacing: tuple[float, ...], match: str
+) -> None:
+    with pytest.raises(VolumeError, match=match):
+        student.predict(np.ones(shape, np.float32), spacing)
+
+
+def test_a_volume_of_nothing_but_nan_is_refused(student: Student) -> None:
+    with pytest.raises(VolumeError, match="finite"):
+        student.predict(np.full((4, 5, 6), np.nan, np.float32), (1, 1, 1))
+
+
+def test_only_the_largest_piece_is_kept_where_asked(archive: Archive, student: Student) -> None:
+    import cc3d
+
+    case = archive["test0"]
+    tiled = np.tile(case.read()[0], (1, 3, 1))
+    single = student.predict(tiled, case.spacing_zyx_mm, largest_component=True).labels
+    many = student.predict(tiled, case.spacing_zyx_mm).labels
+    assert cc3d.connected_components(single > 0).max() == 1
+    assert cc3d.connected_components(many > 0).max() > 1
+
+
+def oblique(array_kji: np.ndarray, path: Path) -> Path:
+    affine = np.array([[0.9, 0.2, 0.0, -20.0], [-0.2, 0.75, 0.1, 7.5], [0.05, -0.1, 1.5, 3.25], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.ascontiguousarray(array_kji.T), affine)
+    image.set_sform(affine, 2)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, path)
+    return path
+
+
+def test_the_output_file_lies_exactly_where_its_input_lies(archive: Archive, student: Student, tmp_path: Path) -> None:
+    source = oblique(archive["test0"].read()[0], tmp_path / "scan.nii.gz")
+    (record,) = predict_files(student, [source], tmp_path / "out")
+    assert record.problem == ""
+    assert record.output == tmp_path / "out" / "scan.nii.gz"
+    given, answer = nib.load(source), nib.load(record.output)
+    np.testing.assert_array_equal(answer.affine, given.affine)
+    assert answer.shape == given.shape
+    assert answer.get_data_dtype() == np.uint8
+    for key in ("sform_code", "qform_code", "xyzt_units", "pixdim", "quatern_b", "qoffset_x"):
+        np.testing.assert_array_equal(answer.header[key], given.header[key])
+    spacing = given.header.get_zooms()[::-1]
+    wanted = student.predict(np.asanyarray(given.dataobj).T, [float(s) for s in spacing]).labels
+    np.testing.assert_array_equal(np.asanyarray(answer.dataobj).T, wanted)
+
+
+def test_a_bad_file_is_reported_and_the_others_are_answered(archive: Archive, student: Student, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    oblique(archive["test0"].read()[0], folder / "a.nii.gz")
+    (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:400])
+    (folder / "c.nii").write_text("these are not the voxels you are looking for")
+    oblique(archive["test1"].read()[0], folder / "d.nii")
+    seen: list[str] = []
+    records = predict_files(student, [folder], tmp_path / "out", lambda r: seen.append(r.source.name))
+    assert seen == ["a.nii.gz", "b.nii.gz", "c.nii", "d.nii"]
+    assert [bool(r.problem) for r in records] == [False, True, True, False]
+    assert records[1].problem.startswith("b.nii.gz: ")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "d.nii.gz"]
+
+
+def test_two_inputs_of_one_name_do_not_overwrite_each_other(archive: Archive, student: Student, tmp_path: Path) -> None:
+    first = oblique(archive["test0"].read()[0], tmp_path / "a.nii.gz")
+    second = oblique(archive["test1"].read()[0], tmp_path / "a.nii")
+    records = predict_files(student, [first, second], tmp_path / "out")
+    assert records[0].output is not None
+    assert "overwrite" in records[1].problem
+
+
+def test_the_archive_remembers_which_student_answered_and_asks_no_second_time(archive: Archive, student: Student) -> None:
+    cases = ["test0", "test2"]
+    assert predict_cases(student, archive, cases) == 2
+    assert predict_cases(student, archive, cases) == 0
+    labels = archive["test0"].labels("student/quick")
+    assert labels.history.made_by == "students.predict"
+    assert labels.history.parents == ("gold",)
+    assert labels.history.fingerprint == student.card.fingerprint
+    assert labels.probability is not None
+    np.testing.assert_array_equal(labels.probability[:][0] > 127, labels.read() > 0)
