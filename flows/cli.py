@@ -226,9 +226,10 @@ def main(arguments: list[str] | None = None) -> None:
     words = [*(["--debug"] if debug else []), *(word for word in words if word != "--debug")]
     try:
         app(words)
-    except KeyboardInterrupt:
-        _complain("stopped. The same command goes on where it was.")
-        sys.exit(STOPPED)
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # typer's answer to Ctrl-C
+            _complain("stopped. The same command goes on where it was.")
+        raise
     except Exception as error:
         if debug:
             raise

@@ -88,7 +88,7 @@ def _organ(rng: np.random.Generator) -> Bool[np.ndarray, "z y x"]:
     """One connected irregular blob around the middle."""
     centre = np.array(SHAPE_ZYX) / 2 + rng.uniform(-3, 3, 3)
     radii = np.array([11.0, 15.0, 9.5]) * rng.uniform(0.85, 1.15, 3)
-    wobble = 0.16 * _smooth(rng, 5.0)
+    wobble = 0.28 * _smooth(rng, 4.5)
     inside = _distance(rng, centre, radii) + wobble < 1
     components, count = ndimage.label(inside)
     sizes = ndimage.sum_labels(inside, components, range(1, count + 1))

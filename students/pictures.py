@@ -81,8 +81,9 @@ def _tile(
 
 def _rim(mask: np.ndarray) -> np.ndarray:
     """Return an outline two pixels wide, inside the mask."""
-    outer = surface(mask)
-    return outer | surface(mask & ~outer)
+    outer: np.ndarray = surface(mask)
+    rim: np.ndarray = outer | surface(mask & ~outer)
+    return rim
 
 
 def _window(seen: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:

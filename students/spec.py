@@ -87,8 +87,8 @@ class HistoryPoint(Frozen):
 
     step: int
     seconds: float
-    loss: float
-    """Mean training loss since the point before."""
+    loss: float | None
+    """Mean training loss since the point before; None when no step since then had a finite gradient."""
     lr: float
     agreement: float | None
     """Mean foreground Dice with the held-out pseudo-labels (not with gold); None without held-out cases."""

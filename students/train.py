@@ -6,6 +6,7 @@ A batch depends on (seed, step) alone, so a resumed run continues as if nothing 
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from distill.quality import dice_per_class
 from students.augment import Augmentation, augment
 from students.checkpoint import load_checkpoint, save_checkpoint
 from students.data import Batch, PatchSource
+from students.errors import TrainingError
 from students.losses import segmentation_loss, targets_from_ids
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
@@ -32,6 +34,9 @@ EMA_DECAY = 0.99
 
 _GRADIENT_NORM = 12.0
 """nnU-Net's clip; it only catches the occasional spike."""
+
+_SKIPS = 20
+"""A few steps without a finite gradient are bf16's bad luck; this many in a row are a broken network."""
 
 _VALIDATION_CASES = 12
 """At most so many held-out cases are looked at; more would eat the budget without changing the choice."""
@@ -50,6 +55,8 @@ class Progressing:
     best_weights: dict[str, Tensor] | None = None
     waited: int = 0
     """Validations since the best one."""
+    skipped: int = 0
+    """Steps in a row whose gradient was not finite."""
     losses: list[float] = field(default_factory=list)
     """Since the last validation."""
     history: list[HistoryPoint] = field(default_factory=list)
@@ -125,12 +132,26 @@ class Training:
         loss = segmentation_loss(logits, targets, weights)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
-        self._optimiser.step()
+        self._apply(float(loss.detach()))
+        return float(loss.detach())
+
+    def _apply(self, loss: float) -> None:
+        """Step along the gradients, unless one of them is not finite: such a step is skipped, and a row of them ends the training."""
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM))
         self.state.step += 1
-        self._follow()
-        self.state.losses.append(float(loss.detach()))
-        return self.state.losses[-1]
+        if math.isfinite(norm) and math.isfinite(loss):
+            self._optimiser.step()
+            self._follow()
+            self.state.losses.append(loss)
+            self.state.skipped = 0
+            return
+        self.state.skipped += 1
+        if self.state.skipped >= _SKIPS:
+            message = (
+                f"student {self.spec.name}: {_SKIPS} steps in a row gave a loss or gradient that is not finite (last loss {loss}, step "
+                f"{self.state.step}). Lower lr (now {self.spec.lr}), or set mixed_precision to false."
+            )
+            raise TrainingError(message)
 
     def _changed(self, batch: Batch) -> Batch:
         """Move a batch to the device and augment it there."""
@@ -156,7 +177,7 @@ class Training:
             HistoryPoint(
                 step=self.state.step,
                 seconds=self.state.seconds,
-                loss=float(np.mean(self.state.losses)),
+                loss=float(np.mean(self.state.losses)) if self.state.losses else None,
                 lr=float(self._optimiser.param_groups[0]["lr"]),
                 agreement=agreement,
             )

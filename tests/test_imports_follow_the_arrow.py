@@ -32,7 +32,9 @@ def test_a_room_imports_only_rooms_to_its_left(room: str) -> None:
 
 @pytest.mark.parametrize("room", ROOMS[:-1])
 def test_only_flows_knows_prefect_and_the_command_line(room: str) -> None:
-    wrong = {str(path.relative_to(ROOT)): found for path in (ROOT / room).rglob("*.py") if (found := imported_by(path) & set(OF_FLOWS_ONLY))}
+    wrong = {
+        str(path.relative_to(ROOT)): found for path in (ROOT / room).rglob("*.py") if (found := imported_by(path) & set(OF_FLOWS_ONLY))
+    }
     assert wrong == {}
 
 

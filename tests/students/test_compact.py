@@ -93,7 +93,7 @@ def test_after_sigkill_the_same_command_finishes_with_the_very_same_weights(arch
     folder = tmp_path / "killed" / "tiny"
     command = [sys.executable, "-c", _PROGRAM, archive.url, TINY.model_dump_json(), str(tmp_path / "killed")]
     running = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (folder / CHECKPOINT).exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
@@ -117,12 +117,13 @@ def test_a_resumed_training_goes_on_with_what_is_left_of_its_time(archive: Archi
     spec = TINY.model_copy(update={"steps": None, "budget_seconds": 6.0, "patience": 99})
     with pytest.raises(StopError):
         train(archive, tmp_path, spec, progress=stop)
-    started = time.monotonic()
-    done = train(archive, tmp_path, spec)
+    later: list[TrainProgress] = []
+    done = train(archive, tmp_path, spec, progress=later.append)
     assert done.resumed
+    assert later[0].seconds > 1.5
+    assert later[0].resumed
     assert done.card.stopped == "budget"
     assert done.card.seconds >= 6.0
-    assert time.monotonic() - started < 6.0
 
 
 def test_a_damaged_checkpoint_costs_its_work_and_not_the_run(archive: Archive, tmp_path: Path) -> None:
@@ -191,3 +192,22 @@ def test_weights_of_another_network_are_refused(archive: Archive, tmp_path: Path
     (one.path / "model.safetensors").write_bytes((two.path / "model.safetensors").read_bytes())
     with pytest.raises(StudentFileError, match="Both must come from one training"):
         load_student(one.path)
+
+
+def test_one_step_without_a_finite_gradient_is_skipped_and_a_row_of_them_is_an_error(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from students import train as training
+
+    real, calls = training.segmentation_loss, [0]
+
+    def sometimes(*arguments: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return real(*arguments) * (float("nan") if calls[0] == 2 else 1.0)
+
+    monkeypatch.setattr(training, "segmentation_loss", sometimes)
+    done = train(archive, tmp_path / "once", TINY)
+    assert all(torch.isfinite(v).all() for v in load_file(done.path / "model.safetensors").values())
+    monkeypatch.setattr(training, "segmentation_loss", lambda *arguments: real(*arguments) * float("nan"))
+    with pytest.raises(TrainingError, match="20 steps in a row"):
+        train(archive, tmp_path / "always", TINY.model_copy(update={"steps": 40}))

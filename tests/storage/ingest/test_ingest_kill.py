@@ -15,8 +15,8 @@ from storage import Archive
 from storage.ingest import ingest
 
 WriteNifti = Callable[..., Path]
-CASES = 24
-KILLS = 3
+CASES = 16
+KILLS = 2
 PROGRAM = """
 import sys
 from pathlib import Path

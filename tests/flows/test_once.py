@@ -1,0 +1,76 @@
+"""A stage with one unit is done once per fingerprint."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.once import perform_once
+from flows.results import StageResult
+from storage import Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    from storage import Archive
+
+    return Archive.create(str(tmp_path / "a.zarr")).ledger
+
+
+class Work:
+    """Writes its output, or fails, and counts."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.calls = 0
+        self.error: BaseException | None = None
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        self.output.write_text("trained")
+        return "0.5 M parameters"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path / "student.json")
+
+
+def perform(ledger: Ledger, work: Work, fingerprint: str = "a") -> StageResult:
+    return perform_once(ledger, stage="train", unit="compact", fingerprint=fingerprint, output=work.output, work=work)
+
+
+def test_the_second_call_does_nothing(ledger: Ledger, work: Work) -> None:
+    assert (perform(ledger, work).done, perform(ledger, work).skipped, work.calls) == (1, 1, 1)
+
+
+def test_another_fingerprint_is_other_work(ledger: Ledger, work: Work) -> None:
+    perform(ledger, work)
+    assert perform(ledger, work, "b").done == 1
+
+
+def test_a_deleted_output_is_made_again(ledger: Ledger, work: Work) -> None:
+    perform(ledger, work)
+    work.output.unlink()
+    assert (perform(ledger, work).done, work.calls) == (1, 2)
+
+
+def test_a_failure_is_tried_again_and_given_up_after_the_third(ledger: Ledger, work: Work) -> None:
+    perform(ledger, work, "before")  # an older output lies there
+    work.error = ValueError("labels contradict the classes")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="contradict"):
+            perform(ledger, work)
+    result = perform(ledger, work)
+    assert (result.quarantined, work.calls) == (1, 4)
+    assert "labels contradict the classes" in result.note
+
+
+def test_ctrl_c_gives_the_unit_back_without_a_mark(ledger: Ledger, work: Work) -> None:
+    work.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        perform(ledger, work)
+    assert ledger.counts("train")["pending"] == 1
+    work.error = None
+    assert perform(ledger, work).done == 1

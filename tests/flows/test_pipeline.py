@@ -1,0 +1,122 @@
+"""The flows: order, retries, and a rerun that does nothing. Stages are stand-ins; Prefect, archive and ledger are real."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from flows.launch import launch
+from flows.results import RunSummary, StageResult, merged
+
+WriteRecipe = Callable[[str], Path]
+SMALLEST = "archive: ./archive.zarr\nclasses: {1: {name: organ}}\n"
+
+
+class StandIns(Protocol):
+    asked: list[str]
+    quarantined: int
+
+
+def _add_case(recipe: Path) -> None:
+    import numpy as np
+
+    from storage import Archive, CaseRecord, Geometry
+
+    geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)))
+    image = np.arange(24, dtype=np.int16).reshape(1, 2, 3, 4)
+    record = CaseRecord(id="new", patient="p", shape_czyx=(1, 2, 3, 4), dtype="int16", geometry=geometry)
+    Archive.open(str(recipe.parent / "archive.zarr")).add_case(record, image)
+
+
+def test_a_run_asks_the_stages_in_order_and_the_next_one_none(
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None
+) -> None:
+    recipe = write_recipe(SMALLEST)
+    first = launch(recipe)
+    assert stand_ins.asked == ["ingest", "label", "calibrate", "refine", "train", "evaluate"]
+    assert (first.up_to_date, first.work, first.left) == (False, 10, 0)
+    second = launch(recipe)
+    assert second.up_to_date
+    assert len(stand_ins.asked) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda recipe: recipe.write_text(SMALLEST + "refine: {risk: 0.2}\n"), id="a parameter"),
+        pytest.param(lambda recipe: (recipe.parent / "results/students/compact/student.json").unlink(), id="the student is gone"),
+        pytest.param(_add_case, id="a new case"),
+    ],
+)
+def test_a_change_makes_a_run_look_again(
+    change: Callable[[Path], Any], write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None
+) -> None:
+    recipe = write_recipe(SMALLEST)
+    launch(recipe)
+    change(recipe)
+    assert not launch(recipe).up_to_date
+    assert len(stand_ins.asked) == 12
+
+
+def test_a_single_stage_runs_alone_however_often_it_is_asked(write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None) -> None:
+    recipe = write_recipe(SMALLEST)
+    launch(recipe, ("label",))
+    launch(recipe, ("label",))
+    assert stand_ins.asked == ["label", "label"]
+
+
+def test_quarantined_units_reach_the_summary(write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None) -> None:
+    stand_ins.quarantined = 2
+    assert launch(write_recipe(SMALLEST)).left == 2
+
+
+def test_an_error_of_a_stage_arrives_as_it_was_raised(
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+    from flows.errors import StageError
+
+    def broken(recipe: object, shard: object) -> StageResult:
+        message = "no teacher"
+        raise StageError(message)
+
+    monkeypatch.setattr(stages, "label", broken)
+    with pytest.raises(StageError, match="no teacher"):
+        launch(write_recipe(SMALLEST))
+
+
+def test_shards_add_up() -> None:
+    parts = [
+        StageResult(stage="label", done=2, seconds=1.0),
+        StageResult(stage="label", done=1, skipped=3, quarantined=1, output="teacher/r1"),
+    ]
+    assert merged("label", parts) == StageResult(stage="label", done=3, skipped=3, quarantined=1, seconds=1.0, output="teacher/r1")
+
+
+def test_cases_are_cut_into_shards_that_know_their_place() -> None:
+    from flows.stages import _shards
+
+    shards = _shards(["a", "b", "c"], 2)
+    assert [(shard.name, shard.cases, shard.offset, shard.total) for shard in shards] == [("1/2", ("a", "b"), 0, 3), ("2/2", ("c",), 2, 3)]
+
+
+def test_only_passing_faults_are_retried() -> None:
+    from prefect.states import Failed
+
+    from flows.errors import StageError
+    from flows.pipeline import is_passing_fault
+
+    def verdict(error: BaseException) -> bool:
+        from typing import cast
+
+        return is_passing_fault(cast("Any", None), cast("Any", None), Failed(data=error))
+
+    assert verdict(OSError(28, "No space left on device"))
+    assert verdict(ConnectionError("reset"))
+    assert not verdict(FileNotFoundError("gone"))
+    assert not verdict(StageError("no archive"))
+
+
+def test_an_empty_summary_has_nothing_left() -> None:
+    assert (RunSummary(stages=()).left, RunSummary(stages=()).work) == (0, 0)
