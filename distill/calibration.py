@@ -18,7 +18,7 @@ from distill.refine import ClassRule, clean_mask, smooth_probability
 from storage import Archive, ClassInfo, LabelSetNotFoundError
 
 THRESHOLDS = tuple(round(0.25 + 0.025 * n, 3) for n in range(23))
-SMOOTHING_MM = (0.0, 0.7, 1.0, 1.4)
+SMOOTHING_MM = (0.0, 0.7, 1.0, 1.4, 2.0)
 LEAST_PATIENTS = 3
 """With fewer gold patients a threshold would be fitted to their noise; the defaults stand instead."""
 
@@ -59,6 +59,7 @@ def calibrate(
     rules: dict[int, ClassRule] | None = None,
     risk: float = 0.2,
     gold: str = "gold",
+    smoothing_mm: Sequence[float] = SMOOTHING_MM,
 ) -> dict[int, ClassCalibration]:
     """Set each class's rule on the cases of the ``calibration`` part that carry gold and the source label set.
 
@@ -69,6 +70,7 @@ def calibrate(
         rules: what the recipe fixed; thresholds and smoothing in them are starting points.
         risk: largest mean Dice loss (1 - Dice) among accepted masks.
         gold: name of the gold label set.
+        smoothing_mm: lengths to choose from; ``(0.0,)`` leaves slices as they are.
 
     Raises:
         CalibrationError: if ``risk`` is not between 0 and 1.
@@ -78,7 +80,7 @@ def calibrate(
         raise CalibrationError(message)
     start = rules or {}
     return {
-        info.id: _calibrate_class(_gold_cases(archive, info.id, source, gold), info.id, start.get(info.id, ClassRule()), risk)
+        info.id: _calibrate_class(_gold_cases(archive, info.id, source, gold), info.id, start.get(info.id, ClassRule()), risk, smoothing_mm)
         for info in classes
     }
 
@@ -100,7 +102,9 @@ def _gold_cases(archive: Archive, class_id: int, source: str, gold: str) -> list
     return [each for each in found if each.gold.any()]
 
 
-def _calibrate_class(cases: list[_GoldCase], class_id: int, start: ClassRule, risk: float) -> ClassCalibration:
+def _calibrate_class(
+    cases: list[_GoldCase], class_id: int, start: ClassRule, risk: float, smoothing_mm: Sequence[float]
+) -> ClassCalibration:
     patients = len({case.patient for case in cases})
     if patients < LEAST_PATIENTS:
         note = f"{patients} gold patients in the calibration part, {LEAST_PATIENTS} needed: the default thresholds stand and are not calibrated"
@@ -114,7 +118,7 @@ def _calibrate_class(cases: list[_GoldCase], class_id: int, start: ClassRule, ri
             volume_bias_after=np.nan,
             note=note,
         )
-    candidates = [replace(start, threshold=t, smooth_mm=s) for s, t in product(SMOOTHING_MM, THRESHOLDS)]
+    candidates = [replace(start, threshold=t, smooth_mm=s) for s, t in product(smoothing_mm, THRESHOLDS)]
     chosen = max(candidates, key=lambda rule: float(np.mean(_dices(cases, rule))))
     accept, note = _accept_threshold(cases, chosen, risk)
     rule = replace(chosen, accept_from=accept, review_from=min(start.review_from, accept))

@@ -15,6 +15,7 @@ import numpy as np
 
 from distill.errors import PlanError
 from distill.intensity import choose_window
+from distill.planes import ask_other_planes
 from distill.prompts.hints import hints_by_slice
 from distill.prompts.schedule import schedule_slices
 from distill.quality import dice
@@ -24,7 +25,7 @@ from distill.uncertainty import LN2, binary_entropy
 from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
 from storage import Archive, CaseRecord, ClassInfo, LabelHistory, Prompt, fingerprint
 
-ENGINE = "1"
+ENGINE = "2"
 """Raised whenever the engine's answers change, so that old labels are recomputed."""
 ATTEMPTS = 3
 
@@ -191,6 +192,8 @@ class _LabelRun:
         """Ask about a window; if that fails, ask case by case, so that one poisoned case is found and the others go on."""
         try:
             run_wavefront(teacher, window, self.plan.ask)
+            if self.plan.ask.planes == "three":
+                ask_other_planes(teacher, window, self.plan.ask)
         except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
             if len(window) == 1:
                 self.archive.ledger.fail(self.stage, window[0].record.id, error)
@@ -243,6 +246,7 @@ class _LabelRun:
                 "boxes": ask.boxes,
                 "jitter": ask.jitter,
                 "flips": ask.flips,
+                "planes": ask.planes,
                 "seed": ask.seed,
                 "window_low": work.window.low,
                 "window_high": work.window.high,
@@ -274,6 +278,8 @@ def measure(work: CaseWork) -> dict[str, float]:
         scores[f"slice_consistency/{class_id}"] = float(np.nanmean(pairs)) if np.isfinite(pairs).any() else 1.0
         scores[f"volume_mm3/{class_id}"] = float(masks.sum()) * voxel_mm3
         scores[f"slices_asked/{class_id}"] = float(len(zs))
+        if target.plane_agreement is not None:
+            scores[f"plane_agreement/{class_id}"] = target.plane_agreement
     return scores
 
 

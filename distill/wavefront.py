@@ -8,6 +8,7 @@ writes the same bytes as an undisturbed one.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class AskSettings:
     """Standard deviation of each box side, as a share of the box."""
     flips: bool = True
     """Ask about the left-right mirror image too."""
+    planes: Literal["axial", "three"] = "three"
+    """``three`` also asks coronal and sagittal slices of volumes that are near isotropic (see ``distill.planes``)."""
     box_margin: float = 0.10
     """Nothing is believed further outside the box than this share of its sides (and one pixel)."""
     end_area_share: float = 0.30
@@ -51,6 +54,8 @@ class ClassWork:
     iou: dict[int, float] = field(default_factory=dict)
     absent: set[int] = field(default_factory=set)
     """Slices that were asked or reached, and on which the class is not."""
+    plane_agreement: float | None = None
+    """Mean Dice between the answers of three planes; None where only axial slices were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

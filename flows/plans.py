@@ -24,7 +24,12 @@ def label_plan(recipe: Recipe) -> LabelPlan:
         classes=class_infos(recipe),
         teacher=recipe.teacher.checkpoint,
         profile=recipe.teacher.profile,
-        ask=AskSettings(boxes=recipe.uncertainty.boxes, jitter=recipe.uncertainty.jitter, flips=recipe.uncertainty.flips),
+        ask=AskSettings(
+            boxes=recipe.uncertainty.boxes,
+            jitter=recipe.uncertainty.jitter,
+            flips=recipe.uncertainty.flips,
+            planes=recipe.uncertainty.planes,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from flows.places import resolve_address, resolve_path
 
 def _path_from_context(value: object, info: ValidationInfo) -> object:
     """Resolve a path against the recipe's folder, which the loader passes as context."""
-    return resolve_path(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
+    return resolve_path(str(value), folder=(info.context or {}).get("folder")) if isinstance(value, (str, Path)) else value
 
 
 def _address_from_context(value: object, info: ValidationInfo) -> object:
@@ -118,6 +118,8 @@ class UncertaintyBlock(_Block):
     jitter: float = Field(default=0.05, ge=0, le=0.5)
     """Standard deviation of each side, as a part of the box's size."""
     flips: bool = True
+    planes: Literal["axial", "three"] = "three"
+    """``three`` also asks coronal and sagittal slices of volumes whose voxels are near isotropic."""
 
 
 class RefineBlock(_Block):
@@ -154,7 +156,7 @@ class Recipe(_Block):
     archive: Address
     catalog: str | None = None
     """Any SQLAlchemy URL; without it, SQLite beside the archive."""
-    results: RecipePath = Path("results")
+    results: RecipePath = Field(default=Path("results"), validate_default=True)
     """Folder for students and reports."""
     ingest: IngestBlock | None = None
     """Leave out when the archive is filled already."""
@@ -167,11 +169,6 @@ class Recipe(_Block):
     evaluate: EvaluateBlock = EvaluateBlock()
     schedule: str | None = Field(default=None, pattern=r"^\S+( \S+){4}$")
     """Cron line for unattended runs; ``samdistill run`` runs at once and ignores it."""
-
-    @field_validator("results")
-    @classmethod
-    def _beside_the_recipe(cls, value: Path, info: ValidationInfo) -> Path:
-        return resolve_path(str(value), folder=(info.context or {}).get("folder"))
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Recipe":

@@ -4,13 +4,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from distill.calibration import ClassCalibration, calibrate
+from distill.calibration import SMOOTHING_MM, ClassCalibration, calibrate
 from distill.refine import ClassRule, RefinePlan
 from flows.once import perform_once
 from flows.plans import class_infos
 from flows.recipe import Recipe
 from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, fingerprint
+
+UNCALIBRATED_SMOOTHING_MM = 1.0
+"""Makes neighbouring slices agree where there is no gold to choose a length on."""
 
 
 class CalibrationFile(BaseModel):
@@ -42,7 +45,10 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
 
 
 def _calibrate(archive: Archive, recipe: Recipe) -> str:
-    found = calibrate(archive, class_infos(recipe), source=TEACHER_SET, rules=starting_rules(recipe), risk=recipe.refine.risk)
+    smoothing_mm = SMOOTHING_MM if recipe.refine.consistency == "3d" else (0.0,)
+    found = calibrate(
+        archive, class_infos(recipe), source=TEACHER_SET, rules=starting_rules(recipe), risk=recipe.refine.risk, smoothing_mm=smoothing_mm
+    )
     path = calibration_file(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(CalibrationFile(classes=found).model_dump_json(indent=1), encoding="utf-8")
@@ -52,7 +58,11 @@ def _calibrate(archive: Archive, recipe: Recipe) -> str:
 def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
     """What the recipe says about each class before any gold is looked at."""
     return {
-        key: ClassRule(largest_component=recipe.refine.largest_component, volume_mm3=block.volume_mm3)
+        key: ClassRule(
+            largest_component=recipe.refine.largest_component,
+            volume_mm3=block.volume_mm3,
+            smooth_mm=UNCALIBRATED_SMOOTHING_MM if recipe.refine.consistency == "3d" else 0.0,
+        )
         for key, block in recipe.classes.items()
     }
 

@@ -94,7 +94,11 @@ def load_network(folder: str | Path, card: StudentCard) -> nn.Module:
     path = Path(folder) / WEIGHTS
     network = build_network(card.plan)
     try:
-        network.load_state_dict(load_file(path))
+        weights = load_file(path)
+        if weights.keys() != dict(network.named_parameters()).keys():
+            message = "its tensors have other names"
+            raise StudentFileError(message)  # noqa: TRY301 - the sentence below gives the file
+        network.load_state_dict(weights, strict=False)  # DynUNet lists shared weights twice; the check above was strict
     except Exception as error:
         message = f"{path}: the weights cannot be used with {CARD} beside them ({error}). Both must come from one training."
         raise StudentFileError(message) from error

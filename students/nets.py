@@ -78,8 +78,9 @@ def plan_network(
     dimensions = choose_dimensions(spec, shapes_zyx)
     spacing = np.median(np.asarray(spacings_zyx_mm, dtype=float), axis=0)
     sizes = [tuple(np.asarray(shape) * given / spacing) for shape, given in zip(shapes_zyx, spacings_zyx_mm, strict=True)]
-    patch = spec.patch_zyx or plan_patch(dimensions, sizes)
     first = 1 if dimensions == "2d" else 0
+    asked = spec.patch_zyx or plan_patch(dimensions, sizes)
+    patch = (1 if first else _round_up(asked[0]), _round_up(asked[1]), _round_up(asked[2]))
     strides, kernels = plan_levels(patch[first:], spacing[first:].tolist())
     return NetworkPlan(
         dimensions=dimensions,
@@ -96,9 +97,9 @@ def plan_network(
 
 def build_network(plan: NetworkPlan) -> nn.Module:
     """Return the network of a plan with fresh weights; seed torch before for repeatable ones."""
-    from monai.networks.nets.dynunet import DynUNet
+    from students.unet import CompactUNet
 
-    return DynUNet(
+    return CompactUNet(
         spatial_dims=3 if plan.dimensions == "3d" else 2,
         in_channels=plan.in_channels,
         out_channels=plan.outputs,

@@ -54,8 +54,7 @@ class StudentSpec(Frozen):
     """Volumes kept ready in memory, in all; the others are read patch by patch."""
     augment: bool = True
     mixed_precision: bool | None = None
-    """bf16 autocast; None: on CUDA, and on CPUs that have bf16 instructions. With it, oneDNN's sums depend on where memory happens to
-    lie, so that two runs of one seed differ in the last bits; False repeats bit for bit on a CPU."""
+    """bf16 autocast; None: on CUDA, and on CPUs that have bf16 instructions. Only False promises bit-equal repeats on a CPU."""
 
 
 class Normalisation(Frozen):

@@ -87,7 +87,11 @@ class Training:
         """The averaged weights of the best validation, or the last ones when nobody was held out."""
         if self.state.best_weights is not None:
             return self.state.best_weights
-        return {name: tensor.clone() for name, tensor in self._average.state_dict().items()}
+        return self._averaged()
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """Return a copy of the averaged weights, each once (DynUNet's state lists most of them under two names)."""
+        return {name: weight.detach().cpu().clone() for name, weight in self._average.named_parameters()}
 
     def run(self, progress: Callable[[TrainProgress], None] | None = None) -> None:
         """Train until the budget, the steps or the patience run out, continuing from a checkpoint of the same inputs if there is one."""
@@ -202,7 +206,7 @@ class Training:
             return
         if self.state.best is None or agreement > self.state.best + _GAIN:
             self.state.best, self.state.waited = agreement, 0
-            self.state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self._average.state_dict().items()}
+            self.state.best_weights = self._averaged()
         else:
             self.state.waited += 1
 

@@ -28,7 +28,7 @@ def _sample_coarsely(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     grid = size if rng.random() < 0.35 else int(np.exp(rng.uniform(np.log(28), np.log(size))))
     coarse = cv2.resize(image, (grid, grid), interpolation=cv2.INTER_AREA)
     sigma = float(np.exp(rng.uniform(np.log(0.004), np.log(0.12))))
-    noise = rng.standard_normal(coarse.shape).astype(np.float32)
+    noise = np.asarray(rng.standard_normal(coarse.shape), np.float32)
     if rng.random() < 0.3:
         noise = 2.0 * cv2.GaussianBlur(noise, (0, 0), 0.8)
     return np.asarray(cv2.resize(coarse + sigma * noise, (size, size), interpolation=cv2.INTER_LINEAR))

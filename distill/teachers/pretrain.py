@@ -5,7 +5,8 @@ four objects are drawn and prompted with a box (exact or jittered), points, or b
 of the true mask as the mask prompt, as slice-to-slice propagation will give it. The decoder's single-mask answer and the best of its
 three multimask answers are pulled to the object by binary cross-entropy (normalised by the box, so that small objects count)
 plus soft Dice; the IoU head regresses the IoU that each mask really has. AdamW, warm-up, cosine to zero over a budget of time,
-exponential moving average of the weights. The run can be killed and continues from its last checkpoint.
+exponential moving average of the weights; then a second, shorter cycle in which most boxes are exact. The run can be killed and
+continues from its last checkpoint.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from segment_anything.modeling import Sam
 from torch import nn
 from torch.nn import functional
@@ -35,6 +36,8 @@ from distill.teachers.synthesis import Sample, generate_scene
 LOG = logging.getLogger("samdistill.pretrain")
 CT_WINDOWS_HU = ((-160.0, 240.0), (-1000.0, 400.0), (-50.0, 150.0), (-200.0, 1000.0))
 PROMPTS_PER_IMAGE = 4
+PROMPT_KINDS = (("box", "box", "box", "point", "both"), ("box", "box", "box", "box", "box", "point", "both"))
+"""What a batch may be prompted with, in the first and in the second cycle."""
 LOG_EVERY = 100
 SAVE_EVERY_S = 120.0
 
@@ -45,8 +48,14 @@ class PretrainPlan:
 
     data: Path
     out: Path
-    minutes: float = 60.0
+    minutes: float = 75.0
+    finish_minutes: float = 15.0
+    """A second, shorter cycle in which boxes are mostly exact and mostly the only prompt: after the first, masks stayed inside their boxes."""
+    start_from: Path | None = None
+    """A teacher to continue from; its first cycle is taken as done."""
     batch: int = 8
+    exact_boxes: tuple[float, float] = (0.35, 0.65)
+    """Share of boxes that are not jittered, in the first and in the second cycle."""
     learning_rate: float = 5e-4
     """1e-3 collapsed to empty masks in a trial; 5e-4 did not."""
     warmup_steps: int = 300
@@ -79,10 +88,11 @@ class Batch:
 class Prompted(IterableDataset[tuple[np.ndarray, ...]]):
     """Endless stream of images with four prompted objects each."""
 
-    def __init__(self, data: Path, seed: int) -> None:
+    def __init__(self, data: Path, seed: int, exact_boxes: float) -> None:
         """Remember where the pictures are; each loader worker opens them for itself."""
         self.data = data
         self.seed = seed
+        self.exact_boxes = exact_boxes
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Draw a source, an image, objects and prompts, for ever."""
@@ -92,7 +102,7 @@ class Prompted(IterableDataset[tuple[np.ndarray, ...]]):
         sources, weights = training_sources(self.data)
         while True:
             sample = sources[int(rng.choice(len(sources), p=weights))](rng)
-            item = prompt_objects(rng, sample)
+            item = prompt_objects(rng, sample, self.exact_boxes)
             if item is not None:
                 yield item
 
@@ -110,14 +120,14 @@ def training_sources(data: Path) -> tuple[list[Source], list[float]]:
     return sources, [0.58, 0.14, 0.08, 0.12, 0.08]
 
 
-def prompt_objects(rng: np.random.Generator, sample: Sample) -> tuple[np.ndarray, ...] | None:
+def prompt_objects(rng: np.random.Generator, sample: Sample, exact_boxes: float) -> tuple[np.ndarray, ...] | None:
     """Choose objects of a sample, with replacement, and a box, points and a spoilt mask for each; None if nothing is big enough."""
     areas = sample.masks.sum(axis=(1, 2))
     usable = np.flatnonzero((areas >= 60) & (areas < 0.7 * sample.masks[0].size)) if len(areas) else areas
     if not len(usable):
         return None
     chosen = sample.masks[rng.choice(usable, PROMPTS_PER_IMAGE)]
-    boxes = np.stack([spoil_box(rng, tight_box(mask), mask.shape) for mask in chosen])
+    boxes = np.stack([spoil_box(rng, tight_box(mask), mask.shape, exact_boxes) for mask in chosen])
     points, labels = zip(*(draw_points(rng, mask) for mask in chosen), strict=True)
     hints = np.stack([spoil_mask(rng, mask) for mask in chosen])
     return sample.image.transpose(2, 0, 1), chosen, boxes, np.stack(points), np.stack(labels), hints
@@ -129,9 +139,9 @@ def tight_box(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
-def spoil_box(rng: np.random.Generator, box: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Move each side of a box independently, as a hurried annotator or an interpolation would; every third box stays exact."""
-    if rng.random() < 0.35:
+def spoil_box(rng: np.random.Generator, box: np.ndarray, shape: tuple[int, ...], exact: float) -> np.ndarray:
+    """Move each side of a box independently, as a hurried annotator or an interpolation would; a share of ``exact`` stays."""
+    if rng.random() < exact:
         return box
     sides = np.tile(box[2:] - box[:2], 2)
     moved = box + rng.normal(size=4) * sides * rng.uniform(0.0, 0.10)
@@ -174,11 +184,13 @@ def collate(items: list[tuple[np.ndarray, ...]]) -> Batch:
     return Batch(torch.from_numpy(images), *flat)
 
 
-def prompt_loss(sam: Sam, batch: Batch, rng: np.random.Generator, *, bf16: bool) -> tuple[torch.Tensor, dict[str, float]]:
+def prompt_loss(
+    sam: Sam, batch: Batch, rng: np.random.Generator, *, kinds: tuple[str, ...], bf16: bool
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the loss of one step and the figures to log (mean IoU of the single-mask answer, loss of the IoU head)."""
     index = torch.arange(len(batch.images)).repeat_interleave(PROMPTS_PER_IMAGE)
     pixels = (batch.images.float() - sam.pixel_mean) / sam.pixel_std
-    kind = rng.choice(("box", "box", "box", "point", "both"))
+    kind = rng.choice(kinds)
     grid = sam.prompt_encoder.mask_input_size
     target = functional.adaptive_avg_pool2d(batch.targets[:, None].float(), grid)
     hinted = torch.from_numpy(rng.random(len(index)) < (0.6 if rng.random() < 0.5 else 0.0))
@@ -223,30 +235,40 @@ def mask_loss(
 
 
 class Trainee:
-    """A network on its way: weights, their moving average, the optimizer, and how far it has come."""
+    """A network on its way through one cycle: weights, their moving average, the optimizer, and how far it has come."""
 
-    def __init__(self, plan: PretrainPlan) -> None:
-        """Start from random weights, or from the state that an interrupted run of the same output left."""
+    def __init__(self, plan: PretrainPlan, cycle: int, start_from: Path | None) -> None:
+        """Start from random weights or a teacher's, or from the state that an interrupted run of the same cycle left."""
         torch.manual_seed(plan.seed)
         self.plan = plan
+        self.cycle = cycle
+        self.minutes = (plan.minutes, plan.finish_minutes)[cycle]
         self.sam = build_conv_sam(ConvSamConfig()).to(memory_format=torch.channels_last)
+        if start_from is not None:
+            self.sam.load_state_dict({name: tensor.float() for name, tensor in load_file(start_from).items()})
         self.average = torch.optim.swa_utils.AveragedModel(self.sam, avg_fn=partial(_average, plan.ema))
         self.optimizer = torch.optim.AdamW(self.sam.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-        self.state_path = plan.out.with_suffix(".resume.pt")
+        self.state_path = plan.out.with_suffix(f".cycle{cycle}.pt")
         self.step, spent = self._resume()
         self.began = time.monotonic() - spent
 
     @property
     def progress(self) -> float:
-        """Share of the time budget that is spent."""
-        return (time.monotonic() - self.began) / (60 * self.plan.minutes)
+        """Share of the cycle's time that is spent."""
+        return (time.monotonic() - self.began) / (60 * self.minutes)
 
     def learn(self, batch: Batch, rng: np.random.Generator) -> dict[str, float]:
         """Take one optimizer step and return its figures."""
-        rate = self.plan.learning_rate * min(1.0, (self.step + 1) / self.plan.warmup_steps) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        rate = (
+            (1.0, 0.6)[self.cycle]
+            * self.plan.learning_rate
+            * min(1.0, (self.step + 1) / self.plan.warmup_steps)
+            * 0.5
+            * (1 + math.cos(math.pi * self.progress))
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, figures = prompt_loss(self.sam, batch, rng, bf16=self.plan.bf16)
+        loss, figures = prompt_loss(self.sam, batch, rng, kinds=PROMPT_KINDS[self.cycle], bf16=self.plan.bf16)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
@@ -266,24 +288,37 @@ class Trainee:
         return int(saved["step"]), float(saved["seconds"])
 
     def save(self) -> None:
-        """Write the state beside and move it into place, so that a kill leaves the old one; then the teacher as it is now."""
+        """Write the state beside and move it into place, so that a kill leaves the old one."""
         state = {name: getattr(self, name).state_dict() for name in ("sam", "average", "optimizer")}
         partial_path = self.state_path.with_suffix(".partial")
         torch.save(state | {"step": self.step, "seconds": time.monotonic() - self.began}, partial_path)
         partial_path.replace(self.state_path)
-        write_teacher(self.plan.out, self.average.module, ConvSamConfig(), self.plan, self.step)
 
 
 def run(plan: PretrainPlan) -> Path:
-    """Train until the budget is spent and write the teacher; continue an interrupted run of the same output file.
+    """Train both cycles and write the teacher; continue an interrupted run of the same output file.
 
     Returns:
         The path of the safetensors file: half-precision tensors, sizes and recipe in its header.
     """
     torch.set_num_threads(plan.threads)
-    trainee = Trainee(plan)
-    rng = np.random.default_rng((plan.seed, trainee.step))
-    stream = Prompted(plan.data, plan.seed + trainee.step)
+    first = plan.out.with_suffix(".first.safetensors")
+    if plan.start_from is not None:
+        first = plan.start_from
+    elif not first.exists():
+        run_cycle(Trainee(plan, 0, None), first)
+    if plan.finish_minutes > 0:
+        run_cycle(Trainee(plan, 1, first), plan.out)
+    else:
+        plan.out.write_bytes(first.read_bytes())
+    return plan.out
+
+
+def run_cycle(trainee: Trainee, out: Path) -> None:
+    """Train until the cycle's time is spent and write the averaged weights to ``out``."""
+    plan = trainee.plan
+    rng = np.random.default_rng((plan.seed, trainee.cycle, trainee.step))
+    stream = Prompted(plan.data, plan.seed + 1000 * trainee.cycle + trainee.step, plan.exact_boxes[trainee.cycle])
     loader = DataLoader(stream, batch_size=plan.batch, num_workers=plan.loader_workers, collate_fn=collate, multiprocessing_context="spawn")
     figures, saved = [], time.monotonic()
     for batch in loader:
@@ -292,14 +327,13 @@ def run(plan: PretrainPlan) -> Path:
         figures.append(trainee.learn(batch, rng))
         if trainee.step % LOG_EVERY == 0:
             means = {key: round(float(np.mean([each[key] for each in figures])), 4) for key in figures[0]}
-            LOG.info("step %d, %.0f%% of the budget: %s", trainee.step, 100 * trainee.progress, means)
+            LOG.info("cycle %d, step %d, %.0f%%: %s", trainee.cycle + 1, trainee.step, 100 * trainee.progress, means)
             figures = []
         if time.monotonic() - saved > SAVE_EVERY_S:
             trainee.save()
             saved = time.monotonic()
-    write_teacher(plan.out, trainee.average.module, ConvSamConfig(), plan, trainee.step)
+    write_teacher(out, trainee.average.module, ConvSamConfig(), plan, trainee.step)
     trainee.state_path.unlink(missing_ok=True)
-    return plan.out
 
 
 def _average(decay: float, old: torch.Tensor, new: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
@@ -309,7 +343,7 @@ def _average(decay: float, old: torch.Tensor, new: torch.Tensor, count: torch.Te
 
 def write_teacher(path: Path, sam: nn.Module, config: ConvSamConfig, plan: PretrainPlan, step: int) -> None:
     """Write half-precision weights with sizes, profile and recipe in the header."""
-    recipe = {key: value for key, value in asdict(plan).items() if key not in ("data", "out")} | {"steps": step}
+    recipe = {key: value for key, value in asdict(plan).items() if key not in ("data", "out", "start_from")} | {"steps": step}
     header = {
         "family": "samdistill-conv",
         "profile": "samdistill-conv",
@@ -328,7 +362,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with nuclei/, organ_slices/ and ct_organs/")
     parser.add_argument("--out", type=Path, required=True, help="file to write, ending in .safetensors")
-    parser.add_argument("--minutes", type=float, default=60.0, help="training budget (default 60)")
+    parser.add_argument("--minutes", type=float, default=75.0, help="first cycle (default 75)")
+    parser.add_argument("--finish-minutes", type=float, default=15.0, help="second cycle, mostly exact boxes (default 15)")
+    parser.add_argument("--start-from", type=Path, help="continue from this teacher, skipping the first cycle")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()

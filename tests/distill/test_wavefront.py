@@ -1,9 +1,11 @@
-"""Slices are asked in constant shapes, so that an answer does not depend on its neighbours in the batch."""
+"""Slices are asked in constant shapes, so that an answer does not depend on its neighbours in the batch; then from two more sides."""
 
 import numpy as np
+import pytest
 import torch
 
 from distill.intensity import Window
+from distill.planes import ask_other_planes, near_isotropic, plane_agreement
 from distill.prompts.hints import SliceHint
 from distill.prompts.schedule import schedule_slices
 from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
@@ -48,7 +50,9 @@ class BrightTeacher:
         raise AssertionError
 
 
-def ball_case(name: str, *prompted: int, radius: float = 6.0) -> tuple[CaseWork, np.ndarray]:
+def ball_case(
+    name: str, *prompted: int, radius: float = 6.0, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> tuple[CaseWork, np.ndarray]:
     """A bright ball in the dark, prompted by its tight box on some slices."""
     z, y, x = np.mgrid[:20, :24, :32]
     ball = (z - 10) ** 2 + (y - 12) ** 2 + (x - 15) ** 2 <= radius**2
@@ -57,7 +61,7 @@ def ball_case(name: str, *prompted: int, radius: float = 6.0) -> tuple[CaseWork,
         rows, columns = np.nonzero(ball[at])
         hints[at] = SliceHint(box=np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32))
     record = CaseRecord(
-        id=name, patient=name, shape_czyx=(1, 20, 24, 32), dtype="uint8", geometry=Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
+        id=name, patient=name, shape_czyx=(1, 20, 24, 32), dtype="uint8", geometry=Geometry(spacing_zyx_mm=spacing_mm, affine=IDENTITY)
     )
     target = ClassWork(plans=schedule_slices(hints, 20), probability=np.zeros(ball.shape, np.float32))
     return CaseWork(
@@ -102,3 +106,35 @@ def test_the_same_case_gets_the_same_bytes_alone_and_among_others(teacher: SamTe
     among = [ball_case("aaa", 7, 11)[0], ball_case("middle", 6, 10, 14)[0], ball_case("zzz", 5, 9, 12, radius=7)[0]]
     run_wavefront(teacher, among, AskSettings())
     assert np.array_equal(alone.classes[1].probability, among[1].classes[1].probability)
+
+
+def test_a_plane_that_disagrees_with_both_others_has_the_lowest_agreement() -> None:
+    right = np.zeros((4, 6, 8), np.float32)
+    right[1:3, 1:5, 2:6] = 0.9
+    wrong = np.roll(right, 4, axis=2)
+    agreement = plane_agreement([right, right, wrong])
+    assert agreement[0] == agreement[1] == pytest.approx(0.5)
+    assert agreement[2] == 0.0
+
+
+def test_planes_that_are_all_empty_agree() -> None:
+    assert plane_agreement([np.zeros((2, 3, 4))] * 3).tolist() == [1, 1, 1]
+
+
+def test_a_ball_looks_the_same_from_three_sides() -> None:
+    work, ball = ball_case("ball", 5, 9, 13)
+    run_wavefront(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    ask_other_planes(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    found = work.classes[1].probability > 0.5
+    assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.95
+    assert work.classes[1].plane_agreement == pytest.approx(1.0, abs=0.06)
+
+
+def test_thick_slices_are_not_looked_at_from_the_side() -> None:
+    work, _ = ball_case("thick", 5, 9, spacing_mm=(5.0, 1.0, 1.0))
+    assert not near_isotropic(work)
+    run_wavefront(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    before = work.classes[1].probability.copy()
+    ask_other_planes(BrightTeacher(), [work], AskSettings(jitter=0.0))
+    assert np.array_equal(work.classes[1].probability, before)
+    assert work.classes[1].plane_agreement is None

@@ -97,7 +97,7 @@ def test_volumes_must_rise(write_recipe: WriteRecipe) -> None:
 
 
 def test_broken_yaml_is_named_with_its_line(write_recipe: WriteRecipe) -> None:
-    assert "not readable as YAML in line 2" in complaint(write_recipe("archive: a.zarr\nclasses: {1: {name: a}\n"))
+    assert "not readable as YAML in line 3" in complaint(write_recipe("archive: a.zarr\nclasses: {1: {name: a}\n"))
 
 
 def test_a_file_that_is_not_there_says_how_to_get_one(tmp_path: Path) -> None:

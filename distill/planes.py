@@ -1,0 +1,79 @@
+"""Look at a volume from its other two sides, once the axial slices have said roughly where the object is.
+
+A teacher that sees slices one by one leaves stairs between them. Where voxels are near isotropic, the coronal and sagittal slices
+through the axial answer are asked too, with the box and rough mask that this answer gives them, and the three probabilities are
+averaged, each with the eighth power of its mean Dice with the other two as weight: a plane in which the organ cannot be told from
+its neighbours disagrees with both others and loses its say. How well the three agree is a score of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from distill.prompts.hints import SliceHint, box_of
+from distill.prompts.schedule import SlicePlan
+from distill.quality import dice
+from distill.teachers.base import Teacher
+from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
+
+ANISOTROPY = 1.5
+"""Up to this ratio of the largest to the smallest spacing, slices across the others are worth looking at."""
+LEAST_SIDE_PX = 16
+LEAST_AREA_PX = 4
+AGREEMENT_POWER = 8
+"""On the 10 calibration hippocampi: power 0 (plain mean) 0.829, 4 0.829, 8 0.833, 16 0.833; the best single plane 0.836, the axial 0.815."""
+
+
+def near_isotropic(work: CaseWork) -> bool:
+    """Say whether coronal and sagittal slices of a case look like slices at all."""
+    spacing = work.record.geometry.spacing_zyx_mm
+    return max(spacing) / min(spacing) <= ANISOTROPY and min(work.record.shape_czyx[1:]) >= LEAST_SIDE_PX
+
+
+def ask_other_planes(teacher: Teacher, works: Sequence[CaseWork], settings: AskSettings) -> None:
+    """Fuse what the coronal and sagittal slices say into the works' probabilities, and note how the planes agree.
+
+    Cases that are far from isotropic are left as they are.
+    """
+    chosen = [work for work in works if near_isotropic(work)]
+    answers = [{key: [target.probability] for key, target in work.classes.items()} for work in chosen]
+    for axis in (1, 2):
+        turned = [_turn(work, axis) for work in chosen]
+        run_wavefront(teacher, turned, settings)
+        for work, found in zip(turned, answers, strict=True):
+            for key, target in work.classes.items():
+                found[key].append(np.moveaxis(target.probability, 0, axis))
+    for work, found in zip(chosen, answers, strict=True):
+        for key, target in work.classes.items():
+            agreement = plane_agreement(found[key])
+            target.plane_agreement = float(agreement.mean())
+            target.probability = np.average(np.stack(found[key]), axis=0, weights=np.maximum(agreement, 1e-3) ** AGREEMENT_POWER).astype(
+                np.float32
+            )
+
+
+def plane_agreement(probabilities: Sequence[np.ndarray]) -> np.ndarray:
+    """Return ``(P,)``: each plane's mean Dice with the other ones, 1 where both are empty."""
+    masks = [each > 0.5 for each in probabilities]
+    pairs = np.array([[1.0 if np.isnan(value := dice(a, b)) else value for b in masks] for a in masks])
+    others: np.ndarray = (pairs.sum(axis=1) - 1) / (len(masks) - 1)
+    return others
+
+
+def _turn(work: CaseWork, axis: int) -> CaseWork:
+    """Return the same case with spatial axis ``axis`` first, prompted on every slice that the axial answer touches."""
+    volume = np.moveaxis(work.volume_czyx, axis + 1, 1)
+    record = replace(work.record, shape_czyx=(volume.shape[0], volume.shape[1], volume.shape[2], volume.shape[3]))
+    classes = {key: _prompted_by(np.moveaxis(target.probability, axis, 0)) for key, target in work.classes.items()}
+    return CaseWork(record=record, volume_czyx=volume, window=work.window, classes=classes)
+
+
+def _prompted_by(rough: np.ndarray) -> ClassWork:
+    plans = []
+    for n, each in enumerate(rough):
+        mask = each > 0.5
+        box = box_of(mask)
+        if box is not None and mask.sum() >= LEAST_AREA_PX:
+            plans.append(SlicePlan(z=n, distance=0, parents=(), hint=SliceHint(box=box, mask=each), box_between=None))
+    return ClassWork(plans=plans, probability=np.zeros(rough.shape, np.float32))
