@@ -21,6 +21,8 @@ class TeacherProfile:
     resize: Literal["longest-side"] = "longest-side"
     padding: Literal["after-normalisation"] = "after-normalisation"
     prompts: tuple[Literal["box", "point", "mask"], ...] = ("box", "point", "mask")
+    logit_shift: float = 0.0
+    """Added to every mask logit, so that zero is the best place to cut; part of a checkpoint whose training says where that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,7 +137,8 @@ def load_teacher(checkpoint: Path | str, *, profile: str | None = None, device: 
     sam = _build(contents)
     _load_strictly(sam, contents.tensors, path)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return SamTeacher(sam, TeacherProfile(name=chosen, image_size=info.image_size), info.fingerprint, device=where)
+    own = TeacherProfile(name=chosen, image_size=info.image_size, logit_shift=float(contents.header.get("logit_shift", 0.0)))
+    return SamTeacher(sam, own, info.fingerprint, device=where)
 
 
 def _build(contents: _Contents) -> Sam:

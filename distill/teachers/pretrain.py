@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -332,7 +333,9 @@ def run_cycle(trainee: Trainee, out: Path) -> None:
         if time.monotonic() - saved > SAVE_EVERY_S:
             trainee.save()
             saved = time.monotonic()
-    write_teacher(out, trainee.average.module, ConvSamConfig(), plan, trainee.step)
+    shift = best_logit_shift(cast("Sam", trainee.average.module), plan)
+    LOG.info("masks are best cut after adding %.2f to the logits", shift)
+    write_teacher(out, trainee.average.module, ConvSamConfig(), plan, trainee.step, logit_shift=shift)
     trainee.state_path.unlink(missing_ok=True)
 
 
@@ -341,7 +344,30 @@ def _average(decay: float, old: torch.Tensor, new: torch.Tensor, count: torch.Te
     return old.lerp(new, max(1 - decay, 9 / (10 + float(count))))
 
 
-def write_teacher(path: Path, sam: nn.Module, config: ConvSamConfig, plan: PretrainPlan, step: int) -> None:
+@torch.inference_mode()
+def best_logit_shift(sam: Sam, plan: PretrainPlan, images: int = 640) -> float:
+    """Return what to add to the logits so that cutting at zero gives the highest mean Dice for exact boxes.
+
+    Measured on fresh draws of the training sources: soft Dice and cross-entropy leave masks a little small, and no other data
+    may be looked at.
+    """
+    sam.eval()
+    stream = iter(Prompted(plan.data, plan.seed + 999_983, 1.0))
+    shifts = np.round(np.arange(-0.5, 1.51, 0.05), 2)
+    scores = []
+    for _ in range(images // plan.batch):
+        batch = collate([next(stream) for _ in range(plan.batch)])
+        pixels = (batch.images.float() - sam.pixel_mean) / sam.pixel_std
+        index = torch.arange(plan.batch).repeat_interleave(PROMPTS_PER_IMAGE)
+        logits, _ = decode_prompts(sam, sam.image_encoder(pixels), index, boxes=batch.boxes)
+        full = functional.interpolate(logits[:, :1], batch.targets.shape[-2:], mode="bilinear")[:, 0]
+        sizes = batch.targets.sum((1, 2))
+        masks = (full + shift > 0 for shift in shifts)
+        scores.append(torch.stack([2 * (mask & batch.targets).sum((1, 2)) / (mask.sum((1, 2)) + sizes) for mask in masks], dim=1))
+    return float(shifts[int(torch.cat(scores).mean(dim=0).argmax())])
+
+
+def write_teacher(path: Path, sam: nn.Module, config: ConvSamConfig, plan: PretrainPlan, step: int, *, logit_shift: float = 0.0) -> None:
     """Write half-precision weights with sizes, profile and recipe in the header."""
     recipe = {key: value for key, value in asdict(plan).items() if key not in ("data", "out", "start_from")} | {"steps": step}
     header = {
@@ -350,6 +376,7 @@ def write_teacher(path: Path, sam: nn.Module, config: ConvSamConfig, plan: Pretr
         "config": json.dumps(config.to_json()),
         "recipe": json.dumps(recipe),
     }
+    header["logit_shift"] = str(logit_shift)
     tensors = {name: tensor.detach().half().contiguous().clone() for name, tensor in sam.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

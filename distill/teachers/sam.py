@@ -84,6 +84,10 @@ class SamTeacher:
         return Decoded(low_res_logits=torch.cat([p[0] for p in parts])[:, chosen], iou=torch.cat([p[1] for p in parts])[:, chosen])
 
     def _decode_chunk(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, iou = self._ask(embeddings, prompts, part)
+        return logits + self.profile.logit_shift if self.profile.logit_shift else logits, iou
+
+    def _ask(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         index = prompts.image_index[part]
         scale = np.array(
             [
