@@ -25,7 +25,7 @@ from distill.uncertainty import LN2, binary_entropy
 from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
 from storage import Archive, CaseRecord, ClassInfo, LabelHistory, Prompt, fingerprint
 
-ENGINE = "2"
+ENGINE = "3"
 """Raised whenever the engine's answers change, so that old labels are recomputed."""
 ATTEMPTS = 3
 
@@ -126,7 +126,7 @@ class _LabelRun:
     def _fingerprint(self, record: CaseRecord, prompts: list[Prompt], teacher: str) -> str:
         return fingerprint(
             engine=ENGINE,
-            case=record.fingerprint,
+            case=[record.fingerprint, record.modality],
             prompts=prompts,
             teacher=teacher,
             ask=self.plan.ask,

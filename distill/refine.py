@@ -19,7 +19,7 @@ from scipy import ndimage
 from distill.errors import PlanError
 from storage import IGNORE, Archive, Case, ClassInfo, LabelHistory, LabelSetNotFoundError, fingerprint
 
-REFINE = "1"
+REFINE = "2"
 """Raised whenever refinement's answers change."""
 
 Keep = Literal["accept", "review", "reject"]
@@ -172,7 +172,7 @@ def refine_case(case: Case, plan: RefinePlan) -> Refined:
         }
         parts[info.id] = (smooth, mask)
     ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:])
-    overall = worst([verdict.keep for verdict in verdicts.values()])
+    overall = overall_verdict(verdicts)
     return Refined(ids, verdicts, scores | {"accepted": float(overall == "accept"), "ignored_share": float((ids == IGNORE).mean())})
 
 
@@ -251,6 +251,12 @@ def surroundings(touched: np.ndarray, margin: float = 0.3) -> np.ndarray:
     return out
 
 
+def overall_verdict(verdicts: dict[int, Verdict]) -> Keep:
+    """Return the worst verdict about a class that was drawn; a class nobody prompted is ignored, and does not bar the case."""
+    drawn = [verdict.keep for verdict in verdicts.values() if verdict.reason != "not-prompted"]
+    return worst(drawn) if drawn else "reject"
+
+
 def worst(keeps: Sequence[Keep]) -> Keep:
     """Return the most cautious of several verdicts: a case is accepted only if every class that was drawn is."""
     return max(keeps, key=KEEPS.index, default="accept")
@@ -287,8 +293,13 @@ def count_verdicts(archive: Archive, label_set: str, cases: Sequence[str]) -> tu
             parameters = archive[case].labels(label_set).history.parameters
         except LabelSetNotFoundError:
             continue
-        each = [keep for keep in KEEPS for key, value in parameters.items() if key.startswith("verdict/") and value == keep]
-        keeps[worst(each)] += 1
+        verdicts = {
+            info.id: Verdict(keep=keep, reason=str(parameters.get(f"reason/{info.id}", "")))
+            for info in archive[case].labels(label_set).history.classes
+            for keep in KEEPS
+            if parameters.get(f"verdict/{info.id}") == keep
+        }
+        keeps[overall_verdict(verdicts)] += 1
         reasons.update(str(value) for key, value in parameters.items() if key.startswith("reason/"))
     return dict(keeps), dict(reasons)
 

@@ -12,6 +12,8 @@ from storage.rle import decode as decode_rle
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""
 MAX_SCRIBBLE_POINTS = 4
+HALF_PX = np.float32(0.5)
+"""Prompts count pixel ``n`` as covering ``[n, n + 1)``; teachers count its centre as ``n`` and add the half themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,7 @@ class SliceHint:
     box: np.ndarray | None = None
     """``(4,)`` xyxy float32."""
     points: np.ndarray | None = None
-    """``(K, 2)`` xy float32."""
+    """``(K, 2)`` xy float32, pixel indices (the centre of the first pixel is 0)."""
     point_labels: np.ndarray | None = None
     """``(K,)``; 1 inside, 0 outside."""
     mask: np.ndarray | None = None
@@ -52,7 +54,7 @@ def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHi
     if prompt.kind == "box" and prompt.box_xyxy_px is not None:
         return [(z, SliceHint(box=np.asarray(prompt.box_xyxy_px, np.float32)))]
     if prompt.kind in ("point", "scribble") and prompt.points_xy_px:
-        points = np.asarray(prompt.points_xy_px, np.float32)
+        points = np.asarray(prompt.points_xy_px, np.float32) - HALF_PX
         points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_SCRIBBLE_POINTS)).round().astype(int)]
         return [(z, SliceHint(points=points, point_labels=np.full(len(points), float(prompt.positive), np.float32)))]
     if prompt.kind == "mask" and prompt.mask_rle and prompt.mask_size_yx is not None:
