@@ -9,9 +9,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
 
 from distill.errors import PlanError
 from distill.intensity import choose_window
@@ -23,7 +25,7 @@ from distill.teachers.base import Teacher
 from distill.teachers.checkpoints import load_teacher
 from distill.uncertainty import LN2, binary_entropy
 from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
-from storage import Archive, CaseRecord, ClassInfo, LabelHistory, Prompt, fingerprint
+from storage import Archive, CaseRecord, ClassInfo, LabelHistory, Prompt, StorageError, fingerprint
 
 ENGINE = "3"
 """Raised whenever the engine's answers change, so that old labels are recomputed."""
@@ -56,6 +58,8 @@ class LabelSummary:
     without_prompts: tuple[str, ...]
     """Cases nobody prompted: they get no labels, which is not the same as an empty label."""
     quarantined: tuple[str, ...]
+    unfinished: int
+    """Cases neither done nor quarantined, such as those that another live run holds."""
     slices: int
     """Slices asked by this run."""
     seconds: float
@@ -92,7 +96,8 @@ class _LabelRun:
         self.prints: dict[str, str] = {}
         self.finished = 0
         self.slices = 0
-        self.failures: queue.Queue[tuple[str, BaseException]] = queue.Queue()
+        self.held: set[str] = set()
+        self.fatal: BaseException | None = None
 
     def run(self, cases: Sequence[str] | None, progress: Callable[[int, int], None] | None) -> LabelSummary:
         began = time.monotonic()
@@ -119,6 +124,7 @@ class _LabelRun:
             skipped=len(prompted) - total,
             without_prompts=tuple(case for case in records if case not in self.prints),
             quarantined=quarantined,
+            unfinished=len(set(todo) - set(quarantined)),
             slices=self.slices,
             seconds=time.monotonic() - began,
         )
@@ -142,7 +148,11 @@ class _LabelRun:
         progress: Callable[[int, int], None] | None,
         total: int,
     ) -> None:
-        """Go once through ``records``: read ahead, ask, write behind."""
+        """Go once through ``records``: read ahead, ask, write behind. Whatever happens, no claim is left behind.
+
+        Raises:
+            BaseException: what stopped the reader or the writer, such as a catalog that can no longer be written.
+        """
         loaded: queue.Queue[CaseWork | None] = queue.Queue(maxsize=self.plan.window)
         answered: queue.Queue[CaseWork | None] = queue.Queue(maxsize=self.plan.window)
         stop = threading.Event()
@@ -152,6 +162,8 @@ class _LabelRun:
         writer.start()
         try:
             for window in _windows(loaded, self.plan.window):
+                if self.fatal is not None:
+                    break
                 for work in self._ask(teacher, window):
                     answered.put(work)
                 self.archive.ledger.heartbeat()
@@ -162,20 +174,44 @@ class _LabelRun:
             while reader.is_alive():
                 _drain(loaded)
                 reader.join(timeout=0.05)
+            self._release_held()
+        if self.fatal is not None:
+            raise self.fatal
+
+    def _release_held(self) -> None:
+        """Give back what was claimed and neither finished nor failed, so that the next run in this process finds it."""
+        for case in sorted(self.held):
+            with suppress(StorageError, SQLAlchemyError):
+                self.archive.ledger.release(self.stage, case)
+        self.held.clear()
+
+    def _fail(self, case: str, error: BaseException) -> None:
+        self.archive.ledger.fail(self.stage, case, error)
+        self.held.discard(case)
 
     def _read(
         self, records: list[CaseRecord], prompts: dict[str, list[Prompt]], loaded: "queue.Queue[CaseWork | None]", stop: threading.Event
     ) -> None:
-        for record in records:
-            if stop.is_set():
-                break
-            if not self.archive.ledger.claim(self.stage, record.id):
-                continue
-            try:
-                loaded.put(self._prepare(record, prompts[record.id]))
-            except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
-                self.archive.ledger.fail(self.stage, record.id, error)
-        loaded.put(None)
+        """Claim and load cases until told to stop; whatever happens, end the queue."""
+        try:
+            for record in records:
+                if stop.is_set() or self.fatal is not None:
+                    break
+                if self.archive.ledger.claim(self.stage, record.id):
+                    self.held.add(record.id)
+                    self._load(record, prompts[record.id], loaded)
+        except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
+            self.fatal = error
+        finally:
+            loaded.put(None)
+
+    def _load(self, record: CaseRecord, prompts: list[Prompt], loaded: "queue.Queue[CaseWork | None]") -> None:
+        try:
+            work = self._prepare(record, prompts)
+        except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
+            self._fail(record.id, error)
+            return
+        loaded.put(work)
 
     def _prepare(self, record: CaseRecord, prompts: list[Prompt]) -> CaseWork:
         volume = self.archive[record.id].read()
@@ -196,7 +232,7 @@ class _LabelRun:
                 ask_other_planes(teacher, window, self.plan.ask)
         except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
             if len(window) == 1:
-                self.archive.ledger.fail(self.stage, window[0].record.id, error)
+                self._fail(window[0].record.id, error)
                 return []
             return [work for each in window for work in self._ask(teacher, [_fresh(each)])]
         return window
@@ -204,18 +240,28 @@ class _LabelRun:
     def _write(
         self, answered: "queue.Queue[CaseWork | None]", teacher: Teacher, progress: Callable[[int, int], None] | None, total: int
     ) -> None:
+        """Write until the queue ends; after a fault keep emptying it, so that nobody waits for a dead thread."""
         while (work := answered.get()) is not None:
-            case = work.record.id
-            try:
-                self._store(work, teacher)
-                self.archive.ledger.done(self.stage, case)
-            except Exception as error:  # noqa: BLE001 - a full disk for one case is recorded, not fatal to the queue
-                self.archive.ledger.fail(self.stage, case, error)
+            if self.fatal is not None:
                 continue
-            self.finished += 1
-            self.slices += sum(len(target.summaries) for target in work.classes.values())
-            if progress is not None:
-                progress(self.finished, total)
+            try:
+                self._write_one(work, teacher)
+                if progress is not None:
+                    progress(self.finished, total)
+            except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
+                self.fatal = error
+
+    def _write_one(self, work: CaseWork, teacher: Teacher) -> None:
+        case = work.record.id
+        try:
+            self._store(work, teacher)
+        except Exception as error:  # noqa: BLE001 - what one case cannot write is recorded; the others may still fit
+            self._fail(case, error)
+            return
+        self.archive.ledger.done(self.stage, case)
+        self.held.discard(case)
+        self.finished += 1
+        self.slices += sum(len(target.summaries) for target in work.classes.values())
 
     def _store(self, work: CaseWork, teacher: Teacher) -> None:
         shape = work.record.shape_czyx[1:]

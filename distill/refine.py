@@ -24,6 +24,7 @@ REFINE = "2"
 
 Keep = Literal["accept", "review", "reject"]
 KEEPS: tuple[Keep, ...] = ("accept", "review", "reject")
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ def refine_archive(
     stage = f"refine:{plan.target}"
     todo = archive.ledger.plan(stage, prints)
     total, finished = len(todo), 0
-    while todo:
+    for _ in range(ATTEMPTS):
         for case in todo:
             if archive.ledger.claim(stage, case):
                 finished += _refine_unit(archive, plan, stage, case, prints[case])
@@ -110,7 +111,7 @@ def refine_archive(
                     progress(finished, total)
         todo = archive.ledger.plan(stage, {case: prints[case] for case in todo})
     counts, reasons = count_verdicts(archive, plan.target, list(prints))
-    quarantined = tuple(unit.unit for unit in archive.ledger.quarantined(stage))
+    quarantined = tuple(unit.unit for unit in archive.ledger.quarantined(stage) if unit.unit in prints)
     return RefineSummary(
         label_set=plan.target,
         done=finished,
@@ -142,6 +143,9 @@ def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, prin
     except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
         archive.ledger.fail(stage, case, error)
         return 0
+    except BaseException:
+        archive.ledger.release(stage, case)
+        raise
     archive.ledger.done(stage, case, seconds=time.monotonic() - began)
     return 1
 

@@ -153,3 +153,50 @@ def test_a_constant_volume_becomes_a_black_or_white_picture_and_no_error() -> No
     for value in (0, 7):
         volume = np.full((1, 1, 5, 6), value, np.uint8)
         assert len(np.unique(to_rgb(volume[:, 0], choose_window(record, volume)))) == 1
+
+
+def test_a_catalog_that_can_no_longer_be_written_stops_the_run_with_its_error_and_no_claim_is_left(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tmp_path, 6)
+
+    def broken(*_: object, **__: object) -> None:
+        message = "database or disk is full"
+        raise OSError(message)
+
+    monkeypatch.setattr(archive.ledger, "done", broken)
+    with pytest.raises(OSError, match="disk is full"):
+        label_archive(archive, plan_for(checkpoint, window=1))
+    assert archive.ledger.counts("label:teacher/r1")["claimed"] == 0
+
+
+def test_a_reader_that_fails_stops_the_run_with_its_error(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_of(tmp_path, 3)
+
+    def locked(*_: object, **__: object) -> bool:
+        message = "database is locked"
+        raise OSError(message)
+
+    monkeypatch.setattr(archive.ledger, "claim", locked)
+    with pytest.raises(OSError, match="database is locked"):
+        label_archive(archive, plan_for(checkpoint))
+
+
+def test_an_interrupted_run_leaves_nothing_claimed_and_the_next_one_in_the_same_process_finishes(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tmp_path, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "run_wavefront", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            label_archive(archive, plan_for(checkpoint, window=2))
+    assert archive.ledger.counts("label:teacher/r1")["claimed"] == 0
+    assert label_archive(archive, plan_for(checkpoint)).done == 5
+
+
+def test_cases_that_another_run_holds_are_reported_as_unfinished(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_of(tmp_path, 3)
+    claim = archive.ledger.claim
+    monkeypatch.setattr(archive.ledger, "claim", lambda stage, unit: unit != "case01" and claim(stage, unit))
+    summary = label_archive(archive, plan_for(checkpoint))
+    assert (summary.done, summary.unfinished, summary.quarantined) == (2, 1, ())

@@ -158,3 +158,19 @@ def test_labels_without_probabilities_are_quarantined_with_the_reason(tmp_path: 
 def test_nothing_to_refine_is_an_error_that_names_the_stage_before(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="Run the label stage first"):
         refine_archive(Archive.create(str(tmp_path / "a.zarr")), RefinePlan(classes=(A,)))
+
+
+def test_a_case_that_another_process_holds_is_left_to_it_and_the_stage_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_with(tmp_path, {"one": np.where(OBJECT, 0.95, 0.0)})
+    monkeypatch.setattr(archive.ledger, "claim", lambda *_: False)
+    assert refine_archive(archive, RefinePlan(classes=(A,))).done == 0
+
+
+def test_a_class_that_nobody_prompted_does_not_bar_the_case_from_training(tmp_path: Path) -> None:
+    archive = archive_with(tmp_path, {"one": np.where(OBJECT, 0.95, 0.0)})
+    summary = refine_archive(archive, RefinePlan(classes=(A, B)))
+    assert summary.verdicts == {"accept": 1}
+    assert summary.reasons == {"good-agreement": 1, "not-prompted": 1}
+    assert accepted_cases(archive, "pseudo/r1") == ["one"]
+    ids = archive["one"].labels("pseudo/r1").read()
+    assert not (ids == 0).any(), "where class b may be, nothing may be called background"
