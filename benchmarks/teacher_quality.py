@@ -88,7 +88,10 @@ def main() -> None:
     arguments = parser.parse_args()
     data = Path(os.environ["SAMDISTILL_TEST_DATA"])
     teacher = load_teacher(arguments.teacher, device="cpu")
-    results = {f"hippocampus ({arguments.part})": measure(teacher, hippocampus(data, arguments.part)), "cardiac": measure(teacher, cardiac(data))}
+    results = {
+        f"hippocampus ({arguments.part})": measure(teacher, hippocampus(data, arguments.part)),
+        "cardiac": measure(teacher, cardiac(data)),
+    }
     if arguments.json:
         print(json.dumps({"teacher": teacher.fingerprint, "results": results}, indent=1))
         return

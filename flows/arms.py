@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from distill.intensity import choose_window
+from distill.planes import ask_other_planes
 from distill.prompts.hints import hints_by_slice
 from distill.prompts.schedule import schedule_slices
 from distill.teachers.checkpoints import load_teacher
@@ -85,7 +86,11 @@ def teacher_cost(archive: Archive, recipe: Recipe, record: CaseRecord) -> Cost:
         classes = {
             key: ClassWork(plans=schedule_slices(found, shape_zyx[0]), probability=np.zeros(shape_zyx, np.float32))
             for key, found in hints.items()
+            if key in recipe.classes
         }
-        run_wavefront(teacher, [replace(blank, classes=classes)], plan.ask)
+        work = replace(blank, classes=classes)
+        run_wavefront(teacher, [work], plan.ask)
+        if plan.ask.planes == "three":
+            ask_other_planes(teacher, [work], plan.ask)
 
     return measure_cost("teacher, with prompts", [teacher.sam], ask, device=teacher.device, repeats=1)

@@ -142,17 +142,19 @@ def evaluate(recipe: RecipeFile, as_json: AsJson = False) -> None:
 @app.command()
 def predict(
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, such as results/students/compact.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="NIfTI files, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label files, one per input, in its geometry.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="NIfTI files, folders of them, or one archive.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per input, in its geometry.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Use a student on new scans; it needs no prompts.
 
     Example: samdistill predict results/students/compact scans/ -o labels/
-    """
-    from flows.showcase import predict_to_files
 
-    raise typer.Exit(predict_to_files(student, files, out, device=device))
+    With an archive instead of files, its cases get the label set student/NAME: samdistill predict results/students/compact archive.zarr
+    """
+    from flows.showcase import predict_anywhere
+
+    raise typer.Exit(predict_anywhere(student, files, out, device=device))
 
 
 @app.command()

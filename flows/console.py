@@ -6,13 +6,25 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.durations import as_text
 from flows.results import RunSummary
 
-OUT = Console()
-ERR = Console(stderr=True)
+LEAST_WIDTH = 120
+"""Columns where nobody's terminal sets a limit (a pipe, a log file): enough for the table of a run without broken words."""
+
+
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console as wide as its terminal, or wide enough where there is none."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, LEAST_WIDTH)
+    return console
+
+
+OUT = wide_console()
+ERR = wide_console(stderr=True)
 
 
 class Bars:
@@ -80,7 +92,9 @@ def show_summary(summary: RunSummary) -> None:
     """Print the table of a run, and what a person does next."""
     if summary.up_to_date:
         OUT.print("Nothing to do: every unit of this recipe is done and no input has changed.")
-    table = Table("stage", "done", "skipped", "failed", "quarantined", "time", "output", "note")
+    # Counts and their headings stay whole on a narrow terminal; what is long anyway is folded.
+    figures = [Column(name, no_wrap=True, min_width=len(name)) for name in ("stage", "done", "skipped", "failed", "quarantined", "time")]
+    table = Table(*figures, Column("output", overflow="fold"), Column("note", overflow="fold"))
     for result in summary.stages:
         counts = [str(result.done), str(result.skipped), _alarm(result.failed), _alarm(result.quarantined)]
         table.add_row(result.stage, *counts, as_text(result.seconds), result.output, result.note)

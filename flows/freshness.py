@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, STAGES, Stage, StageResult
 from flows.stages import report_of
-from storage import Archive, ArchiveNotFoundError, Ledger, fingerprint
+from storage import Archive, ArchiveNotFoundError, fingerprint
+from storage.store import catalog_url_of
 
 _STAGE = "run"
 
@@ -36,13 +39,16 @@ def remember_run(recipe: Recipe) -> None:
 
 def standing(recipe: Recipe) -> tuple[StageResult, ...]:
     """What the ledger says about each stage, without doing anything."""
-    ledger = Archive.open(recipe.archive, catalog=recipe.catalog).ledger
-    return tuple(_standing(ledger, stage) for stage in STAGES)
+    archive = Archive.open(recipe.archive, catalog=recipe.catalog)
+    return tuple(_standing(recipe, archive, stage) for stage in STAGES)
 
 
-def _standing(ledger: Ledger, stage: Stage) -> StageResult:
-    counts = ledger.counts(LEDGER_STAGES[stage])
-    return StageResult(stage=stage, skipped=counts["done"], failed=counts["failed"], quarantined=counts["quarantined"])
+def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
+    counts = archive.ledger.counts(LEDGER_STAGES[stage])
+    # What ingest refused is in the catalog; the exit code of this call must be that of the run that refused it.
+    refused = len(archive.catalog.problems()) if recipe.ingest is not None else 0
+    given_up = refused if stage == "ingest" else counts["quarantined"]
+    return StageResult(stage=stage, skipped=counts["done"], failed=counts["failed"], quarantined=given_up)
 
 
 def run_fingerprint(recipe: Recipe, archive: Archive) -> str:
@@ -69,18 +75,34 @@ def _inputs(recipe: Recipe) -> Iterator[Path]:
     gold = recipe.ingest.gold.path if recipe.ingest.gold else None
     for source in (recipe.ingest.images, recipe.ingest.prompts, gold, recipe.ingest.split):
         if source is not None:
-            yield from _files(source)
+            yield from _files(source, recipe)
 
 
-def _files(source: Path) -> Iterator[Path]:
+def _files(source: Path, recipe: Recipe) -> Iterator[Path]:
+    """Yield a file, or the files of a folder without what the run itself writes there: that would never be up to date."""
     if source.is_file():
         yield source
         return
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        yield from (Path(folder) / name for name in sorted(names))
+    catalog, results = _catalog_file(recipe), {recipe.results, recipe.student_folder.parent, recipe.report_folder.parent}
+    for base, folders, names in os.walk(source):
+        folder = Path(base)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
+        folders[:] = [name for name in folders if folder / name not in results]
+        own = catalog.name if catalog is not None and folder == catalog.parent else None
+        # SQLite keeps "-wal" and "-shm" files beside its database.
+        yield from (folder / name for name in sorted(names) if not name.startswith(".") and not (own and name.startswith(own)))
+
+
+def _catalog_file(recipe: Recipe) -> Path | None:
+    """Return the file that the catalog is kept in; None for a database server."""
+    url = make_url(catalog_url_of(recipe.archive, recipe.catalog))
+    return Path(url.database).resolve() if url.get_backend_name() == "sqlite" and url.database else None
 
 
 def _stamp(path: Path) -> list[str | int]:
-    seen = path.stat()
+    """Return path, size (bytes) and time of last change (ns); a file that cannot be looked at, such as a dangling link, is -1 and 0."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return [str(path), -1, 0]
     return [str(path), seen.st_size, seen.st_mtime_ns]

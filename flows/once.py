@@ -19,7 +19,8 @@ def perform_once(ledger: Ledger, *, stage: str, unit: str, fingerprint: str, out
         output: File or folder that the work leaves behind.
         work: Does it, and returns a note for the table.
     """
-    if not output.exists():
+    # A unit that is not done has no output yet; to forget it too would take it from the run that is at it, and its failures with it.
+    if not output.exists() and ledger.state(stage, unit) == "done":
         ledger.plan(stage, {unit: ""})  # somebody deleted the result: forget that it was made
     if not ledger.plan(stage, {unit: fingerprint}):
         return _as_before(ledger, stage, unit, output)

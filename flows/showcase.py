@@ -23,11 +23,11 @@ def show_demo(out: Path) -> int:
         recipe_file = make_demo(out, progress=Follow("scans"))
     summary = launch(recipe_file)
     show_summary(summary)
-    recipe = load_recipe(recipe_file)
+    folder, student = _short(out.resolve()), _short(load_recipe(recipe_file).student_folder)
     OUT.print("\nNext:")
     for line in (
-        f"samdistill inspect {out / 'archive.zarr'}",
-        f"samdistill predict {_short(recipe.student_folder)} {out / 'images'} -o {out / 'predictions'}",
+        f"samdistill inspect {folder / 'archive.zarr'}",
+        f"samdistill predict {student} {folder / 'images'} -o {folder / 'predictions'}",
         "samdistill recipe > recipe.yaml      then fill in your own scans and prompts",
     ):
         OUT.print(f"  {line}", soft_wrap=True, highlight=False)
@@ -45,6 +45,36 @@ def print_report(recipe_file: Path) -> None:
         message = f"there is no report at {report}. Scores need expert labels: give ingest.gold and ingest.split in the recipe."
         raise StageError(message)
     OUT.print_json(report.read_text(encoding="utf-8"))
+
+
+def predict_anywhere(student: Path, sources: Sequence[Path], out: Path | None, *, device: str) -> int:
+    """Segment files into a folder, or the cases of one archive into a label set of it.
+
+    Raises:
+        StageError: if files are given without a folder to write to.
+    """
+    if len(sources) == 1 and (sources[0] / "zarr.json").is_file():
+        return predict_to_archive(student, sources[0], device=device)
+    if out is None:
+        message = "say where the labels go: add -o FOLDER (only an archive takes them itself)."
+        raise StageError(message)
+    return predict_to_files(student, sources, out, device=device)
+
+
+def predict_to_archive(student: Path, archive: Path, *, device: str) -> int:
+    """Write a student's labels beside the cases of an archive; cases that carry them already are skipped."""
+    from storage import Archive
+    from students import load_student
+    from students.predict import predict_cases
+
+    model = load_student(student, device=device)
+    store = Archive.open(str(archive))
+    cases = [record.id for record in store.cases()]
+    follow, seen = Follow("predict"), iter(range(1, len(cases) + 1))
+    with BARS.shown():
+        written = predict_cases(model, store, cases, progress=lambda _: follow(next(seen), len(cases)))
+    OUT.print(f"{written} of {len(cases)} cases segmented into label set student/{model.name}; the others had it already", soft_wrap=True)
+    return OK
 
 
 def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device: str) -> int:

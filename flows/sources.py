@@ -29,7 +29,7 @@ def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBl
         infos = tuple(ClassInfo(id=key, name=value.name) for key, value in sorted(classes.items()))
         import_labels(archive, block.gold.path, classes=infos, mapping=block.gold.map or None, suffix=block.gold.suffix)
     if block.prompts is not None:
-        import_prompts(archive, block.prompts)
+        import_prompts(archive, block.prompts, names={value.name: key for key, value in classes.items()})
     problems = len(archive.catalog.problems())
     return StageResult(
         stage="ingest",

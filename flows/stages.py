@@ -62,6 +62,7 @@ def label(recipe: Recipe, shard: Shard) -> StageResult:
         stage="label",
         done=summary.done,
         skipped=summary.skipped,
+        failed=summary.unfinished,
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
         output=plan.label_set,
@@ -109,16 +110,18 @@ def refine(recipe: Recipe, shard: Shard) -> StageResult:
 def train(recipe: Recipe) -> StageResult:
     """Train the student on the believed labels of the archive cases, once per state of these labels."""
     from flows.plans import student_spec
+    from students.compact import TRAINER
 
     archive = open_archive(recipe)
     records = _accepted(archive, recipe)
     spec = student_spec(recipe)
+    labels = label_fingerprints(archive, records, PSEUDO_SET)
     return perform_once(
         archive.ledger,
         stage="train",
         unit=recipe.student.name,
-        fingerprint=fingerprint(spec=spec.model_dump(), labels=label_fingerprints(archive, records, PSEUDO_SET)),
-        output=recipe.student_folder,
+        fingerprint=fingerprint(trainer=TRAINER, spec=spec.model_dump(), labels=labels),
+        output=recipe.student_folder / "student.json",
         work=lambda: _train(archive, recipe, [record.id for record in records]),
     )
 
@@ -178,19 +181,28 @@ def evaluate(recipe: Recipe) -> StageResult:
     if not (recipe.student_folder / "student.json").is_file():
         message = f"there is no student in {recipe.student_folder} to evaluate. Run 'samdistill train RECIPE' first."
         raise StageError(message)
-    records = archive.cases(part="test", with_labels="gold")
-    if not records:
+    if not archive.cases(part="test", with_labels="gold"):
         note = "no expert labels on test cases: nothing to score. Give ingest.gold and ingest.split to get a report."
         return StageResult(stage="evaluate", skipped=1, note=note)
-    student = (recipe.student_folder / "student.json").read_text(encoding="utf-8")
-    gold = label_fingerprints(archive, records, "gold")
     return perform_once(
         archive.ledger,
         stage="evaluate",
         unit=recipe.student.name,
-        fingerprint=fingerprint(student=student, block=recipe.evaluate.model_dump(mode="json"), gold=gold),
+        fingerprint=evaluation_fingerprint(archive, recipe),
         output=recipe.report_folder / "report.html",
         work=lambda: _evaluate(archive, recipe),
+    )
+
+
+def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
+    """Everything the report depends on: student, teacher's labels, every expert label (arms and hindsight use them), and prompts."""
+    prompted = [record.id for part in ("test", "archive") for record in archive.cases(part=part)]
+    return fingerprint(
+        student=(recipe.student_folder / "student.json").read_text(encoding="utf-8"),
+        block=recipe.evaluate.model_dump(mode="json"),
+        gold=label_fingerprints(archive, archive.cases(with_labels="gold"), "gold"),
+        teacher=label_fingerprints(archive, archive.cases(part="test", with_labels=TEACHER_SET), TEACHER_SET),
+        prompts=archive.catalog.prompts_by_case(prompted),
     )
 
 

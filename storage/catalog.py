@@ -14,12 +14,14 @@ from storage.case import CaseRecord, Geometry, LabelHistory, Part, Prompt
 from storage.database import Database, upsert
 from storage.errors import CaseNotFoundError
 from storage.records import ProblemRecord, ReviewRecord, StudentRecord
-from storage.tables import CaseRow, LabelSetRow, ProblemRow, PromptRow, ReviewRow, ScoreRow, StudentRow
+from storage.tables import CaseRow, LabelSetRow, ProblemRow, PromptFileRow, PromptRow, ReviewRow, ScoreRow, StudentRow, UnitRow
 
 _GEOMETRY = TypeAdapter(Geometry)
 _PROMPT = TypeAdapter(Prompt)
 _KEYS_PER_QUERY = 500
 """Ids in one IN (...); SQLite's oldest limit is 999 variables."""
+_LABEL_STAGES = ("label:", "refine:", "gold/")
+"""How the ledger's stages begin whose units are label sets of cases; ``gold`` alone is one too."""
 
 
 class Catalog:
@@ -43,11 +45,12 @@ class Catalog:
             upsert(connection, CaseRow, [row], update=[name for name in row if name != "id"])
 
     def retract_case(self, case_id: str) -> None:
-        """Hide a case while its pixels are replaced, and forget its label sets and scores. Prompts stay."""
+        """Hide a case while its pixels are replaced, and forget its label sets, their scores and that they were made. Prompts stay."""
         with self._database.writing() as connection:
             connection.execute(sa.update(CaseRow).where(CaseRow.id == case_id).values(ready=False))
             for table in (LabelSetRow, ScoreRow, ReviewRow):
                 connection.execute(sa.delete(table).where(table.case_id == case_id))
+            _forget_done(connection, case_id, sa.or_(UnitRow.stage == "gold", *(UnitRow.stage.startswith(p) for p in _LABEL_STAGES)))
 
     def cases(
         self,
@@ -116,8 +119,12 @@ class Catalog:
 
     # Prompts
 
-    def add_prompts(self, prompts: list[Prompt]) -> int:
+    def add_prompts(self, prompts: list[Prompt], *, file: str = "") -> int:
         """Add prompts; one that is there already stays one row.
+
+        Args:
+            prompts: What to add.
+            file: Key of the file that says so, at most 32 characters; see :meth:`replace_prompts`.
 
         Returns:
             How many were new.
@@ -125,10 +132,21 @@ class Catalog:
         Raises:
             CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is added then.
         """
-        rows = list({row["key"]: row for row in map(_prompt_row, prompts)}.values())
         with self._database.writing() as connection:
-            _check_known(connection, {prompt.case for prompt in prompts})
-            return upsert(connection, PromptRow, rows)
+            return _add_prompts(connection, prompts, file)
+
+    def replace_prompts(self, prompts: list[Prompt], *, file: str, source: str) -> tuple[int, int]:
+        """Make ``prompts`` all that one file says under one source. What another file says too stays.
+
+        Returns:
+            How many were new, and how many were taken back.
+
+        Raises:
+            CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is changed then.
+        """
+        with self._database.writing() as connection:
+            added = _add_prompts(connection, prompts, file)
+            return added, _take_back(connection, file, source, keep={_prompt_row(prompt)["key"] for prompt in prompts})
 
     def prompts(self, case_id: str, class_id: int | None = None) -> list[Prompt]:
         """Return the prompts of a case, by class, then axis and slice."""
@@ -169,11 +187,12 @@ class Catalog:
             upsert(connection, ScoreRow, _score_rows(case_id, history.label_set, scores), update=["value"])
 
     def retract_label_set(self, case_id: str, name: str) -> None:
-        """Hide a label set, and forget scores and verdicts that were about its old voxels."""
+        """Hide a label set, and forget scores and verdicts that were about its old voxels, and that it was made."""
         with self._database.writing() as connection:
             connection.execute(sa.delete(LabelSetRow).where(LabelSetRow.case_id == case_id, LabelSetRow.name == name))
             for table in (ScoreRow, ReviewRow):
                 connection.execute(sa.delete(table).where(table.case_id == case_id, table.label_set == name))
+            _forget_done(connection, case_id, UnitRow.stage.in_(_stages_that_write(name)))
 
     def label_sets(self, case_id: str) -> list[str]:
         """Return the names of the finished label sets of a case, sorted."""
@@ -288,6 +307,37 @@ def _prompt_row(prompt: Prompt) -> dict[str, Any]:
         "source": prompt.source,
         "content": content,
     }
+
+
+def _add_prompts(connection: sa.Connection, prompts: list[Prompt], file: str) -> int:
+    rows = list({row["key"]: row for row in map(_prompt_row, prompts)}.values())
+    _check_known(connection, {prompt.case for prompt in prompts})
+    added = upsert(connection, PromptRow, rows)
+    upsert(connection, PromptFileRow, [{"key": row["key"], "file": file} for row in rows])
+    return added
+
+
+def _take_back(connection: sa.Connection, file: str, source: str, keep: set[str]) -> int:
+    """Delete what a file said under a source, except ``keep`` and what somebody else says too; return how many went."""
+    said = sa.select(PromptFileRow.key).join(PromptRow, PromptRow.key == PromptFileRow.key)
+    stale = sorted(set(connection.scalars(said.where(PromptFileRow.file == file, PromptRow.source == source))) - keep)
+    deleted = 0
+    for start in range(0, len(stale), _KEYS_PER_QUERY):
+        page = stale[start : start + _KEYS_PER_QUERY]
+        connection.execute(sa.delete(PromptFileRow).where(PromptFileRow.file == file, PromptFileRow.key.in_(page)))
+        elsewhere = sa.exists().where(PromptFileRow.key == PromptRow.key)
+        deleted += connection.execute(sa.delete(PromptRow).where(PromptRow.key.in_(page), ~elsewhere)).rowcount
+    return deleted
+
+
+def _stages_that_write(label_set: str) -> list[str]:
+    names = [f"label:{label_set}", f"refine:{label_set}", f"gold/{label_set}"]
+    return [*names, "gold"] if label_set == "gold" else names
+
+
+def _forget_done(connection: sa.Connection, case_id: str, stages: sa.ColumnElement[bool]) -> None:
+    """Have label work that was finished done again. Whoever rewrites the labels right now holds a claim, and that stays."""
+    connection.execute(sa.delete(UnitRow).where(UnitRow.unit == case_id, UnitRow.state == "done", stages))
 
 
 def _score_rows(case_id: str, label_set: str, scores: Mapping[str, float]) -> list[dict[str, Any]]:

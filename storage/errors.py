@@ -1,16 +1,16 @@
 """Every error of the storage room, as one hierarchy.
 
-    StorageError
-    ├── ArchiveError            the Zarr store as a whole
-    │   ├── ArchiveNotFoundError   (FileNotFoundError)
-    │   └── ArchiveExistsError     (FileExistsError)
-    ├── CaseError               one case in it
-    │   ├── CaseNotFoundError      (KeyError)
-    │   └── InvalidCaseError       (ValueError)
-    ├── LabelSetNotFoundError   (KeyError)
-    ├── CatalogError            the SQL index beside it
-    ├── LedgerError             the record of work
-    └── IngestError             (ValueError) one source file that cannot go in, with a reason slug
+StorageError
+├── ArchiveError            the Zarr store as a whole
+│   ├── ArchiveNotFoundError   (FileNotFoundError)
+│   └── ArchiveExistsError     (FileExistsError)
+├── CaseError               one case in it
+│   ├── CaseNotFoundError      (KeyError)
+│   └── InvalidCaseError       (ValueError)
+├── LabelSetNotFoundError   (KeyError)
+├── CatalogError            the SQL index beside it
+├── LedgerError             the record of work
+└── IngestError             (ValueError) one source file that cannot go in, with a reason slug
 """
 
 

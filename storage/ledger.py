@@ -139,6 +139,10 @@ class Ledger:
             found = dict(connection.execute(query).tuples().all())
         return {state: found.get(state, 0) for state in STATES}
 
+    def state(self, stage: str, unit: str) -> State | None:
+        """Return the state of a unit, or None if it was never planned."""
+        return next((record.state for record in self._units(UnitRow.stage == stage, UnitRow.unit == unit)), None)
+
     def quarantined(self, stage: str) -> list[UnitRecord]:
         """Return the units of a stage that were given up, with error and traceback."""
         return self._units(UnitRow.stage == stage, UnitRow.state == "quarantined")

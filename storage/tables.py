@@ -65,6 +65,17 @@ class PromptRow(Base):
     content: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
+class PromptFileRow(Base):
+    """One file says one prompt. Several files may say the same one; it stays until none does."""
+
+    __tablename__ = "prompt_files"
+    __table_args__ = (Index(None, "file"),)
+
+    key: Mapped[str] = mapped_column(String(32), ForeignKey("prompts.key", ondelete="CASCADE"), primary_key=True)
+    file: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """Hash of the file's place, because a path may name a patient; empty for prompts that came from no file."""
+
+
 class LabelSetRow(Base):
     """One finished label set of one case. The row is written after the arrays: without a row there is no label set."""
 

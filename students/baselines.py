@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from storage import Archive, Case, ClassInfo, LabelHistory, Prompt
+from storage import Archive, Case, ClassInfo, LabelHistory, Prompt, fingerprint
 
 LABEL_SET = "baseline/ellipse"
+
+_ELLIPSE = "1"
+"""Raised whenever other ellipses are drawn from the same prompts."""
 
 
 def ellipse_in_box(box_xyxy_px: Sequence[float], shape_yx: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
@@ -68,7 +71,8 @@ def write_ellipse_labels(
 ) -> int:
     """Write the ellipse labels of cases that have box prompts; return how many cases have them now.
 
-    Cases without a box get no label set: no prompt is not the same as no organ.
+    Labels drawn before from the same prompts stay as they are. Cases without a box get no label set: no prompt is not the same as no
+    organ.
     """
     written = 0
     for case in cases:
@@ -82,7 +86,10 @@ def write_ellipse_labels(
 
 
 def _write(stored: Case, prompts: Sequence[Prompt], classes: tuple[ClassInfo, ...], label_set: str) -> None:
-    sources = sorted({p.source for p in prompts})
-    history = LabelHistory(label_set=label_set, classes=classes, made_by="students.baselines", prompt_source=",".join(sources))
+    mark = fingerprint(ellipse=_ELLIPSE, prompts=list(prompts), classes=classes)
+    if label_set in stored.label_sets() and stored.labels(label_set).history.fingerprint == mark:
+        return
+    sources = ",".join(sorted({p.source for p in prompts}))
+    history = LabelHistory(label_set=label_set, classes=classes, made_by="students.baselines", prompt_source=sources, fingerprint=mark)
     depth, height, width = stored.record.shape_czyx[1:]
     stored.write_labels(history, ellipse_labels(prompts, (depth, height, width), classes))

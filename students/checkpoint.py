@@ -1,5 +1,6 @@
 """Students and half-trained students on disk; a file is either the old one or the new one, whenever the process dies."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -82,6 +83,21 @@ def read_card(folder: str | Path) -> StudentCard:
         return StudentCard.model_validate_json(text)
     except (ValidationError, json.JSONDecodeError, AttributeError, TypeError) as error:
         message = f"{path}: not a student card ({error}). Train again, or restore the file."
+        raise StudentFileError(message) from error
+
+
+def weights_digest(folder: str | Path) -> str:
+    """Return a hash of a student's weights: a training stopped by the clock gives others each time, from the same inputs.
+
+    Raises:
+        StudentFileError: if there are none.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        message = f"{path}: the weights cannot be read ({error.strerror}). Train again, or restore the file."
         raise StudentFileError(message) from error
 
 

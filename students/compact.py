@@ -13,6 +13,9 @@ from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
 
 __all__ = ["StudentSpec", "TrainProgress", "TrainedStudent", "train"]
 
+TRAINER = "1"
+"""Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
+
 _FREE = frozenset({"threads", "device", "checkpoint_seconds", "cache_bytes"})
 """Settings that say how to compute, not what: changing them does not make another student."""
 
@@ -133,6 +136,7 @@ def _prepare(
     )
     training, held_out = split_by_patient(records, spec.validation_fraction, spec.seed)
     mark = fingerprint(
+        trainer=TRAINER,
         spec=spec.model_dump(exclude=set(_FREE), mode="json"),
         plan=plan.model_dump(mode="json"),
         classes=[(info.id, info.name) for info in classes],

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import nn
 
-from storage import Archive, LabelHistory
-from students.checkpoint import load_network, read_card
+from storage import Archive, LabelHistory, fingerprint
+from students.checkpoint import load_network, read_card, weights_digest
 from students.data import measure_intensities, resample, shape_at_spacing
 from students.errors import VolumeError
 from students.spec import NetworkPlan, StudentCard
@@ -183,27 +183,33 @@ def predict_cases(
         progress: Called with each case id when it is done.
     """
     name = label_set or f"student/{student.name}"
+    mark = answer_fingerprint(student)
     written = 0
     for case in cases:
         stored = archive[case]
-        if not (name in stored.label_sets() and stored.labels(name).history.fingerprint == student.card.fingerprint):
+        if not (name in stored.label_sets() and stored.labels(name).history.fingerprint == mark):
             found = student.predict(stored.read(), stored.spacing_zyx_mm)
             coded = np.rint(found.probability * _PROBABILITY_TOP).astype(np.uint8)
-            stored.write_labels(_history(student, name), found.labels, probability_kzyx=coded)
+            stored.write_labels(_history(student, name, mark), found.labels, probability_kzyx=coded)
             written += 1
         if progress:
             progress(case)
     return written
 
 
-def _history(student: Student, label_set: str) -> LabelHistory:
+def answer_fingerprint(student: Student) -> str:
+    """Return a hash of all that decides a student's answer to a volume: inputs of its training, weights, and how windows overlap."""
+    return fingerprint(student=student.card.fingerprint, weights=weights_digest(student.path), overlap=OVERLAP)
+
+
+def _history(student: Student, label_set: str, mark: str) -> LabelHistory:
     return LabelHistory(
         label_set=label_set,
         classes=student.card.classes,
         made_by="students.predict",
         parameters={"student": student.name, "steps": student.card.steps, "overlap": OVERLAP},
         parents=(student.card.label_set,),
-        fingerprint=student.card.fingerprint,
+        fingerprint=mark,
     )
 
 

@@ -53,11 +53,12 @@ class Bookkeeping:
         """Return all standing problems."""
         return self._catalog.problems()
 
-    def part_of_patient(self, patient: str) -> Part:
-        """Return the part that a patient's cases are in, so that a later case follows them: a patient is never in two parts."""
-        query = sa.select(CaseRow.part).where(CaseRow.patient == patient).order_by(CaseRow.id).limit(1)
+    def part_for(self, case: str, patient: str) -> Part:
+        """Return the part a case is in, also while its pixels are replaced; a new one follows its patient, who is never in two parts."""
+        own = sa.select(CaseRow.part).where(CaseRow.id == case)
+        siblings = sa.select(CaseRow.part).where(CaseRow.patient == patient).order_by(CaseRow.id).limit(1)
         with self._database.reading() as connection:
-            part: Part | None = connection.scalar(query)
+            part: Part | None = connection.scalar(own) or connection.scalar(siblings)
         return part or "archive"
 
     def close(self) -> None:

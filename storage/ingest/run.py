@@ -179,7 +179,7 @@ def _store(archive: Archive, book: Bookkeeping, task: Task, found: SourceCase) -
     Raises:
         IngestError: ``duplicate-case-id``.
     """
-    record = with_changes(found.record, part=book.part_of_patient(found.record.patient))
+    record = with_changes(found.record, part=book.part_for(found.record.id, found.record.patient))
     check_case_id(record.id)
     present = archive.catalog.find_case(record.id)
     if present is not None and present.fingerprint == record.fingerprint:

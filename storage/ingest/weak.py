@@ -1,8 +1,9 @@
 """Import weak prompts: boxes, points, scribbles and masks that annotators left. Good rows go in, bad rows are recorded."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,6 @@ from storage.ingest.weak_schema import ROW
 from storage.ingest.weak_sparse import sparse_prompts
 
 PromptFormat = Literal["json", "jsonl", "csv", "coco", "sparse"]
-_BATCH = 2000
-"""Prompts written in one transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +32,8 @@ class PromptSummary:
     """Prompts that are new in the archive."""
     unchanged: int = 0
     """Prompts that were there already."""
+    removed: int = 0
+    """Prompts that the file said when it was imported before, and says no longer."""
     problems: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -43,15 +44,17 @@ def import_prompts(
     *,
     format: PromptFormat | None = None,  # noqa: A002 - the word users know
     classes: tuple[ClassInfo, ...] | None = None,
+    names: Mapping[str, int] | None = None,
     source: str = "weak",
 ) -> PromptSummary:
-    """Import a file of prompts, or sparse label files; importing it again changes nothing.
+    """Import a file of prompts, or sparse label files. Importing it again changes nothing, or what was changed in the file.
 
     Args:
         archive: An archive that holds the cases already.
         path: JSON, JSON Lines, CSV or COCO JSON; a NIfTI file or a folder of them means sparse labels.
         format: Which of them, where the ending does not say.
         classes: The classes that rows may speak of; by default any id from 1 to 254.
+        names: Class name -> id, for rows that name their class only; ids that are not listed stay allowed.
         source: Name of where the prompts come from; ``catalog.delete_prompts(source=...)`` takes them back.
 
     Raises:
@@ -61,13 +64,13 @@ def import_prompts(
         raise IngestError("source-not-found", f"there is no file of prompts at {path}.")
     kind = format or _format_of(path)
     folder = path if path.is_dir() else path.parent
-    converter = Converter(archive=archive, folder=folder, source=source, classes=classes)
+    converter = Converter(archive=archive, folder=folder, source=source, classes=classes, names=names or {})
     book = Bookkeeping(archive)
     try:
         with quiet_readers():
             if kind == "sparse":
-                return _import_all(archive, book, _sparse_outcomes(path, converter), _sparse_files(path))
-            return _import_all(archive, book, _row_outcomes(path, kind, converter), [path])
+                return _sum([_import_file(book, file, _sparse_outcomes(file, converter), converter) for file in _sparse_files(path)])
+            return _import_file(book, path, _row_outcomes(path, kind, converter), converter)
     finally:
         book.close()
 
@@ -76,29 +79,50 @@ def import_prompts(
 class _Outcome:
     """Prompts of one row, or what is wrong with it."""
 
-    source: Path
     row: str
     prompts: tuple[Prompt, ...] = ()
     reason: str = ""
     message: str = ""
+    unread: bool = False
+    """Whether there may be prompts that could not be read, so that nobody knows what the file no longer says."""
 
 
-def _import_all(archive: Archive, book: Bookkeeping, outcomes: Iterable[_Outcome], files: list[Path]) -> PromptSummary:
-    book.forget_problems(str(file) for file in files)
+def _import_file(book: Bookkeeping, path: Path, outcomes: Iterator[_Outcome], converter: Converter) -> PromptSummary:
+    """Bring in what a file says, and take back what it said before, in one transaction."""
+    catalog, file = converter.archive.catalog, _file_key(path)
+    book.forget_problems([str(path)])
     reasons: Counter[str] = Counter()
-    waiting: list[Prompt] = []
-    added = total = 0
+    prompts: list[Prompt] = []
+    unread = False
     for outcome in outcomes:
         if outcome.reason:
             reasons[outcome.reason] += 1
-            archive.catalog.record_problem(str(outcome.source), outcome.row, outcome.reason, outcome.message)
-        waiting.extend(outcome.prompts)
-        total += len(outcome.prompts)
-        if len(waiting) >= _BATCH:
-            added += archive.catalog.add_prompts(waiting)
-            waiting = []
-    added += archive.catalog.add_prompts(waiting)
-    return PromptSummary(added=added, unchanged=total - added, problems=sum(reasons.values()), reasons=dict(sorted(reasons.items())))
+            catalog.record_problem(str(path), outcome.row, outcome.reason, outcome.message)
+        prompts.extend(outcome.prompts)
+        unread |= outcome.unread
+    if unread:
+        added, removed = catalog.add_prompts(prompts, file=file), 0
+    else:
+        added, removed = catalog.replace_prompts(prompts, file=file, source=converter.source)
+    return PromptSummary(
+        added=added, unchanged=len(prompts) - added, removed=removed, problems=sum(reasons.values()), reasons=dict(sorted(reasons.items()))
+    )
+
+
+def _file_key(path: Path) -> str:
+    """Return what the catalog knows a file by: many folders hold a file of one name, and a path may name a patient, so a hash."""
+    return hashlib.blake2b(str(path.resolve()).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def _sum(summaries: list[PromptSummary]) -> PromptSummary:
+    reasons = sum((Counter(one.reasons) for one in summaries), Counter[str]())
+    return PromptSummary(
+        added=sum(one.added for one in summaries),
+        unchanged=sum(one.unchanged for one in summaries),
+        removed=sum(one.removed for one in summaries),
+        problems=sum(one.problems for one in summaries),
+        reasons=dict(sorted(reasons.items())),
+    )
 
 
 def _format_of(path: Path) -> PromptFormat:
@@ -125,7 +149,7 @@ def _row_outcomes(path: Path, kind: PromptFormat, converter: Converter) -> Itera
         for raw in _raw_rows(path, kind):
             yield _convert(path, raw, converter)
     except IngestError as error:
-        yield _Outcome(source=path, row="", reason=error.reason, message=str(error))
+        yield _Outcome(row="", reason=error.reason, message=str(error), unread=True)
 
 
 def _raw_rows(path: Path, kind: PromptFormat) -> Iterator[RawRow]:
@@ -152,15 +176,16 @@ def _document(text: str) -> object:
 def _convert(path: Path, raw: RawRow, converter: Converter) -> _Outcome:
     if raw.error:
         slug = "malformed-row" if raw.number else "malformed-json"
-        return _Outcome(source=path, row=raw.number, reason=slug, message=f"{path.name}, row {raw.number or '-'}: {raw.error}.")
+        return _Outcome(row=raw.number, reason=slug, message=f"{path.name}, row {raw.number or '-'}: {raw.error}.", unread=True)
     try:
         prompts = converter.prompts(ROW.validate_python(raw.content))
     except ValidationError as error:
         message = f"{path.name}, row {raw.number}: {_explain(error)}. docs/prompts.md shows what a row may hold."
-        return _Outcome(source=path, row=raw.number, reason="malformed-row", message=message)
+        return _Outcome(row=raw.number, reason="malformed-row", message=message)
     except IngestError as error:
-        return _Outcome(source=path, row=raw.number, reason=error.reason, message=f"{path.name}, row {raw.number}: {error}")
-    return _Outcome(source=path, row=raw.number, prompts=tuple(prompts))
+        message = f"{path.name}, row {raw.number}: {error}"
+        return _Outcome(row=raw.number, reason=error.reason, message=message, unread=error.reason == "mask-file")
+    return _Outcome(row=raw.number, prompts=tuple(prompts))
 
 
 def _explain(error: ValidationError) -> str:
@@ -176,11 +201,8 @@ def _sparse_files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.name.lower().endswith((".nii", ".nii.gz")))
 
 
-def _sparse_outcomes(path: Path, converter: Converter) -> Iterator[_Outcome]:
-    for file in _sparse_files(path):
-        try:
-            prompts = sparse_prompts(file, converter)
-        except IngestError as error:
-            yield _Outcome(source=file, row="", reason=error.reason, message=str(error))
-        else:
-            yield _Outcome(source=file, row="", prompts=tuple(prompts))
+def _sparse_outcomes(file: Path, converter: Converter) -> Iterator[_Outcome]:
+    try:
+        yield _Outcome(row="", prompts=tuple(sparse_prompts(file, converter)))
+    except IngestError as error:
+        yield _Outcome(row="", reason=error.reason, message=str(error), unread=True)

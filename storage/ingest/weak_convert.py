@@ -1,7 +1,7 @@
 """Turn a row into a prompt on a case of the archive, or say why it cannot be one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +29,9 @@ class Converter:
     """Where paths of mask files begin."""
     source: str
     classes: tuple[ClassInfo, ...] | None
+    """The only classes that rows may speak of; None allows every id."""
+    names: Mapping[str, int] = field(default_factory=dict)
+    """Ids of class names, for rows without an id."""
     _records: dict[str, CaseRecord] = field(default_factory=dict)
 
     def prompts(self, row: AnyRow) -> list[Prompt]:
@@ -77,11 +80,12 @@ class Converter:
         Raises:
             IngestError: ``unknown-class``.
         """
-        if class_id is None and self.classes is not None:
-            class_id = next((c.id for c in self.classes if c.name == name), None)
+        if class_id is None:
+            class_id = ({c.name: c.id for c in self.classes or ()} | dict(self.names)).get(name or "")
         known = range(1, IGNORE) if self.classes is None else [c.id for c in self.classes]
         if class_id is None or class_id not in known:
-            shown = "1 to 254" if self.classes is None else ", ".join(f"{c.id} {c.name}" for c in self.classes)
+            listed = [(c.id, c.name) for c in self.classes or ()] or sorted((number, known_as) for known_as, number in self.names.items())
+            shown = ", ".join(["1 to 254"] * (self.classes is None) + [f"{number} {known_as}" for number, known_as in listed])
             message = f"there is no class {class_id if class_id is not None else name!r}. Known: {shown}. 0 is the background, {IGNORE} means ignore."
             raise IngestError("unknown-class", message)
         return class_id

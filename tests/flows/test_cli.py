@@ -184,3 +184,8 @@ def test_a_stage_without_an_archive_names_the_command_that_makes_one(write_recip
     recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\n"))
     with pytest.raises(StageError, match="Run 'samdistill run RECIPE' or 'samdistill ingest SRC"):
         stages.shards_to_label(recipe, 10)
+
+
+def test_predict_on_files_without_a_folder_says_what_to_add(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("predict", str(tmp_path / "student"), str(tmp_path / "scan.nii.gz")) == 1
+    assert "add -o FOLDER" in capsys.readouterr().err

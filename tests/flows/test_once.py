@@ -67,6 +67,26 @@ def test_a_failure_is_tried_again_and_given_up_after_the_third(ledger: Ledger, w
     assert "labels contradict the classes" in result.note
 
 
+def test_a_unit_that_another_run_is_at_stays_with_it_although_its_output_is_not_there_yet(ledger: Ledger, work: Work) -> None:
+    ledger.plan("train", {"compact": "a"})
+    assert ledger.claim("train", "compact")
+    assert perform(ledger, work).note == "another run is at it"
+    assert (work.calls, ledger.state("train", "compact")) == (0, "claimed")
+    ledger.done("train", "compact")
+
+
+def test_failures_without_an_output_add_up_to_three(ledger: Ledger, work: Work) -> None:
+    work.error = ValueError("labels contradict the classes")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="contradict"):
+            perform(ledger, work)
+    assert (perform(ledger, work).quarantined, work.calls) == (1, 3)
+
+
+def test_a_unit_that_nobody_planned_has_no_state(ledger: Ledger) -> None:
+    assert ledger.state("train", "compact") is None
+
+
 def test_ctrl_c_gives_the_unit_back_without_a_mark(ledger: Ledger, work: Work) -> None:
     work.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ from storage import (
     CatalogError,
     Geometry,
     LabelHistory,
+    Ledger,
     ProblemRecord,
     Prompt,
     ReviewRecord,
@@ -102,6 +103,24 @@ def test_prompts_of_unknown_cases_are_refused_as_a_whole(catalog: Catalog) -> No
     assert catalog.prompts("a") == []
 
 
+def test_what_a_file_no_longer_says_goes_unless_another_one_says_it(catalog: Catalog) -> None:
+    first, second, third, fourth = (replace(BOX, slice=n) for n in range(4))
+    elsewhere = replace(first, source="other")
+    catalog.replace_prompts([first, second, third], file="f", source="weak")
+    catalog.replace_prompts([elsewhere], file="f", source="other")
+    catalog.replace_prompts([second], file="g", source="weak")
+    catalog.add_prompts([third])
+    assert catalog.replace_prompts([fourth], file="f", source="weak") == (1, 1)
+    assert set(catalog.prompts("a")) == {second, third, fourth, elsewhere}
+
+
+def test_a_replacement_that_is_refused_takes_nothing_back(catalog: Catalog) -> None:
+    catalog.replace_prompts([BOX], file="f", source="weak")
+    with pytest.raises(CaseNotFoundError):
+        catalog.replace_prompts([replace(BOX, case="nobody")], file="f", source="weak")
+    assert catalog.prompts("a") == [BOX]
+
+
 numbers = st.floats(-1e6, 1e6)
 prompts = st.builds(
     Prompt,
@@ -142,6 +161,37 @@ def test_retracting_a_label_set_takes_its_scores_and_reviews(catalog: Catalog) -
     assert catalog.count_label_sets() == {"gold": 1}
     catalog.retract_label_set("a", "gold")
     assert (catalog.label_sets("a"), catalog.scores("gold"), catalog.reviews("gold")) == ([], {}, [])
+
+
+def finish(url: str, *stages: str) -> Ledger:
+    ledger = Ledger(url)
+    for stage in stages:
+        ledger.plan(stage, {"a": "print", "b": "print"})
+        for case in "ab":
+            ledger.claim(stage, case)
+            ledger.done(stage, case)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("label_set", "stage"), [("gold", "gold"), ("mine", "gold/mine"), ("teacher/r1", "label:teacher/r1"), ("pseudo/r1", "refine:pseudo/r1")]
+)
+def test_labels_that_are_retracted_are_made_again(catalog: Catalog, url: str, label_set: str, stage: str) -> None:
+    ledger = finish(url, stage, "label:other", "ingest")
+    catalog.retract_label_set("a", label_set)
+    assert ledger.plan(stage, {"a": "print", "b": "print"}) == ["a"]
+    assert ledger.plan("label:other", {"a": "print"}) == []
+    ledger.claim(stage, "a")
+    catalog.retract_label_set("a", label_set)
+    ledger.done(stage, "a")
+
+
+def test_all_labels_of_a_case_with_new_pixels_are_made_again(catalog: Catalog, url: str) -> None:
+    stages = ("gold", "gold/mine", "label:teacher/r1", "refine:pseudo/r1")
+    ledger = finish(url, *stages, "ingest")
+    catalog.retract_case("a")
+    assert all(ledger.plan(stage, {"a": "print", "b": "print"}) == ["a"] for stage in stages)
+    assert ledger.plan("ingest", {"a": "print"}) == []
 
 
 def test_students_and_problems_are_kept_once(catalog: Catalog) -> None:
@@ -220,7 +270,7 @@ class TestSchema:
         Catalog(url)
         with database.begin() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0002.*upgrade this one"):
+        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0003.*upgrade this one"):
             Catalog(url)
 
     def test_many_that_open_a_new_catalog_at_once_all_get_it(self, url: str) -> None:

@@ -1,5 +1,8 @@
 """Ellipses in boxes: what needs no model."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -51,3 +54,24 @@ def test_ellipses_of_an_archive_resemble_gold_and_say_where_they_came_from(archi
     assert 2 * (gold & found).sum() / (gold.sum() + found.sum()) > 0.75
     assert labels.history.made_by == "students.baselines"
     assert labels.history.prompt_source == "weak"
+
+
+def test_ellipses_are_drawn_again_only_from_other_prompts(
+    make_archive: Callable[..., Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = make_archive(tmp_path, train=0, test=1)
+    drawn: list[int] = []
+    draw = baselines.ellipse_labels
+
+    def counted(prompts: Sequence[Prompt], shape_zyx: tuple[int, int, int], classes: Sequence[ClassInfo]) -> np.ndarray:
+        drawn.append(len(prompts))
+        return draw(prompts, shape_zyx, classes)
+
+    monkeypatch.setattr(baselines, "ellipse_labels", counted)
+    assert [baselines.write_ellipse_labels(archive, ["test0"], CLASSES) for _ in range(2)] == [1, 1]
+    assert len(drawn) == 1
+    archive.catalog.delete_prompts(source="weak")
+    archive.catalog.add_prompts([Prompt(case="test0", class_id=3, kind="box", slice=0, box_xyxy_px=(0.0, 0.0, 1.0, 1.0))])
+    baselines.write_ellipse_labels(archive, ["test0"], CLASSES)
+    assert drawn[1:] == [1]
+    assert archive["test0"].labels(baselines.LABEL_SET).read()[0, 0, 0] == 3

@@ -78,6 +78,13 @@ def test_training_again_from_the_same_inputs_does_nothing_and_from_others_trains
     assert train(archive, tmp_path, spec, label_set="teacher/r1").fresh
 
 
+def test_a_newer_trainer_trains_again_from_the_same_inputs(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TINY.model_copy(update={"steps": 2})
+    train(archive, tmp_path, spec)
+    monkeypatch.setattr(compact, "TRAINER", "next")
+    assert train(archive, tmp_path, spec).fresh
+
+
 _PROGRAM = """
 import sys
 from pathlib import Path

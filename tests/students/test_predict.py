@@ -1,15 +1,17 @@
 """Using a student: geometry survives, bad files do not stop good ones, and the archive remembers who answered."""
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from storage import Archive, ClassInfo
 from students import compact, load_student
 from students.errors import VolumeError
-from students.predict import Student, predict_cases, predict_files
+from students.predict import Student, answer_fingerprint, predict_cases, predict_files
 from students.spec import StudentSpec
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
@@ -151,6 +153,19 @@ def test_the_archive_remembers_which_student_answered_and_asks_no_second_time(ar
     labels = archive["test0"].labels("student/quick")
     assert labels.history.made_by == "students.predict"
     assert labels.history.parents == ("gold",)
-    assert labels.history.fingerprint == student.card.fingerprint
+    assert labels.history.fingerprint == answer_fingerprint(student)
     assert labels.probability is not None
     np.testing.assert_array_equal(labels.probability[:][0] > 127, labels.read() > 0)
+
+
+def test_a_student_with_other_weights_answers_again_although_its_card_is_the_same(
+    archive: Archive, student: Student, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(student.path, folder)
+    label_set = "student/again"
+    assert predict_cases(load_student(folder, device="cpu"), archive, ["test1"], label_set=label_set) == 1
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in weights.items()}, folder / "model.safetensors")
+    assert predict_cases(load_student(folder, device="cpu"), archive, ["test1"], label_set=label_set) == 1
+    assert predict_cases(load_student(folder, device="cpu"), archive, ["test1"], label_set=label_set) == 0

@@ -134,6 +134,19 @@ def test_a_header_at_odds_with_its_affine_leaves_a_note(tmp_path: Path, write_ni
     assert "its affine" in found.notes[0]
 
 
+@pytest.mark.parametrize("seed", [pytest.param(0, id="same pixels"), pytest.param(1, id="new pixels")])
+def test_another_rule_for_patients_moves_no_case_to_another_part(
+    archive: Archive, tmp_path: Path, write_nifti: WriteNifti, seed: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16)
+    path = write_nifti(tmp_path / "in" / "P1_a.nii.gz", values)
+    ingest(archive, path)
+    archive.catalog.set_part({"P1_a": "test"})
+    write_nifti(path, values + np.int16(seed))
+    ingest(archive, path, patient_from="^(P[0-9])_")
+    assert (archive["P1_a"].record.patient, archive["P1_a"].record.part) == ("P1", "test")
+
+
 def test_real_volumes_come_through_bit_for_bit(real_data: Path) -> None:
     for path in [*sorted((real_data / "hippocampus" / "images").iterdir())[:10], real_data / "ct_organs" / "example_mr_sm.nii.gz"]:
         found, original = read_nifti(path, NAMING), nib.Nifti1Image.from_filename(path)

@@ -178,6 +178,44 @@ def test_importing_again_adds_nothing_and_a_corrected_file_clears_its_problems(s
     assert scans.catalog.problems() == []
 
 
+def test_a_corrected_file_replaces_its_own_prompts_and_no_others(scans: Archive, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    import_prompts(scans, write(tmp_path / "other", [BOX, BOX | {"slice": 1}]))
+    path = write(tmp_path, [BOX, BOX | {"slice": 3}, BOX | {"slice": 4}])
+    import_prompts(scans, path)
+    import_prompts(scans, path, source="second")
+    write(tmp_path, [BOX | {"slice": 3}, BOX | {"slice": 5}])
+    summary = import_prompts(scans, path)
+    assert (summary.added, summary.unchanged, summary.removed) == (1, 1, 1)
+    assert [p.slice for p in scans.catalog.prompts("scan") if p.source == "weak"] == [1, 2, 3, 5]
+    assert [p.slice for p in scans.catalog.prompts("scan") if p.source == "second"] == [2, 3, 4]
+    assert import_prompts(scans, path).added == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(json.dumps([BOX])[:-9], id="cut off"),
+        pytest.param(json.dumps([{"case": "scan", "class_id": 1, "kind": "mask", "slice": 1, "path": "gone.png"}]), id="mask missing"),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end_takes_nothing_away(scans: Archive, tmp_path: Path, text: str) -> None:
+    import_prompts(scans, write(tmp_path, [BOX]))
+    summary = import_prompts(scans, write(tmp_path, text))
+    assert (summary.removed, summary.problems) == (0, 1)
+    assert only(scans).slice == 2
+
+
+def test_names_stand_for_ids_where_a_row_has_none_and_forbid_no_other_id(scans: Archive, tmp_path: Path) -> None:
+    named = {k: v for k, v in BOX.items() if k != "class_id"}
+    rows = [named | {"class_name": "organ"}, BOX | {"class_id": 9, "class_name": "organ"}, named | {"class_name": "orgn"}]
+    summary = import_prompts(scans, write(tmp_path, rows), names={"organ": 3})
+    assert (summary.added, summary.reasons) == (2, {"unknown-class": 1})
+    assert [p.class_id for p in scans.catalog.prompts("scan")] == [3, 9]
+    assert "no class 'orgn'. Known: 1 to 254, 3 organ." in scans.catalog.problems()[0].message
+
+
 def test_csv_has_the_same_columns_and_short_forms(scans: Archive, tmp_path: Path) -> None:
     text = """case,class_id,kind,slice,slice_axis,x0,y0,x1,y1,x,y,positive,points_xy,polygons_xy,box_ij,rle
 scan,1,box,2,,2,3,6,9,,,,,,,
