@@ -19,7 +19,7 @@ from scipy import ndimage
 from distill.errors import PlanError
 from storage import IGNORE, Archive, Case, ClassInfo, LabelHistory, LabelSetNotFoundError, fingerprint
 
-REFINE = "2"
+REFINE = "3"
 """Raised whenever refinement's answers change."""
 
 Keep = Literal["accept", "review", "reject"]
@@ -86,6 +86,8 @@ class Refined:
 
     ids: np.ndarray
     """``(z, y, x)`` uint8 with IGNORE."""
+    probability: np.ndarray
+    """``(k, z, y, x)`` uint8: what was cut, after smoothing, in the order of the plan's classes."""
     verdicts: dict[int, Verdict]
     scores: dict[str, float]
 
@@ -139,7 +141,9 @@ def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, prin
     began = time.monotonic()
     try:
         refined = refine_case(archive[case], plan)
-        archive[case].write_labels(_history(archive[case], plan, refined, print_), refined.ids, scores=refined.scores)
+        archive[case].write_labels(
+            _history(archive[case], plan, refined, print_), refined.ids, probability_kzyx=refined.probability, scores=refined.scores
+        )
     except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
         archive.ledger.fail(stage, case, error)
         return 0
@@ -177,7 +181,14 @@ def refine_case(case: Case, plan: RefinePlan) -> Refined:
         parts[info.id] = (smooth, mask)
     ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:])
     overall = overall_verdict(verdicts)
-    return Refined(ids, verdicts, scores | {"accepted": float(overall == "accept"), "ignored_share": float((ids == IGNORE).mean())})
+    blank = np.zeros(ids.shape, np.float32)
+    cut = np.stack([parts[info.id][0] if info.id in parts else blank for info in plan.classes])
+    return Refined(
+        ids,
+        np.rint(255 * cut).astype(np.uint8),
+        verdicts,
+        scores | {"accepted": float(overall == "accept"), "ignored_share": float((ids == IGNORE).mean())},
+    )
 
 
 def smooth_probability(probability: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float]) -> np.ndarray:

@@ -59,7 +59,7 @@ def run_fingerprint(recipe: Recipe, archive: Archive) -> str:
         recipe=recipe.model_dump(mode="json"),
         files=[_stamp(path) for path in _inputs(recipe)],
         cases=[[record.id, record.fingerprint, record.part, record.patient] for record in cases],
-        prompts={case: len(prompts) for case, prompts in archive.catalog.prompts_by_case([record.id for record in cases]).items()},
+        prompts=archive.catalog.prompts_by_case([record.id for record in cases]),
         label_sets=archive.catalog.count_label_sets(),
         ledger={stage: archive.ledger.counts(name) for stage, name in LEDGER_STAGES.items()},
         report=report_of(recipe),

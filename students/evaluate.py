@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distill import quality
-from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Labels
 from students.cost import student_cost
 from students.errors import GoldLeakError
 from students.predict import Student, predict_cases
@@ -157,9 +157,9 @@ class _Bench:
     def __init__(self, archive: Archive, classes: tuple[ClassInfo, ...], plan: EvaluationPlan) -> None:
         self.archive, self.classes, self.plan = archive, classes, plan
 
-    def read(self, stored: Case, label_set: str) -> np.ndarray:
-        """Return class ids, with several gold ids merged where the plan says so."""
-        ids = stored.labels(label_set).read()
+    def read(self, stored: Case, label_set: str, *, resolve_ignored: bool = False) -> np.ndarray:
+        """Return class ids, with several gold ids merged where the plan says so, and ``ignore`` decided by the threshold if asked."""
+        ids = resolved(stored.labels(label_set)) if resolve_ignored else stored.labels(label_set).read()
         if label_set != self.plan.gold or not self.plan.gold_ids:
             return ids
         merged = np.zeros_like(ids)
@@ -177,10 +177,11 @@ class _Bench:
         cases: Sequence[str],
         *,
         leave_out_ignored: bool = False,
+        resolve_ignored: bool = False,
     ) -> Comparison:
         """Measure every class of every case that has both label sets; voxels ignored by ``second`` never count."""
         have = [case for case in cases if {first, second} <= set(self.archive[case].label_sets())]
-        scores = [score for case in have for score in self._case(case, first, second, leave_out_ignored=leave_out_ignored)]
+        scores = [score for case in have for score in self._case(case, first, second, leave_out=leave_out_ignored, resolve=resolve_ignored)]
         return Comparison(
             name=name,
             role=role,
@@ -192,10 +193,10 @@ class _Bench:
             scores=tuple(scores),
         )
 
-    def _case(self, case: str, first: str, second: str, *, leave_out_ignored: bool) -> list[CaseScore]:
+    def _case(self, case: str, first: str, second: str, *, leave_out: bool, resolve: bool) -> list[CaseScore]:
         stored = self.archive[case]
-        a, b = self.read(stored, first), self.read(stored, second)
-        exclude = (b == IGNORE) | ((a == IGNORE) & leave_out_ignored)
+        a, b = self.read(stored, first, resolve_ignored=resolve), self.read(stored, second)
+        exclude = (b == IGNORE) | ((a == IGNORE) & leave_out)
         ml = float(np.prod(stored.spacing_zyx_mm)) / 1000
         scores = []
         for info in self.classes:
@@ -228,6 +229,25 @@ class _Bench:
         return Transfer(**rates)
 
 
+def resolved(labels: Labels) -> np.ndarray:
+    """Return class ids as they were before doubtful voxels became ``ignore``: each goes to the side of the threshold it is on.
+
+    Label sets without probabilities, or without a threshold in their history, come back unchanged.
+    """
+    ids = labels.read()
+    if labels.probability is None:
+        return ids
+    probability, doubtful = np.asarray(labels.probability[:]), ids == IGNORE
+    known = labels.history.parameters
+    thresholds = {info.id: value for info in labels.history.classes if isinstance(value := known.get(f"threshold/{info.id}"), (int, float))}
+    if len(thresholds) != len(labels.history.classes):
+        return ids
+    ids[doubtful] = 0
+    for row, (class_id, threshold) in zip(probability, thresholds.items(), strict=True):
+        ids[doubtful & (row >= np.rint(255 * threshold))] = class_id
+    return ids
+
+
 def _value(score: CaseScore, metric: str) -> float:
     found = getattr(score, metric)
     return float("nan") if found is None else float(found)
@@ -257,6 +277,9 @@ def _hindsight(bench: _Bench, student: Student, plan: EvaluationPlan) -> Hindsig
         return None
     shares = [float((bench.archive[case].labels(label_set).read() != IGNORE).mean()) for case in cases]
     return Hindsight(
+        before_ignoring=bench.compare(
+            "training labels, before doubt was ignored", "hindsight", label_set, plan.gold, cases, resolve_ignored=True
+        ),
         with_ignored_left_out=bench.compare(
             "training labels, ignored voxels left out", "hindsight", label_set, plan.gold, cases, leave_out_ignored=True
         ),

@@ -86,6 +86,8 @@ class Difference(Frozen):
 class Hindsight(Frozen):
     """The training labels judged by gold afterwards; nothing was chosen by these figures."""
 
+    before_ignoring: Comparison
+    """Every doubtful voxel on the side of the threshold that it is on: the labels as a whole, which a student's Dice may be held against."""
     with_ignored_left_out: Comparison
     with_ignored_as_background: Comparison
     coverage: float

@@ -4,14 +4,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill import quality
-from storage import Archive, ClassInfo
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import baselines, compact, load_student
 from students.cost import student_cost
 from students.errors import GoldLeakError
-from students.evaluate import Arm, EvaluationPlan, evaluate, unseen_cases
+from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, unseen_cases
 from students.predict import Student
 from students.report import write_report
 from students.results import Evaluation
@@ -146,3 +147,17 @@ def test_the_page_needs_nothing_but_itself(archive: Archive, evaluation: Evaluat
     assert "prefers-color-scheme: dark" in text
     for word in ("Dice", "NSD", "HD95 (mm)", "volume bias (%)", "agreement, not accuracy", "seconds per case"):
         assert word in text
+
+
+def test_doubtful_voxels_go_to_the_side_of_the_threshold_they_are_on(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "doubt.zarr"))
+    identity = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    geometry = Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=identity)
+    record = CaseRecord(id="c", patient="p", shape_czyx=(1, 1, 1, 4), dtype="uint8", geometry=geometry)
+    case = archive.add_case(record, np.zeros((1, 1, 1, 4), np.uint8))
+    history = LabelHistory(label_set="pseudo/r1", classes=(ClassInfo(id=3, name="c"),), made_by="test", parameters={"threshold/3": 0.4})
+    ids, probability = np.array([[[3, IGNORE, IGNORE, 0]]], np.uint8), np.array([[[[250, 110, 90, 5]]]], np.uint8)
+    case.write_labels(history, ids, probability_kzyx=probability)
+    assert resolved(case.labels("pseudo/r1")).tolist() == [[[3, 3, 0, 0]]]
+    case.write_labels(history, ids)
+    assert resolved(case.labels("pseudo/r1")).tolist() == ids.tolist()
