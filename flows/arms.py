@@ -22,6 +22,13 @@ from students.cost import measure_cost
 from students.evaluate import Arm, EvaluationPlan
 from students.spec import Cost
 
+TRAINED_ARMS: dict[ArmName, str] = {
+    "ellipse-student": "same net, trained on ellipses",
+    "few-gold": "same net, trained on gold of the calibration part",
+    "all-gold": "same net, trained on gold of the archive part",
+}
+"""How the report calls the arms that end in a student."""
+
 
 def evaluation_plan(archive: Archive, recipe: Recipe, say: Callable[[str], None]) -> EvaluationPlan:
     """Prepare every arm that the recipe asks for, and return what is to be compared."""
@@ -70,7 +77,7 @@ def _trained(archive: Archive, recipe: Recipe, name: ArmName, label_set: str, ca
         workdir=recipe.student_folder.parent,
         cases=cases,
     )
-    return Arm(name=f"student of {name} ({len(cases)} cases)", student=student.path)
+    return Arm(name=f"{TRAINED_ARMS[name]} ({len(cases)} cases)", student=student.path)
 
 
 def teacher_cost(archive: Archive, recipe: Recipe, record: CaseRecord) -> Cost:
