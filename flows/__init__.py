@@ -24,3 +24,7 @@ PREFECT_ENVIRONMENT = {
 
 for _name, _value in PREFECT_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+# Threads that wait for each other by spinning made two runs on one machine several times slower (labelling
+# beside a training: 8 cases in 5 minutes). OpenMP reads this once, when torch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
