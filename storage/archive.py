@@ -82,7 +82,7 @@ class Archive:
 
         Raises:
             ArchiveNotFoundError: if there is none at ``url``.
-            ArchiveError: if something else is there, or a newer format.
+            ArchiveError: if something else is there (a file, a folder with other things), or a newer format.
             CatalogError: if the catalog is missing, too new, or was not named for an archive that is not local.
         """
         address = address_of(url)
@@ -202,17 +202,32 @@ def _check_vacant(address: str, store: Store) -> None:
     if _root(store) is not None:
         message = f"there is an archive at {address} already. Open it with Archive.open, or choose another folder."
         raise ArchiveExistsError(message)
+    if stranger := _stranger_at(address):
+        raise ArchiveExistsError(stranger)
     path = local_path(address)
-    if path is None:
-        return
-    if path.is_file() or (path.exists() and any(found.suffix != ".partial" for found in path.iterdir())):
-        message = f"{address} exists and is not an empty folder. Choose another place for the archive."
-        raise ArchiveExistsError(message)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _stranger_at(address: str) -> str:
+    """Say that something else is at a local address: a file, or a folder that holds anything; empty where the place is free."""
+    path = local_path(address)
+    if path is None or not path.exists():
+        return ""
+    if path.is_dir():
+        found = next((each.name for each in sorted(path.iterdir()) if each.suffix != ".partial"), None)
+        if found is None:
+            return ""
+        return f"{address} exists and is not an archive: it is a folder that holds {found!r}. Choose another path, such as one ending in .zarr."
+    return f"{address} exists and is not an archive: it is a file. Choose another path, such as one ending in .zarr."
 
 
 def _check_root(address: str, store: Store) -> None:
     root = _root(store)
+    if root is None and (stranger := _stranger_at(address)):
+        root = _root(store)  # once more: somebody may have been making it
+        if root is None:
+            raise ArchiveError(stranger)
     if root is None:
         message = f"there is no archive at {address}. Check the path, or make one with `samdistill ingest SRC {address}` or Archive.create."
         raise ArchiveNotFoundError(message)
@@ -228,7 +243,7 @@ def _check_root(address: str, store: Store) -> None:
 def _root(store: Store) -> zarr.Group | None:
     try:
         return zarr.open_group(store, mode="r")
-    except (FileNotFoundError, GroupNotFoundError):
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
         return None
 
 

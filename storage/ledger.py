@@ -7,7 +7,8 @@ A unit is one (stage, unit id, fingerprint of its inputs and parameters). Its li
                          \--release, or its worker dies--> pending
 
 A claim is one conditional UPDATE, so two workers never hold the same unit. A worker is a process: the ledger knows a dead one on
-this host by its process id and start time, and one on another host by a lease that it no longer renews.
+this host by its process id and start time, and one on another host by a lease that it no longer renews (``storage.heartbeat``). What
+a live worker holds stays with it, also when somebody else plans the unit with other inputs meanwhile.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import os
 import socket
 import time
 import traceback as tracebacks
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -59,17 +60,33 @@ class UnitRecord:
     traceback: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A live worker that holds a unit."""
+
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        """Say it as a part of a sentence."""
+        return f"process {self.pid} on {self.host}"
+
+
 class Ledger:
     """The record of work of one archive. Safe for several threads and processes."""
 
     def __init__(self, database: Database | str) -> None:
         """Use an open database, or connect to a SQLAlchemy URL."""
         self._database = Database(database) if isinstance(database, str) else database
+        self._planned: dict[tuple[str, str], str] = {}
+        """(stage, unit) -> the fingerprint under which it was planned here; a claim is for that one only."""
 
     def plan(self, stage: str, units: Mapping[str, str]) -> list[str]:
         """Register the units of a stage and return those that still need work, in the order given.
 
-        New units and those whose fingerprint changed become pending; claims of dead workers come back.
+        New units and those whose fingerprint changed become pending; claims of dead workers come back. A unit whose fingerprint
+        changed while another live process is at it stays with that process, under the fingerprint it has: it is returned, but
+        cannot be claimed until it is planned again after that process has ended with it. A claim of this process itself is taken back.
 
         Args:
             stage: Name of the stage, such as ``label``.
@@ -79,20 +96,24 @@ class Ledger:
             _recover(connection, stage)
             query = sa.select(UnitRow.unit, UnitRow.fingerprint, UnitRow.state).where(UnitRow.stage == stage)
             known = {unit: (print_, state) for unit, print_, state in connection.execute(query)}
-            changed = [_pending(stage, unit, print_) for unit, print_ in units.items() if known.get(unit, ("", ""))[0] != print_]
+            elsewhere = _held_by_others(connection, stage)
+            due = {unit: print_ for unit, print_ in units.items() if known.get(unit, ("", ""))[0] != print_ and unit not in elsewhere}
+            changed = [_pending(stage, unit, print_) for unit, print_ in due.items()]
             if changed:
                 upsert(connection, UnitRow, changed, update=[name for name in changed[0] if name not in {"stage", "unit"}])
+        self._planned.update({(stage, unit): print_ for unit, print_ in units.items()})
         finished = {(unit, print_) for unit, (print_, state) in known.items() if state in {"done", "quarantined"}}
         return [unit for unit, print_ in units.items() if (unit, print_) not in finished]
 
     def claim(self, stage: str, unit: str) -> bool:
-        """Take a unit; False when another worker has it, or it is done, quarantined or was never planned."""
+        """Take a unit; False when another worker has it, or it is done, quarantined, never planned, or planned elsewhere with other inputs."""
         free = UnitRow.state.in_(("pending", "failed"))
         host, pid, started = _worker()
         abandoned = sa.and_(UnitRow.state == "claimed", UnitRow.host != host, UnitRow.lease_until < time.time())
         statement = (
             sa.update(UnitRow)
             .where(UnitRow.stage == stage, UnitRow.unit == unit, sa.or_(free, abandoned))
+            .where(UnitRow.fingerprint == self._planned.get((stage, unit), UnitRow.fingerprint))
             .values(state="claimed", host=host, pid=pid, pid_started=started, lease_until=time.time() + LEASE_S)
         )
         with self._database.writing() as connection:
@@ -128,7 +149,7 @@ class Ledger:
         self._finish(stage, unit, state="pending")
 
     def heartbeat(self) -> None:
-        """Renew every claim of this process. Call it every thirty seconds or so when workers run on several hosts."""
+        """Renew every claim of this process; ``storage.heartbeat`` does it while work goes on."""
         with self._database.writing() as connection:
             connection.execute(sa.update(UnitRow).where(*_mine()).values(lease_until=time.time() + LEASE_S))
 
@@ -142,6 +163,20 @@ class Ledger:
     def state(self, stage: str, unit: str) -> State | None:
         """Return the state of a unit, or None if it was never planned."""
         return next((record.state for record in self._units(UnitRow.stage == stage, UnitRow.unit == unit)), None)
+
+    def holder(self, stage: str, unit: str) -> Holder | None:
+        """Return the live worker that holds a unit; None if nobody does, or nobody who still lives."""
+        owner = sa.select(UnitRow.host, UnitRow.pid, UnitRow.pid_started, UnitRow.lease_until)
+        query = owner.where(UnitRow.stage == stage, UnitRow.unit == unit, UnitRow.state == "claimed")
+        with self._database.reading() as connection:
+            found = connection.execute(query).one_or_none()
+        return Holder(host=found.host, pid=found.pid) if found is not None and _is_alive(*found) else None
+
+    def unfinished(self, stage: str, units: Collection[str]) -> list[str]:
+        """Return those of ``units`` that are neither done nor quarantined, sorted; never planned counts as unfinished."""
+        query = sa.select(UnitRow.unit).where(UnitRow.stage == stage, UnitRow.state.in_(("done", "quarantined")))
+        with self._database.reading() as connection:
+            return sorted(set(units).difference(connection.scalars(query)))
 
     def quarantined(self, stage: str) -> list[UnitRecord]:
         """Return the units of a stage that were given up, with error and traceback."""
@@ -209,11 +244,21 @@ def _recover(connection: sa.Connection, stage: str) -> None:
     owner = (UnitRow.host, UnitRow.pid, UnitRow.pid_started)
     held = sa.select(*owner, sa.func.max(UnitRow.lease_until)).where(UnitRow.stage == stage, UnitRow.state == "claimed").group_by(*owner)
     for host, pid, started, lease_until in connection.execute(held).all():
-        # On this host the process table is the better witness: a long unit needs no heartbeat as long as its process lives.
-        alive = _is_running(pid, started) if host == socket.gethostname() else lease_until >= time.time()
-        if not alive:
+        if not _is_alive(host, pid, started, lease_until):
             mine = (UnitRow.host == host, UnitRow.pid == pid, UnitRow.pid_started == started)
             connection.execute(sa.update(UnitRow).where(UnitRow.stage == stage, UnitRow.state == "claimed", *mine).values(state="pending"))
+
+
+def _held_by_others(connection: sa.Connection, stage: str) -> set[str]:
+    """Return the units of a stage that other processes hold; those of dead ones have been set back before."""
+    host, pid, _ = _worker()
+    others = sa.or_(UnitRow.host != host, UnitRow.pid != pid)
+    return set(connection.scalars(sa.select(UnitRow.unit).where(UnitRow.stage == stage, UnitRow.state == "claimed", others)))
+
+
+def _is_alive(host: str, pid: int, started: float, lease_until: float) -> bool:
+    """Say whether a worker lives; on this host the process table is the better witness than the lease."""
+    return _is_running(pid, started) if host == socket.gethostname() else lease_until >= time.time()
 
 
 def _worker() -> tuple[str, int, float]:

@@ -51,8 +51,13 @@ class Case:
         return np.asarray(self.image[...])
 
     def read_slice(self, z: int) -> Shaped[np.ndarray, "c y x"]:
-        """Return one slice ``(c, y, x)``."""
-        return np.asarray(self.image[:, z])
+        """Return one slice ``(c, y, x)``; negative ``z`` count from the last.
+
+        Raises:
+            IndexError: if there is no such slice.
+        """
+        start = range(self.record.shape_czyx[1])[z]
+        return np.asarray(self.image[:, start : start + 1])[:, 0]  # a slice, not an integer: see storage.store.fast_codecs
 
     def read_block(self, z0: int, z1: int) -> Shaped[np.ndarray, "c z y x"]:
         """Return the slices ``z0 <= z < z1`` as ``(c, z, y, x)``."""

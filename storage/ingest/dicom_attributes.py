@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import IngestError
-
-IMAGE_MODALITIES = frozenset(
-    "CR CT DX ES GM IO IVUS MG MR NM OCT OP OPT PT PX RF RG SM US XA XC".split()  # noqa: SIM905 - a word list reads better so
-)
-"""Codes of DICOM PS3.3 C.7.3.1.1.1 that stand for pictures."""
+from storage.wording import IMAGE_MODALITIES
 
 _VENDORS = {
     "siemens": "Siemens",

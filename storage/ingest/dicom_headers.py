@@ -16,12 +16,12 @@ from pydicom.errors import InvalidDicomError
 from storage.errors import IngestError
 from storage.ingest.dicom_attributes import (
     ATTRIBUTE_KEYWORDS,
-    IMAGE_MODALITIES,
     allowed_attributes,
     keyed_hash,
     modality_of,
     positive_number,
 )
+from storage.wording import IMAGE_MODALITIES
 
 _PREAMBLE_BYTES = 128
 _TAGS = [

@@ -51,14 +51,40 @@ def find_files(source: Path, *, exclude: Sequence[str] = ()) -> list[FoundFile]:
         IngestError: ``source-not-found``.
     """
     if not source.exists():
-        message = f"there is nothing at {source}. Give a folder with NIfTI, DICOM, PNG, JPEG or TIFF files, or one such file."
-        raise IngestError("source-not-found", message)
+        raise IngestError("source-not-found", _nothing_at(source))
     paths = [source] if source.is_file() else list(_walk(source))
     base = source.parent if source.is_file() else source
     pairs = [(path, path.relative_to(base).as_posix()) for path in paths]
     wanted = [pair for pair in pairs if not any(fnmatch.fnmatch(pair[1], pattern) for pattern in exclude)]
     found = (_look_at(path, name) for path, name in wanted)
     return sorted((file for file in found if file is not None), key=lambda file: file.name)
+
+
+def check_any(source: Path, *, exclude: Sequence[str] = ()) -> None:
+    """Look whether there is anything to bring in; stops at the first file.
+
+    Raises:
+        IngestError: ``source-not-found``, or ``no-images`` if there is no image below ``source``.
+    """
+    if not source.exists():
+        raise IngestError("source-not-found", _nothing_at(source))
+    files = 0
+    for path in [source] if source.is_file() else _walk(source):
+        files += 1
+        name = path.relative_to(source.parent if source.is_file() else source).as_posix()
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in exclude) and kind_of(path) is not None:
+            return
+    held = "is empty" if files == 0 else f"holds no image among its {files} {'file' if files == 1 else 'files'}"
+    left_out = f" (left out: {', '.join(exclude)})" if exclude else ""
+    message = (
+        f"{source} {held}{left_out}. Give a folder with NIfTI, DICOM, PNG, JPEG or TIFF files, or one such file; "
+        "hidden files and .zarr folders are passed over."
+    )
+    raise IngestError("no-images", message)
+
+
+def _nothing_at(source: Path) -> str:
+    return f"there is nothing at {source}. Give a folder with NIfTI, DICOM, PNG, JPEG or TIFF files, or one such file."
 
 
 def kind_of(path: Path) -> Kind | None:

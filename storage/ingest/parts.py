@@ -18,6 +18,8 @@ class PartsSummary:
 
     counts: dict[str, int]
     unknown: tuple[str, ...] = ()
+    named: int = 0
+    """Cases that the file names, known or not."""
 
 
 def import_parts(archive: Archive, csv_path: Path) -> PartsSummary:
@@ -34,7 +36,7 @@ def import_parts(archive: Archive, csv_path: Path) -> PartsSummary:
     merged = [with_changes(record, part=chosen.get(case, record.part)) for case, record in records.items()]
     _check_patients(merged)
     archive.catalog.set_part(chosen)
-    return PartsSummary(counts=dict(sorted(Counter(record.part for record in merged).items())), unknown=unknown)
+    return PartsSummary(counts=dict(sorted(Counter(record.part for record in merged).items())), unknown=unknown, named=len(wanted))
 
 
 def _read_parts(path: Path) -> dict[str, Part]:

@@ -23,6 +23,7 @@ from storage.ingest.discover import find_files
 from storage.ingest.source import SourceCase, quiet_readers
 from storage.ingest.tasks import Task, dicom_tasks, file_tasks
 from storage.store import local_path
+from storage.wording import check_modality, check_pattern
 
 STAGE = "ingest"
 Progress = Callable[[int, int], None]
@@ -61,7 +62,7 @@ def ingest(
     Args:
         archive: An archive opened for writing.
         source: A folder, or one file.
-        modality: DICOM's code for all of them (``MR``); by default what DICOM files say, and ``unknown`` for others.
+        modality: DICOM's code for all of them (``MR``), or ``other``; by default what DICOM files say, and ``unknown`` for others.
         patient_from: Regular expression whose first group is the patient in a case id; by default each case is a patient.
             DICOM files say themselves whose they are.
         exclude: Shell patterns of relative names to leave out, such as ``gold/*``.
@@ -70,8 +71,9 @@ def ingest(
         dicom_key: Secret behind DICOM pseudonyms; by default a file beside the archive that only its owner can read.
 
     Raises:
-        IngestError: ``source-not-found``, ``no-dicom-key`` or ``bad-dicom-key``. A bad file raises nothing: see ``catalog.problems()``.
+        IngestError: ``source-not-found``, ``unknown-modality``, ``bad-pattern``, ``no-dicom-key`` or ``bad-dicom-key``. A bad file raises nothing: see ``catalog.problems()``.
     """
+    modality, patient_from = check_modality(modality), check_pattern(patient_from)
     book = Bookkeeping(archive)
     try:
         with quiet_readers():

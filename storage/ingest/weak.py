@@ -17,6 +17,7 @@ from storage.ingest.bookkeeping import Bookkeeping
 from storage.ingest.source import quiet_readers
 from storage.ingest.weak_coco import coco_rows, is_coco
 from storage.ingest.weak_convert import Converter
+from storage.ingest.weak_explain import explain
 from storage.ingest.weak_files import RawRow, csv_rows, json_lines, json_rows, read_text
 from storage.ingest.weak_schema import ROW
 from storage.ingest.weak_sparse import sparse_prompts
@@ -36,6 +37,10 @@ class PromptSummary:
     """Prompts that the file said when it was imported before, and says no longer."""
     problems: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a person should know of rows that went in."""
+    first_problem: str = ""
+    """What was wrong with the first row that did not go in."""
 
 
 def import_prompts(
@@ -92,11 +97,13 @@ def _import_file(book: Bookkeeping, path: Path, outcomes: Iterator[_Outcome], co
     catalog, file = converter.archive.catalog, _file_key(path)
     book.forget_problems([str(path)])
     reasons: Counter[str] = Counter()
+    first = ""
     prompts: list[Prompt] = []
     unread = False
     for outcome in outcomes:
         if outcome.reason:
             reasons[outcome.reason] += 1
+            first = first or outcome.message
             catalog.record_problem(str(path), outcome.row, outcome.reason, outcome.message)
         prompts.extend(outcome.prompts)
         unread |= outcome.unread
@@ -105,7 +112,13 @@ def _import_file(book: Bookkeeping, path: Path, outcomes: Iterator[_Outcome], co
     else:
         added, removed = catalog.replace_prompts(prompts, file=file, source=converter.source)
     return PromptSummary(
-        added=added, unchanged=len(prompts) - added, removed=removed, problems=sum(reasons.values()), reasons=dict(sorted(reasons.items()))
+        added=added,
+        unchanged=len(prompts) - added,
+        removed=removed,
+        problems=sum(reasons.values()),
+        reasons=dict(sorted(reasons.items())),
+        notes=converter.notes(),
+        first_problem=first,
     )
 
 
@@ -122,6 +135,7 @@ def _sum(summaries: list[PromptSummary]) -> PromptSummary:
         removed=sum(one.removed for one in summaries),
         problems=sum(one.problems for one in summaries),
         reasons=dict(sorted(reasons.items())),
+        first_problem=next((one.first_problem for one in summaries if one.first_problem), ""),
     )
 
 
@@ -175,24 +189,16 @@ def _document(text: str) -> object:
 
 def _convert(path: Path, raw: RawRow, converter: Converter) -> _Outcome:
     if raw.error:
-        slug = "malformed-row" if raw.number else "malformed-json"
-        return _Outcome(row=raw.number, reason=slug, message=f"{path.name}, row {raw.number or '-'}: {raw.error}.", unread=True)
+        return _Outcome(row=raw.number, reason=raw.reason, message=f"{path.name}, row {raw.number or '-'}: {raw.error}.", unread=True)
     try:
         prompts = converter.prompts(ROW.validate_python(raw.content))
     except ValidationError as error:
-        message = f"{path.name}, row {raw.number}: {_explain(error)}. docs/prompts.md shows what a row may hold."
+        message = f"{path.name}, row {raw.number}: {explain(error, raw.content)}. docs/prompts.md shows what a row may hold."
         return _Outcome(row=raw.number, reason="malformed-row", message=message)
     except IngestError as error:
         message = f"{path.name}, row {raw.number}: {error}"
         return _Outcome(row=raw.number, reason=error.reason, message=message, unread=error.reason == "mask-file")
     return _Outcome(row=raw.number, prompts=tuple(prompts))
-
-
-def _explain(error: ValidationError) -> str:
-    """Name the first fault in one clause, without the link that pydantic adds."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _sparse_files(path: Path) -> list[Path]:

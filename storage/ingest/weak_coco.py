@@ -63,20 +63,23 @@ def coco_rows(document: Mapping[str, Any], label: str) -> Iterator[RawRow]:
         images = {image.id: image for image in _IMAGES.validate_python(document.get("images", []))}
         names = {category.id: category.name for category in _CATEGORIES.validate_python(document.get("categories", []))}
     except ValidationError as error:
-        first = error.errors()[0]
-        message = f"{label}: images or categories are not as COCO has them: {first['loc']}: {first['msg']}."
+        message = f"{label}: images or categories are not as COCO has them: {_place(error)} is missing or of another kind."
         raise IngestError("malformed-json", message) from error
     for number, entry in enumerate(document["annotations"], start=1):
         try:
             annotation = _Annotation.model_validate(entry)
             image = images[annotation.image_id]
         except ValidationError as error:
-            first = error.errors()[0]
-            yield RawRow(number=str(number), error=f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+            yield RawRow(number=str(number), error=f"{_place(error)} is missing or not as COCO has it")
         except KeyError:
             yield RawRow(number=str(number), error=f"image_id {entry.get('image_id')} is not among the images")
         else:
             yield from _rows(str(number), annotation, image, names)
+
+
+def _place(error: ValidationError) -> str:
+    """Where the first fault is, such as ``'3.file_name'``."""
+    return repr(".".join(str(part) for part in error.errors()[0]["loc"]) or "the entry")
 
 
 def _rows(number: str, annotation: _Annotation, image: _Image, names: Mapping[int, str]) -> Iterator[RawRow]:

@@ -1,6 +1,8 @@
 """Turn a row into a prompt on a case of the archive, or say why it cannot be one."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -33,6 +35,8 @@ class Converter:
     names: Mapping[str, int] = field(default_factory=dict)
     """Ids of class names, for rows without an id."""
     _records: dict[str, CaseRecord] = field(default_factory=dict)
+    _renamed: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """(class id, the name a row gives it) -> how many rows, where the recipe calls it otherwise."""
 
     def prompts(self, row: AnyRow) -> list[Prompt]:
         """Convert one row.
@@ -44,13 +48,12 @@ class Converter:
         record = self.record(row.case if row.case is not None else case_id_from_name(row.image or ""))
         class_id = self.class_id(row.class_id, row.class_name)
         if isinstance(row, Box3dRow):
-            corners = _clip(row.corners, record.shape_czyx[1:], record.id)
-            z0, y0, x0, z1, y1, x1 = corners
-            return [self._prompt(row, record, class_id, slice_index=None, box_zyxzyx_px=(z0, y0, x0, z1, y1, x1))]
+            return [self._prompt(row, record, class_id, slice_index=None, box_zyxzyx_px=_clip_3d(row, record))]
         index, size_yx = slice_and_size(row, record)
         if isinstance(row, BoxRow):
             x0, y0, x1, y1 = row.corners
-            y0, x0, y1, x1 = _clip((y0, x0, y1, x1), size_yx, record.id)
+            letters = "xy" if row.box_ij is None else "ij"
+            x0, y0, x1, y1 = _clip((x0, y0, x1, y1), size_yx[::-1], letters, row.shown, record.id)
             return [self._prompt(row, record, class_id, slice_index=index, box_xyxy_px=(x0, y0, x1, y1))]
         if isinstance(row, PointRow | ScribbleRow):
             _check_points(row.places, size_yx, record.id)
@@ -78,17 +81,41 @@ class Converter:
         """Find the class a row means.
 
         Raises:
-            IngestError: ``unknown-class``.
+            IngestError: ``unknown-class``, also if id and name are those of two classes.
         """
-        if class_id is None:
-            class_id = ({c.name: c.id for c in self.classes or ()} | dict(self.names)).get(name or "")
-        known = range(1, IGNORE) if self.classes is None else [c.id for c in self.classes]
-        if class_id is None or class_id not in known:
-            listed = [(c.id, c.name) for c in self.classes or ()] or sorted((number, known_as) for known_as, number in self.names.items())
-            shown = ", ".join(["1 to 254"] * (self.classes is None) + [f"{number} {known_as}" for number, known_as in listed])
-            message = f"there is no class {class_id if class_id is not None else name!r}. Known: {shown}. 0 is the background, {IGNORE} means ignore."
+        named = None if name is None else {plain_name(known): number for known, number in self._known_names().items()}.get(plain_name(name))
+        if class_id is not None and named is not None and named != class_id and class_id in self._known_names().values():
+            message = (
+                f"class_id {class_id} and class_name {name!r} are two classes: {self._listed()}. Correct one of them, or leave one out."
+            )
             raise IngestError("unknown-class", message)
-        return class_id
+        found = named if class_id is None else class_id
+        if found is None or found not in (range(1, IGNORE) if self.classes is None else [c.id for c in self.classes]):
+            raise IngestError("unknown-class", self._no_such_class(class_id, name))
+        if class_id is not None and name is not None and named is None and class_id in self._known_names().values():
+            self._renamed[class_id, name] += 1
+        return found
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the rows that were converted."""
+        known = {number: name for name, number in self._known_names().items()}
+        return tuple(
+            f"class {number} is {known[number]!r} in the recipe and {name!r} in {count:,} row{'s' if count > 1 else ''}, taken by number"
+            for (number, name), count in sorted(self._renamed.items())
+        )
+
+    def _known_names(self) -> dict[str, int]:
+        return {c.name: c.id for c in self.classes or ()} | dict(self.names)
+
+    def _listed(self) -> str:
+        return ", ".join(f"{number} {name}" for name, number in sorted(self._known_names().items(), key=lambda item: item[1]))
+
+    def _no_such_class(self, class_id: int | None, name: str | None) -> str:
+        if class_id is None and not self._known_names():
+            return f"class_name {name!r} needs a recipe that names its classes: run 'samdistill run RECIPE', or give class_id (1 to 254)."
+        shown = ", ".join([*["1 to 254"] * (self.classes is None), *[self._listed()] * bool(self._known_names())])
+        asked = repr(name) if class_id is None else str(class_id)
+        return f"there is no class {asked}. Known: {shown}. 0 is the background, {IGNORE} means ignore."
 
     def _prompt(self, row: AnyRow, record: CaseRecord, class_id: int, *, slice_index: int | None, **content: object) -> Prompt:
         fields = {
@@ -128,6 +155,11 @@ class Converter:
         return np.asarray(read_label_image(self.folder / relative)[0] > 0)
 
 
+def plain_name(name: str) -> str:
+    """Return a class name without what people write differently: case, and blanks for dashes or underscores."""
+    return re.sub(r"[\s_-]+", "-", name.strip().lower())
+
+
 def slice_and_size(row: AnyRow, record: CaseRecord) -> tuple[int, tuple[int, int]]:
     """Return the slice a row is about, and its rows and columns.
 
@@ -148,21 +180,40 @@ def slice_and_size(row: AnyRow, record: CaseRecord) -> tuple[int, tuple[int, int
     return index, size_yx
 
 
-def _clip(corners: Sequence[float], size: Sequence[int], case: str) -> tuple[float, ...]:
-    """Clip a box of any dimension (lower corner, then upper) to the image."""
+def _clip_3d(row: Box3dRow, record: CaseRecord) -> tuple[float, float, float, float, float, float]:
+    """Clip in the order that the row is written in; return ``z0, y0, x0, z1, y1, x1``."""
+    shape_zyx = record.shape_czyx[1:]
+    if row.box_ijk is not None:
+        x0, y0, z0, x1, y1, z1 = _clip(row.box_ijk, shape_zyx[::-1], "ijk", row.shown, record.id)
+    else:
+        z0, y0, x0, z1, y1, x1 = _clip(row.corners, shape_zyx, "zyx", row.shown, record.id)
+    return (z0, y0, x0, z1, y1, x1)
+
+
+def _clip(corners: Sequence[float], size: Sequence[int], axes: str, shown: str, case: str) -> tuple[float, ...]:
+    """Clip a box of any dimension to the image.
+
+    Args:
+        corners: Lower corner, then upper.
+        size: Of the image, in the same order of axes.
+        axes: Their letters.
+        shown: The box as the row has it, for messages.
+        case: The case id, for messages.
+    """
     lower, upper = corners[: len(size)], corners[len(size) :]
     if not all(math.isfinite(value) for value in corners):
-        raise IngestError("not-finite", f"case {case}: the box {tuple(corners)} holds a value that is no number.")
-    if any(low >= high for low, high in zip(lower, upper, strict=True)):
-        message = f"case {case}: the box from {tuple(lower)} to {tuple(upper)} is inverted or empty. Lower corner first; upper bounds are exclusive."
+        raise IngestError("not-finite", f"case {case}: {shown} holds a value that is no number.")
+    if wrong := [f"{a} goes from {low:g} to {high:g}" for a, low, high in zip(axes, lower, upper, strict=True) if low >= high]:
+        message = f"case {case}: {shown} is inverted or empty: {', '.join(wrong)}. Lower corner first; upper bounds are exclusive."
         raise IngestError("inverted-box", message)
     low = [max(value, 0.0) for value in lower]
     high = [min(value, float(n)) for value, n in zip(upper, size, strict=True)]
     inside = math.prod(max(b - a, 0.0) for a, b in zip(low, high, strict=True))
     whole = math.prod(b - a for a, b in zip(lower, upper, strict=True))
     if inside < _INSIDE_SHARE * whole:
+        ranges = [f"{axis} goes from 0 to {n}" for axis, n in zip(axes, size, strict=True)]
         message = (
-            f"case {case}: only {inside / whole:.0%} of the box from {tuple(lower)} to {tuple(upper)} lies inside the image of {tuple(size)}. "
+            f"case {case}: only {inside / whole:.0%} of {shown} lies inside the image, whose {' and '.join(ranges)}. "
             "Was it drawn on another image, or are x and y swapped?"
         )
         raise IngestError("box-outside-image", message)

@@ -12,6 +12,7 @@ from storage.errors import IngestError
 _NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{)")
 _LISTS = frozenset({"box_xyxy", "box_ij", "box_xywh", "point_xy", "point_ij", "box_zyxzyx", "box_ijk", "size_yx"})
 _LISTS_OF_PAIRS = frozenset({"points_xy", "points_ij"})
+_NOT_JSON = "malformed-json"
 _SHORT_FORMS = {("x0", "y0", "x1", "y1"): "box_xyxy", ("x", "y"): "point_xy"}
 
 
@@ -24,6 +25,8 @@ class RawRow:
     content: object = None
     error: str = ""
     """What is wrong when the row could not even be taken apart."""
+    reason: str = "malformed-row"
+    """The slug that goes with ``error``."""
 
 
 def read_text(path: Path) -> str:
@@ -50,7 +53,8 @@ def json_rows(text: str) -> Iterator[RawRow]:
         return
     entries = document.get("prompts", [document]) if isinstance(document, dict) else document
     if not isinstance(entries, list):
-        yield RawRow(number="", error="the document must be a list of prompts, or an object with such a list under 'prompts'")
+        message = "the document must be a list of prompts, or an object with such a list under 'prompts'"
+        yield RawRow(number="", error=message, reason=_NOT_JSON)
         return
     for number, entry in enumerate(entries, start=1):
         yield RawRow(number=str(number), content=entry)
@@ -64,7 +68,7 @@ def json_lines(text: str) -> Iterator[RawRow]:
         try:
             yield RawRow(number=str(number), content=json.loads(line))
         except json.JSONDecodeError as error:
-            yield RawRow(number=str(number), error=f"not JSON: {error}")
+            yield RawRow(number=str(number), error=f"not JSON: {error.msg} at character {error.colno}", reason=_NOT_JSON)
 
 
 def csv_rows(text: str) -> Iterator[RawRow]:
@@ -85,7 +89,7 @@ def _salvage(text: str, cause: json.JSONDecodeError) -> Iterator[RawRow]:
     """Decode the objects of a broken list one by one; after one that fails, go on at the next ``}, {``."""
     start = text.find("{")
     if not text.lstrip().startswith("[") or start < 0:
-        yield RawRow(number="", error=f"the file is no JSON: {cause}")
+        yield RawRow(number="", error=f"the file is no JSON: {cause}", reason=_NOT_JSON)
         return
     decoder = json.JSONDecoder()
     number = 0
@@ -95,7 +99,8 @@ def _salvage(text: str, cause: json.JSONDecodeError) -> Iterator[RawRow]:
             content, end = decoder.raw_decode(text, start)
             yield RawRow(number=str(number), content=content)
         except json.JSONDecodeError as error:
-            yield RawRow(number=str(number), error=f"not JSON: {error.msg} in line {error.lineno}")
+            message = f"not JSON from line {error.lineno} on: {error.msg}. Rows that stand on their own went in"
+            yield RawRow(number=str(number), error=message, reason=_NOT_JSON)
             found = _NEXT_OBJECT.search(text, start)
             end = found.end() if found else len(text)
         start = text.find("{", end)

@@ -54,6 +54,12 @@ def _exactly_one(row: BaseModel, *names: str) -> None:
         raise ValueError(message)
 
 
+def _as_written(row: BaseModel, *names: str) -> str:
+    """Return the field that was given: ``box_xyxy [6, 3, 2, 9]``."""
+    name = next(name for name in names if getattr(row, name) is not None)
+    return f"{name} [{', '.join(f'{value:.6g}' for value in getattr(row, name))}]"
+
+
 def _ij_needs_k(row: _Row, *names: str) -> None:
     if row.axis != "z" and any(getattr(row, name) is not None for name in names):
         message = f"{' and '.join(names)} are for slice_axis k; use the xy form, which is (column, row) of the slice"
@@ -73,6 +79,11 @@ class BoxRow(_Row):
         _exactly_one(self, "box_xyxy", "box_ij", "box_xywh")
         _ij_needs_k(self, "box_ij")
         return self
+
+    @property
+    def shown(self) -> str:
+        """The box as the row has it, for messages."""
+        return _as_written(self, "box_xyxy", "box_ij", "box_xywh")
 
     @property
     def corners(self) -> Four:
@@ -157,6 +168,11 @@ class Box3dRow(_Row):
     def _one_form(self) -> "Box3dRow":
         _exactly_one(self, "box_zyxzyx", "box_ijk")
         return self
+
+    @property
+    def shown(self) -> str:
+        """The box as the row has it, for messages."""
+        return _as_written(self, "box_zyxzyx", "box_ijk")
 
     @property
     def corners(self) -> Six:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,18 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import Archive, ArchiveError, ArchiveExistsError, CaseRecord, CatalogError, ClassInfo, Geometry, InvalidCaseError, LabelHistory
+from storage import (
+    Archive,
+    ArchiveError,
+    ArchiveExistsError,
+    ArchiveNotFoundError,
+    CaseRecord,
+    CatalogError,
+    ClassInfo,
+    Geometry,
+    InvalidCaseError,
+    LabelHistory,
+)
 from storage.labels import folder_of
 from storage.ome import CaseAttributes
 
@@ -169,7 +181,7 @@ def test_an_unknown_protocol_is_named_with_what_to_install(tmp_path: Path) -> No
 
 def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArchiveExistsError, match="not an empty folder"):
+    with pytest.raises(ArchiveExistsError, match=r"is a folder that holds .thesis\.txt."):
         Archive.create(str(tmp_path))
 
 
@@ -204,3 +216,18 @@ def test_a_label_set_name_that_could_not_be_read_back_from_its_folder_is_refused
 def test_storage_imports_neither_torch_nor_prefect() -> None:
     program = "import sys, storage; sys.exit(bool({'torch', 'prefect', 'monai'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("opened", [Archive.open, Archive.create, Archive.open_or_create], ids=["open", "create", "open or create"])
+@pytest.mark.parametrize("thing", ["folder", "file"])
+def test_a_place_with_something_else_is_refused_as_what_it_is(opened: Callable[[str], Archive], thing: str, tmp_path: Path) -> None:
+    place = tmp_path / "a.zarr"
+    if thing == "folder":
+        place.mkdir()
+        (place / "scan.png").touch()
+    else:
+        place.touch()
+    said = "it is a folder that holds 'scan.png'" if thing == "folder" else "it is a file"
+    with pytest.raises(ArchiveError, match=f"exists and is not an archive: {said}. Choose another path") as caught:
+        opened(str(place))
+    assert not isinstance(caught.value, ArchiveNotFoundError)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from storage import Ledger, LedgerError, fingerprint
 from storage.database import Database
-from storage.ledger import ATTEMPTS, LEASE_S
+from storage.ledger import ATTEMPTS, LEASE_S, Holder
 from storage.tables import UnitRow
 
 UNITS = {f"case-{number:03d}": "print-1" for number in range(200)}
@@ -120,6 +121,54 @@ def test_a_changed_fingerprint_makes_a_unit_pending_again(ledger: Ledger, url: s
             ledger.done("label", "a")
     assert ledger.claim("label", "a")
     assert ledger.fail("label", "a", ValueError()) == "retry"
+
+
+def held_elsewhere(url: str, *, lease_s: float = LEASE_S) -> None:
+    set_claim(url, host="elsewhere", lease_until=time.time() + lease_s)
+
+
+@pytest.mark.parametrize("ends_as", ["done", "failed", "pending"])
+def test_changed_inputs_do_not_take_a_unit_from_a_live_process_that_is_at_it(ledger: Ledger, url: str, ends_as: str) -> None:
+    ledger.plan("label", {"a": "1", "b": "1"})
+    ledger.claim("label", "a")
+    held_elsewhere(url)
+    assert ledger.plan("label", {"a": "2", "b": "1"}) == ["a", "b"]
+    assert ledger.state("label", "a") == "claimed"
+    assert not ledger.claim("label", "a")
+    set_claim(url, state=ends_as)
+    assert not ledger.claim("label", "a"), "under the fingerprint of the other process's inputs"
+    assert ledger.plan("label", {"a": "2"}) == ["a"]
+    assert ledger.claim("label", "a")
+
+
+def test_changed_inputs_take_a_unit_from_a_dead_process(ledger: Ledger, url: str) -> None:
+    ledger.plan("label", {"a": "1"})
+    ledger.claim("label", "a")
+    held_elsewhere(url, lease_s=-1)
+    assert ledger.plan("label", {"a": "2"}) == ["a"]
+    assert ledger.claim("label", "a")
+
+
+def test_the_holder_of_a_unit_is_a_live_worker_or_nobody(ledger: Ledger, url: str) -> None:
+    ledger.plan("label", {"a": "1"})
+    assert ledger.holder("label", "a") is None
+    assert ledger.holder("label", "never planned") is None
+    ledger.claim("label", "a")
+    assert ledger.holder("label", "a") == Holder(host=socket.gethostname(), pid=os.getpid())
+    held_elsewhere(url)
+    assert str(ledger.holder("label", "a")) == f"process {os.getpid()} on elsewhere"
+    held_elsewhere(url, lease_s=-1)
+    assert ledger.holder("label", "a") is None
+
+
+def test_unfinished_units_are_those_neither_done_nor_given_up(ledger: Ledger, url: str) -> None:
+    ledger.plan("label", dict.fromkeys("abcd", "1"))
+    ledger.claim("label", "a")
+    ledger.done("label", "a")
+    ledger.claim("label", "b")
+    with Database(url).writing() as connection:
+        connection.execute(sa.update(UnitRow).where(UnitRow.unit == "c").values(state="quarantined"))
+    assert ledger.unfinished("label", ["d", "c", "b", "a", "new"]) == ["b", "d", "new"]
 
 
 def test_stages_do_not_mix(ledger: Ledger) -> None:

@@ -152,7 +152,7 @@ def test_classes_of_the_recipe_are_the_only_ones_and_have_names(scans: Archive, 
 def test_rows_around_broken_json_are_saved(scans: Archive, tmp_path: Path) -> None:
     good = [json.dumps(BOX | {"slice": n}) for n in range(3)]
     summary = import_prompts(scans, write(tmp_path, f'[{good[0]}, {{"case": "scan", "class_id": }}, {good[1]},\n{good[2]}, {{"case": "sc'))
-    assert (summary.added, summary.reasons) == (3, {"malformed-row": 2})
+    assert (summary.added, summary.reasons) == (3, {"malformed-json": 2})
     assert [p.row for p in scans.catalog.problems()] == ["2", "5"]
 
 
@@ -305,3 +305,97 @@ def test_the_real_files_import_as_they_are(archive: Archive, real_data: Path, co
     ingest(archive, real_data / collection / "images")
     summary = import_prompts(archive, real_data / collection / "weak_prompts.json")
     assert (summary.added, summary.problems) == (prompts, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        pytest.param(BOX | {"kind": "boks"}, "there is no kind 'boks'. Did you mean 'box'?", id="misspelt kind"),
+        pytest.param({k: v for k, v in BOX.items() if k != "kind"}, "the field 'kind' is missing", id="no kind"),
+        pytest.param(BOX | {"box_xyxi": [1, 2, 3, 4]}, "a box has no field 'box_xyxi'. Did you mean 'box_xyxy'?", id="misspelt field"),
+        pytest.param(BOX | {"box_xyxy": [1, 2, 3]}, "'box_xyxy' must be four numbers, but is [1, 2, 3]", id="three corners"),
+        pytest.param(BOX | {"box_xyxy": "wide"}, "'box_xyxy' must be four numbers, but is 'wide'", id="words for numbers"),
+        pytest.param(BOX | {"slice": 2.5}, "'slice' must be a whole number from 0, but is 2.5", id="half a slice"),
+        pytest.param(BOX | {"confidence": 7}, "'confidence' must be a number from 0 to 1, but is 7", id="too confident"),
+        pytest.param(BOX | {"slice_axis": "up"}, "'slice_axis' must be k, j, i, z, y or x, but is 'up'", id="no axis"),
+        pytest.param(BOX | {"box_ij": [1, 2, 3, 4]}, "give exactly one of box_xyxy, box_ij, box_xywh", id="two boxes"),
+        pytest.param("scan", "a row is an object such as {'case': 'P01', ...}, but this one is 'scan'", id="not an object"),
+        pytest.param(
+            {"case": "scan", "class_id": 1, "kind": "point", "slice": 1, "point_xy": [133, None]},
+            "'point_xy' must be two numbers, but is [133, None]",
+            id="a coordinate missing",
+        ),
+    ],
+)
+def test_a_malformed_row_is_explained_in_the_words_of_the_documentation(scans: Archive, tmp_path: Path, row: object, said: str) -> None:
+    assert import_prompts(scans, write(tmp_path, [row])).reasons == {"malformed-row": 1}
+    (problem,) = scans.catalog.problems()
+    assert said in problem.message
+    for leak in ("Input", "valid", "tag", "Value error", "type="):
+        assert leak not in problem.message
+
+
+def test_a_list_that_is_cut_off_is_malformed_json_with_its_line(scans: Archive, tmp_path: Path) -> None:
+    summary = import_prompts(scans, write(tmp_path, '[{"image": "a"'))
+    assert summary.reasons == {"malformed-json": 1}
+    assert "not JSON from line 1 on" in scans.catalog.problems()[0].message
+
+
+def test_a_broken_line_of_json_lines_is_malformed_json(scans: Archive, tmp_path: Path) -> None:
+    assert import_prompts(scans, write(tmp_path, "{broken\n", "prompts.jsonl")).reasons == {"malformed-json": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        pytest.param({"box_xyxy": [6, 3, 2, 9]}, "box_xyxy [6, 3, 2, 9] is inverted or empty: x goes from 6 to 2.", id="xyxy"),
+        pytest.param({"box_ij": [1, 9, 6, 3]}, "box_ij [1, 9, 6, 3] is inverted or empty: j goes from 9 to 3.", id="ij"),
+        pytest.param({"box_xywh": [1, 2, 0, 3]}, "box_xywh [1, 2, 0, 3] is inverted or empty: x goes from 1 to 1.", id="xywh"),
+        pytest.param({"box_xyxy": [2, 3, float("nan"), 9]}, "box_xyxy [2, 3, nan, 9] holds a value that is no number", id="NaN"),
+        pytest.param(
+            {"box_xyxy": [20, 3, 26, 9]},
+            "only 0% of box_xyxy [20, 3, 26, 9] lies inside the image, whose x goes from 0 to 12 and y goes from 0 to 10.",
+            id="outside",
+        ),
+        pytest.param(
+            {"kind": "box3d", "slice": None, "box_ijk": [1, 2, 5, 4, 5, 3]},
+            "box_ijk [1, 2, 5, 4, 5, 3] is inverted or empty: k goes from 5 to 3.",
+            id="ijk",
+        ),
+        pytest.param(
+            {"kind": "box3d", "slice": None, "box_zyxzyx": [50, 2, 1, 60, 5, 4]},
+            "whose z goes from 0 to 8 and y goes from 0 to 10 and x goes from 0 to 12.",
+            id="zyx outside",
+        ),
+    ],
+)
+def test_a_bad_box_is_shown_in_the_order_and_names_of_its_row(scans: Archive, tmp_path: Path, row: dict[str, object], said: str) -> None:
+    import_prompts(scans, write(tmp_path, [{k: v for k, v in BOX.items() if k != "box_xyxy"} | row]))
+    assert said in scans.catalog.problems()[0].message
+
+
+def test_a_class_name_without_a_recipe_says_what_resolves_names(scans: Archive, tmp_path: Path) -> None:
+    named = {k: v for k, v in BOX.items() if k != "class_id"} | {"class_name": "left-ventricle"}
+    import_prompts(scans, write(tmp_path, [named]))
+    said = scans.catalog.problems()[0].message
+    assert "class_name 'left-ventricle' needs a recipe that names its classes: run 'samdistill run RECIPE', or give class_id" in said
+
+
+def test_a_name_may_have_blanks_and_capitals_where_the_recipe_has_dashes(scans: Archive, tmp_path: Path) -> None:
+    named = {k: v for k, v in BOX.items() if k != "class_id"} | {"class_name": "Left ventricle_cavity"}
+    summary = import_prompts(scans, write(tmp_path, [named]), names={"left-ventricle-cavity": 4})
+    assert (summary.added, summary.notes) == (1, ())
+    assert only(scans).class_id == 4
+
+
+def test_a_name_that_the_recipe_does_not_know_beside_a_good_id_is_reported(scans: Archive, tmp_path: Path) -> None:
+    rows = [BOX | {"class_name": "heart"}, BOX | {"class_name": "heart", "slice": 3}]
+    summary = import_prompts(scans, write(tmp_path, rows), names={"liver": 1})
+    assert summary.added == 2
+    assert summary.notes == ("class 1 is 'liver' in the recipe and 'heart' in 2 rows, taken by number",)
+
+
+def test_an_id_and_a_name_of_two_classes_are_refused(scans: Archive, tmp_path: Path) -> None:
+    summary = import_prompts(scans, write(tmp_path, [BOX | {"class_name": "spleen"}]), names={"liver": 1, "spleen": 2})
+    assert (summary.added, summary.reasons) == (0, {"unknown-class": 1})
+    assert "class_id 1 and class_name 'spleen' are two classes: 1 liver, 2 spleen" in summary.first_problem
