@@ -21,6 +21,8 @@ class Augmentation:
     rotation_degrees: float = 15.0
     scale: float = 0.15
     """Relative, per axis."""
+    shift: float = 0.0
+    """Share of the extent, in each direction of a slice."""
     spatial_chance: float = 0.6
     contrast: float = 0.25
     brightness: float = 0.2
@@ -31,6 +33,22 @@ class Augmentation:
     intensity_chance: float = 0.5
     soften_chance: float = 0.15
     """Of a low-resolution copy, which is also the blur."""
+
+
+SLICES = Augmentation(
+    rotation_degrees=45.0,
+    scale=0.35,
+    shift=0.2,
+    spatial_chance=0.9,
+    contrast=0.4,
+    brightness=0.3,
+    gamma=0.7,
+    noise=0.2,
+    intensity_chance=0.7,
+    soften_chance=0.25,
+)
+"""For 2D nets. Their patches are whole pictures, so that nothing else keeps a net from learning by heart where the organ is, and
+pictures come from few patients."""
 
 
 def augment(batch: Batch, spacing_zyx_mm: tuple[float, float, float], generator: torch.Generator, how: Augmentation) -> Batch:
@@ -73,6 +91,9 @@ def _move(
     extent = torch.tensor([n * mm for n, mm in zip(reversed(size_zyx), reversed(spacing_zyx_mm), strict=True)])
     theta = torch.zeros(len(image), 3, 4)
     theta[:, :, :3] = _matrices(len(image), extent, size_zyx[0] == 1, generator, how)
+    if how.shift:
+        # In torch's frame an extent is 2 wide.
+        theta[:, :2, 3] = (torch.rand(len(image), 2, generator=generator) * 2 - 1) * 2 * how.shift
     grid = functional.affine_grid(theta.to(image.device), [len(image), 1, *size_zyx], align_corners=False)
     # Ids are shifted so that the zeros of the padding read as IGNORE after shifting back.
     labels = functional.grid_sample(ids[:, None].float() - IGNORE, grid, mode="nearest", padding_mode="zeros", align_corners=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from students.errors import StudentFileError
@@ -55,7 +55,8 @@ def save_student(folder: Path, card: StudentCard, weights: Mapping[str, Tensor])
     """Write weights, then the card that makes the folder a student, then remove the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{WEIGHTS}.partial"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+    # Not save_file: it makes files that only their owner can read, whatever the umask says, and students lie in shared folders.
+    partial.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
     _replace(partial, folder / WEIGHTS)
     partial = folder / f"{CARD}.partial"
     partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")

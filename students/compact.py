@@ -6,6 +6,7 @@ Importing this module costs no torch; calling `train` does.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
 from students.errors import StudentFileError, TrainingError
@@ -13,8 +14,11 @@ from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
 
 __all__ = ["StudentSpec", "TrainProgress", "TrainedStudent", "train"]
 
-TRAINER = "1"
+TRAINER = "2"
 """Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
+
+_MEASURED_CASES = 32
+"""Cases whose labels are looked at before training to see how large the objects are."""
 
 _FREE = frozenset({"threads", "device", "checkpoint_seconds", "cache_bytes"})
 """Settings that say how to compute, not what: changing them does not make another student."""
@@ -125,14 +129,17 @@ def _prepare(
 ) -> tuple[NetworkPlan, list[str], list[str], str]:
     """Return the plan, the two sides of the split, and the fingerprint of everything that decides the result."""
     from students.data import split_by_patient
-    from students.nets import plan_network
+    from students.nets import choose_dimensions, plan_network
 
+    shapes = [record.shape_czyx[1:] for record in records]
+    flat = choose_dimensions(spec, shapes) == "2d"
     plan = plan_network(
         spec,
-        shapes_zyx=[record.shape_czyx[1:] for record in records],
+        shapes_zyx=shapes,
         spacings_zyx_mm=[record.geometry.spacing_zyx_mm for record in records],
         channels=records[0].shape_czyx[0],
         classes=len(classes),
+        object_px=_object_px(archive, records, label_set, classes) if flat else None,
     )
     training, held_out = split_by_patient(records, spec.validation_fraction, spec.seed)
     mark = fingerprint(
@@ -144,6 +151,17 @@ def _prepare(
         label_set=label_set,
     )
     return plan, training, held_out, mark
+
+
+def _object_px(archive: Archive, records: list[CaseRecord], label_set: str, classes: tuple[ClassInfo, ...]) -> float | None:
+    """Return how thick the thinnest class is in a slice, from a sample of the training labels; None where no label has an object."""
+    from students.data import thickness_px
+    from students.validation import spread
+
+    cases = spread([record.id for record in records], _MEASURED_CASES)
+    found = [thickness_px(archive[case].labels(label_set).read(), [info.id for info in classes]) for case in cases]
+    per_class = [[thickness for one in found if (thickness := one.get(info.id)) is not None] for info in classes]
+    return min((median(known) for known in per_class if known), default=None)
 
 
 def _finished(folder: Path, mark: str) -> StudentCard | None:

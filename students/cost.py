@@ -1,8 +1,12 @@
 """What an answer costs: parameters, arithmetic, seconds, memory."""
 
+import ctypes
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Self
 
 import psutil
@@ -16,6 +20,9 @@ from students.spec import Cost
 
 _SAMPLE_SECONDS = 0.002
 """How often resident memory is looked at; a shorter allocation than this can be missed."""
+
+_VISIBLE_BYTES = 1 << 20
+"""A smaller rise is the noise of a process, and says that the answer fitted into memory the process held already."""
 
 
 class _PeakMemory:
@@ -33,6 +40,7 @@ class _PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
+            _give_back_free_memory()
             self._before = self._process.memory_info().rss
             self._watcher.start()
         return self
@@ -49,15 +57,26 @@ class _PeakMemory:
             self.rise_bytes = max(self.rise_bytes, self._process.memory_info().rss - self._before)
 
 
-def measure_cost(name: str, modules: Iterable[nn.Module], answer: Callable[[], object], *, device: torch.device, repeats: int = 3) -> Cost:
+def _give_back_free_memory() -> None:
+    """Return memory that was freed before to the system: an answer that reuses it would seem to need none. Only glibc can."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def measure_cost(
+    name: str, modules: Iterable[nn.Module], answer: Callable[[], object], *, device: torch.device, repeats: int = 3, cases: int = 1
+) -> Cost:
     """Measure what a call costs: once for memory (cold), once for arithmetic, then a few times for time.
 
     Args:
         name: Whose cost this is.
         modules: All networks that take part; shared parameters count once.
-        answer: Answers for one typical case, reading included or not as the caller decides.
+        answer: Answers for typical cases, reading included or not as the caller decides.
         device: Where it computes.
         repeats: Timed runs.
+        cases: How many cases one call answers for; arithmetic and time are shared out among them, memory is not.
     """
     with _PeakMemory(device) as memory:
         answer()
@@ -66,9 +85,9 @@ def measure_cost(name: str, modules: Iterable[nn.Module], answer: Callable[[], o
     return Cost(
         name=name,
         parameters=sum({id(p): p.numel() for module in modules for p in module.parameters()}.values()),
-        flops_per_case=float(counter.get_total_flops()),
-        seconds_per_case=min(_seconds(answer, device) for _ in range(repeats)),
-        peak_memory_bytes=memory.rise_bytes,
+        flops_per_case=counter.get_total_flops() / cases,
+        seconds_per_case=min(_seconds(answer, device) for _ in range(repeats)) / cases,
+        peak_memory_bytes=memory.rise_bytes if memory.rise_bytes >= _VISIBLE_BYTES else None,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
     )

@@ -125,6 +125,24 @@ def shape_at_spacing(
     return sizes[0], sizes[1], sizes[2]
 
 
+def thickness_px(ids: UInt8[np.ndarray, "z y x"], class_ids: Sequence[int]) -> dict[int, float]:
+    """Return the diameter of the largest disc inside each class, in pixels, in the slice that shows most of it.
+
+    Args:
+        ids: Class ids.
+        class_ids: Those to measure; one that is nowhere in ``ids`` is left out.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    found = {}
+    for class_id in class_ids:
+        mask = ids == class_id
+        if mask.any():
+            fullest = mask[int(mask.sum((1, 2)).argmax())]
+            found[class_id] = 2 * float(distance_transform_edt(np.pad(fullest, 1)).max())
+    return found
+
+
 def split_by_patient(records: Sequence[CaseRecord], fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Return training and held-out case ids; all cases of a patient are on one side.
 
@@ -179,6 +197,10 @@ class PatchSource:
         """Return a case as stored, for validation: image ``c z y x``, label indices ``z y x``, spacing in mm."""
         stored = self._archive[case]
         return stored.read(), self._lookup[stored.labels(self._label_set).read()], stored.spacing_zyx_mm
+
+    def depth(self) -> int:
+        """Return the number of slices of the case in the middle."""
+        return int(np.median([self._archive[case].record.shape_czyx[1] for case in self.cases]))
 
     def _patch(self, case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         held = self._held.get(case) or self._prepare(case)

@@ -12,8 +12,10 @@ import numpy as np
 
 from distill import quality
 from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Labels
+from students.baselines import LABEL_SET as ELLIPSES
 from students.cost import student_cost
 from students.errors import GoldLeakError
+from students.outcome import evaluation_doubts
 from students.predict import Student, predict_cases
 from students.results import METRICS, CaseScore, ClassResult, Comparison, Difference, Evaluation, Hindsight, Measured, Role, Transfer
 from students.spec import Cost
@@ -78,6 +80,8 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         say(f"{arm.name} is compared with gold")
         comparisons.append(bench.compare(f"{arm.name} - gold", "arm", label_set, plan.gold, cases))
     say("training labels are judged in hindsight, and costs measured")
+    hindsight = _hindsight(bench, student, plan)
+    labels = hindsight.before_ignoring if hindsight else None
     return Evaluation(
         student=student.name,
         trained_on=student.card.label_set,
@@ -87,10 +91,12 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         comparisons=tuple(comparisons),
         transfer=bench.transfer(own, plan.teacher, cases) if plan.teacher else None,
         differences=_differences(comparisons),
-        hindsight=_hindsight(bench, student, plan),
+        hindsight=hindsight,
         costs=(student_cost(student, archive, cases[0]), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
+        warnings=evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES),
+        spacing_known=all(record.geometry.spacing_known for record in records),
     )
 
 

@@ -1,7 +1,6 @@
-"""Use a student: on an array, on NIfTI files, on cases of an archive."""
+"""Use a student: on an array, on cases of an archive."""
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,6 @@ class Prediction:
     """Class ids of the student's classes; 0 is background."""
     probability: Float32[np.ndarray, "k z y x"]
     """Of each class, in the order of the student's classes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilePrediction:
-    """What became of one file."""
-
-    source: Path
-    output: Path | None
-    problem: str
-    """Why there is no output; empty when there is one."""
-    seconds: float
 
 
 def best_device(name: str = "auto") -> torch.device:
@@ -146,7 +134,10 @@ class Student:
         image = volume[None] if volume.ndim == 3 else volume
         channels = self.card.plan.in_channels
         if image.ndim != 4 or image.shape[0] != channels:
-            message = f"student {self.name} needs z y x or c z y x with {channels} channel(s), but the volume has shape {volume.shape}."
+            message = (
+                f"student {self.name} needs z y x or c z y x with {channels} channel(s), but the volume has shape {volume.shape}. "
+                "Give images of the kind it was trained on (a grey picture saved in colour has 3 channels)."
+            )
             raise VolumeError(message)
         if len(spacing_zyx_mm) != 3 or min(spacing_zyx_mm) <= 0:
             message = f"spacing_zyx_mm must be three positive lengths, but is {tuple(spacing_zyx_mm)}."
@@ -211,80 +202,3 @@ def _history(student: Student, label_set: str, mark: str) -> LabelHistory:
         parents=(student.card.label_set,),
         fingerprint=mark,
     )
-
-
-def predict_files(
-    student: Student,
-    paths: Iterable[str | Path],
-    out: str | Path,
-    progress: Callable[[FilePrediction], None] | None = None,
-    *,
-    largest_component: bool = False,
-) -> tuple[FilePrediction, ...]:
-    """Segment NIfTI files; each output has its input's affine and header codes, and a bad file does not stop the others.
-
-    Args:
-        student: Who answers.
-        paths: ``.nii`` or ``.nii.gz`` files, or folders of them.
-        out: Folder for the outputs, one ``NAME.nii.gz`` for each input of that name.
-        progress: Called after each file.
-        largest_component: As in `Student.predict`.
-
-    Returns:
-        One record per file, in the order given.
-    """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    done: list[FilePrediction] = []
-    for source in _nifti_files(paths):
-        started = time.perf_counter()
-        target, problem = folder / f"{_stem(source)}.nii.gz", ""
-        try:
-            if target in [record.output for record in done] or target.resolve() == source.resolve():
-                message = f"its output {target} would overwrite another file. Give another folder, or rename one."
-                raise VolumeError(message)  # noqa: TRY301 - reported like any other bad file
-            _predict_file(student, source, target, largest_component=largest_component)
-        except Exception as error:  # noqa: BLE001 - nibabel and codecs raise anything; the reason is reported
-            problem = f"{source.name}: {str(error) or type(error).__name__}"
-        done.append(
-            FilePrediction(source=source, output=None if problem else target, problem=problem, seconds=time.perf_counter() - started)
-        )
-        if progress:
-            progress(done[-1])
-    return tuple(done)
-
-
-def _nifti_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files, with each folder replaced by the NIfTI files in it."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        found += sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz"))) if path.is_dir() else [path]
-    return found
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _predict_file(student: Student, source: Path, target: Path, *, largest_component: bool) -> None:
-    """Read, ask, write under a temporary name, and rename."""
-    import nibabel as nib
-
-    image: Any = nib.load(source)
-    array = np.asanyarray(image.dataobj)
-    spacing = tuple(float(v) for v in image.header.get_zooms()[:3])
-    if array.ndim not in (3, 4) or len(spacing) != 3:
-        message = f"a volume has 3 axes (4 with channels), but this has shape {array.shape}."
-        raise VolumeError(message)
-    # NIfTI is i j k (channel); ours is channel k j i.
-    found = student.predict(array.transpose(), (spacing[2], spacing[1], spacing[0]), largest_component=largest_component)
-    header = image.header.copy()
-    header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
-    labels: Any = image.__class__(np.ascontiguousarray(found.labels.transpose()), image.affine, header)
-    partial = target.with_name(f".{target.name.removesuffix('.nii.gz')}.partial.nii.gz")
-    try:
-        nib.save(labels, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

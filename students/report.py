@@ -4,19 +4,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import IGNORE, Archive, Case
-from students.pictures import Outline, bland_altman, overlay_png, strip_plot
+from students.pictures import Outline, overlay_png
+from students.plots import bland_altman, strip_plot
 from students.results import ClassResult, Comparison, Evaluation, Measured
 from students.spec import Cost
 
 _GOLD, _STUDENT, _TEACHER = (255, 196, 0), (0, 190, 255), (255, 80, 160)
 """Outlines: apart in lightness as well as in hue, so that colour-blind readers can tell them."""
 
-_COLUMNS = (
-    ("dice", "Dice", "Overlap of the two masks, 0 to 1; 1 is identical.", 3),
-    ("nsd", "NSD", "Share of both surfaces that lies within the tolerance of the other, 0 to 1.", 3),
-    ("hd95_mm", "HD95 (mm)", "95th percentile of surface distances; smaller is better.", 2),
-    ("volume_bias", "volume bias (%)", "(predicted - reference) / reference: positive is too much.", 1),
-)
+Column = tuple[str, str, str, int]
+"""Name of the metric, heading, explanation, and digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """In what lengths and volumes are shown."""
+
+    length: str
+    volume: str
+    per_ml: float
+    """Units of volume in a millilitre."""
+
+
+MILLIMETRES = Units(length="mm", volume="ml", per_ml=1.0)
+PIXELS = Units(length="px", volume="px", per_ml=1000.0)
+"""For cases without a spacing: one pixel was taken for a millimetre."""
+
+
+def columns_in(units: Units, tolerance: float) -> tuple[Column, ...]:
+    """Return the columns of the tables, with the units in their headings."""
+    return (
+        ("dice", "Dice", "Overlap of the two masks, 0 to 1; 1 is identical.", 3),
+        ("nsd", "NSD", f"Share of both surfaces that lies within {tolerance:g} {units.length} of the other, 0 to 1.", 3),
+        ("hd95_mm", f"HD95 ({units.length})", "95th percentile of surface distances; smaller is better.", 2),
+        ("volume_bias", "volume bias (%)", "(predicted - reference) / reference: positive is too much.", 1),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +77,11 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
     environment = Environment(
         loader=PackageLoader("students"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    units = MILLIMETRES if evaluation.spacing_known else PIXELS
     page = environment.get_template("report.html").render(
         e=evaluation,
-        columns=_COLUMNS,
-        sections=[_section(evaluation, archive, class_id) for class_id in [c.id for c in evaluation.classes]],
+        columns=columns_in(units, evaluation.tolerance_mm),
+        sections=[_section(evaluation, archive, info.id, units) for info in evaluation.classes],
         cell=cell,
         outlines=[("gold", _GOLD), ("student", _STUDENT), ("teacher", _TEACHER)],
         cost=cost_words,
@@ -82,25 +105,25 @@ def cell(measured: Measured, metric: str, digits: int) -> str:
 def cost_words(cost: Cost) -> tuple[str, ...]:
     """Return a cost's figures with units a person reads."""
     flops = f"{cost.flops_per_case / 1e9:,.1f}"
-    memory = f"{cost.peak_memory_bytes / 2**20:,.0f}"
+    memory = "not seen" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}"
     return (
         cost.name,
         f"{cost.parameters / 1e6:,.2f}",
         flops,
         f"{cost.seconds_per_case:,.3f}",
         memory,
-        f"{cost.device}, {cost.threads} thread(s)",
+        f"{cost.device}, {cost.threads} {'thread' if cost.threads == 1 else 'threads'}",
     )
 
 
-def _section(evaluation: Evaluation, archive: Archive, class_id: int) -> Section:
+def _section(evaluation: Evaluation, archive: Archive, class_id: int, units: Units) -> Section:
     rows = [(c, next(r for r in c.classes if r.class_id == class_id)) for c in evaluation.comparisons]
     against_gold = [c for c in evaluation.comparisons if c.role != "agreement"]
     return Section(
         name=rows[0][1].class_name,
         rows=tuple(rows),
         strip=strip_plot(against_gold, class_id),
-        volumes=bland_altman(evaluation.comparisons[0], class_id),
+        volumes=bland_altman(evaluation.comparisons[0], class_id, units.volume, units.per_ml),
         pictures=_gallery(evaluation, archive, class_id),
     )
 

@@ -117,6 +117,10 @@ class Evaluation(Frozen):
         "One empty: Dice and NSD 0, HD95 the image diagonal. Distances between voxel centres, MONAI's definition."
     )
     classes: tuple[ClassInfo, ...] = Field(default=())
+    warnings: tuple[str, ...] = ()
+    """What speaks against using this student, each with its remedy."""
+    spacing_known: bool = True
+    """False when a scored case had no spacing: one pixel was taken for a millimetre, so every mm here is a pixel, every ml 1000 of them."""
 
     def comparison(self, name: str) -> Comparison:
         """Return a comparison by name.

@@ -36,7 +36,7 @@ class StudentSpec(Frozen):
     patch_zyx: tuple[int, int, int] | None = None
     """Voxels at the training spacing; planned from the cases when None."""
     batch: int | None = Field(default=None, ge=1)
-    """Patches per step; 2 volumes or 8 slices when None."""
+    """Patches per step; 2 volumes or 4 slices when None."""
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     threads: int | None = Field(default=None, ge=1)
@@ -45,9 +45,9 @@ class StudentSpec(Frozen):
     validation_fraction: float = Field(default=0.15, ge=0, lt=1)
     """Share of the patients held out to watch agreement with their pseudo-labels; 0 trains on all and keeps the last weights."""
     validations: int = Field(default=12, ge=1)
-    """How often during the budget agreement is measured."""
+    """How often during the budget agreement is measured; less often where that would take more than about a tenth of it."""
     patience: int = Field(default=6, ge=1)
-    """Stop after so many validations without a better agreement."""
+    """Stop after so many validations without a better agreement, but not in the first half, nor while agreement is below 0.3."""
     checkpoint_seconds: float = Field(default=20.0, ge=0)
     """At most so much work is lost to a kill."""
     cache_bytes: int = Field(default=1 << 30, ge=0)
@@ -112,7 +112,7 @@ class StudentCard(Frozen):
     steps: int
     seconds: float
     agreement: float | None
-    """Best agreement with held-out pseudo-labels; the weights are those of that moment."""
+    """Agreement of the weights with held-out pseudo-labels: the best there was or, in 2D, the last that came near it."""
     stopped: Literal["budget", "steps", "early"]
     history: tuple[HistoryPoint, ...]
 
@@ -126,8 +126,9 @@ class Cost(Frozen):
     """Floating point operations (a multiply-add is two), as counted by torch; custom kernels may be missing from it."""
     seconds_per_case: float
     """Wall clock: best of the runs, so that other people's work on the machine counts least."""
-    peak_memory_bytes: int
-    """Memory the answer needed beyond what was held before: CUDA's own maximum, or resident memory sampled every 2 ms."""
+    peak_memory_bytes: int | None
+    """Memory the call needed beyond what was held before: CUDA's own maximum, or resident memory sampled every 2 ms. None where the
+    process had so much in reserve that nothing was seen."""
     device: str
     threads: int
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.quality import dice_per_class
-from students.augment import Augmentation, augment
+from students.augment import SLICES, Augmentation, augment
 from students.checkpoint import load_checkpoint, save_checkpoint
 from students.data import Batch, PatchSource
 from students.errors import TrainingError
@@ -28,6 +28,7 @@ from students.losses import segmentation_loss, targets_from_ids
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
 from students.spec import HistoryPoint, NetworkPlan, StudentSpec, TrainProgress
+from students.validation import TRIALS, Looks, looks_in_time, looks_wanted, spread
 
 EMA_DECAY = 0.99
 """About the last hundred steps; shorter at the start. Budgets here are a few thousand steps."""
@@ -38,11 +39,18 @@ _GRADIENT_NORM = 12.0
 _SKIPS = 20
 """A few steps without a finite gradient are bf16's bad luck; this many in a row are a broken network."""
 
-_VALIDATION_CASES = 12
-"""At most so many held-out cases are looked at; more would eat the budget without changing the choice."""
+_PATIENT_FROM = 0.5
+"""Patience begins in the second half of the schedule: while the rate is high, agreement jumps, and it rises most when the rate falls."""
+
+_LEARNT = 0.3
+"""An agreement below this is a network that has not found the organ yet: no reason to stop looking."""
 
 _GAIN = 1e-4
 """A smaller rise of agreement does not count as better."""
+
+_NOISE = 0.03
+"""In 2D, later weights are kept in the second half if agreement is that near the highest: it is that of one or two patients as a rule,
+and what the falling rate brings is worth more. (Heart MR, 9 patients: the weights of step 209 of 500 at agreement 0.865 gave Dice 0.73.)"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +68,10 @@ class Progressing:
     losses: list[float] = field(default_factory=list)
     """Since the last validation."""
     history: list[HistoryPoint] = field(default_factory=list)
+    looked_at: float = 0.0
+    """Share of the budget that was spent at the last validation."""
+    looks: tuple[int, int] | None = None
+    """How often and at how many cases, once it is settled."""
     stopped: Literal["budget", "steps", "early"] | None = None
 
 
@@ -80,6 +92,7 @@ class Training:
         wanted = spec.mixed_precision
         self._half = half_precision_pays(self._device) if wanted is None else wanted
         self.state = Progressing()
+        self._wanted = looks_wanted(spec, plan, len(held_out.cases) if held_out else 0, held_out.depth() if held_out else 1)
         self.resumed = False
 
     @property
@@ -163,7 +176,7 @@ class Training:
         if not self.spec.augment:
             return here
         generator = torch.Generator().manual_seed((self.spec.seed << 32) + self.state.step)
-        return augment(here, self.plan.spacing_zyx_mm, generator, Augmentation())
+        return augment(here, self.plan.spacing_zyx_mm, generator, SLICES if self.plan.dimensions == "2d" else Augmentation())
 
     def _follow(self) -> None:
         """Move the average a little towards the network."""
@@ -172,11 +185,12 @@ class Training:
             torch._foreach_lerp_(list(self._average.parameters()), list(self.network.parameters()), 1 - decay)
 
     def _validate_when_due(self, started: float) -> None:
-        due = int(self.fraction * self.spec.validations) > len(self.state.history)
-        if not due:
+        times = self._looks().times
+        if int(self.fraction * times) <= int(self.state.looked_at * times):
             return
         agreement = self._agreement()
         self.state.seconds = time.monotonic() - started
+        self.state.looked_at = self.fraction
         self.state.history.append(
             HistoryPoint(
                 step=self.state.step,
@@ -193,18 +207,40 @@ class Training:
         """Return the mean foreground Dice of the averaged network with held-out pseudo-labels, ignored voxels left out."""
         if self._held_out is None:
             return None
-        found: list[float] = []
-        for case in self._held_out.cases[:_VALIDATION_CASES]:
-            image, wanted, spacing = self._held_out.whole(case)
-            probability = class_probability(self._average, self.plan, image, spacing, device=self._device)
-            found += dice_per_class(probability.argmax(0).astype(np.uint8), wanted, range(1, self.plan.outputs)).values()
+        self._settle(self._held_out)
+        cases = spread(self._held_out.cases, self._looks().cases)
+        found = [dice for case in cases for dice in self._dice(self._held_out, case)]
         known = [value for value in found if not np.isnan(value)]
         return float(np.mean(known)) if known else None
+
+    def _dice(self, held_out: PatchSource, case: str) -> list[float]:
+        """Return the Dice of each class in one held-out case."""
+        image, wanted, spacing = held_out.whole(case)
+        probability = class_probability(self._average, self.plan, image, spacing, device=self._device)
+        return list(dice_per_class(probability.argmax(0).astype(np.uint8), wanted, range(1, self.plan.outputs)).values())
+
+    def _looks(self) -> Looks:
+        """Return how often and at how many cases this training looks, as far as it is known now."""
+        if self.state.looks is not None:
+            return Looks(times=self.state.looks[0], cases=self.state.looks[1])
+        return self._wanted
+
+    def _settle(self, held_out: PatchSource) -> None:
+        """Before the first look of a training on time, see what a case costs; steps alone decide for a training of so many steps."""
+        if self.state.looks is not None or self.spec.steps is not None or self.spec.budget_seconds is None:
+            return
+        for case in held_out.cases[:TRIALS]:
+            began = time.monotonic()
+            self._dice(held_out, case)
+            found = looks_in_time(self._wanted, time.monotonic() - began, self.spec.budget_seconds)
+        self.state.looks = (found.times, found.cases)
 
     def _keep_if_best(self, agreement: float | None) -> None:
         if agreement is None:
             return
-        if self.state.best is None or agreement > self.state.best + _GAIN:
+        top = max(point.agreement or 0.0 for point in self.state.history)
+        late = self.plan.dimensions == "2d" and self.fraction >= _PATIENT_FROM
+        if self.state.best is None or agreement > self.state.best + _GAIN or (late and agreement >= top - _NOISE):
             self.state.best, self.state.waited = agreement, 0
             self.state.best_weights = self._averaged()
         else:
@@ -216,7 +252,7 @@ class Training:
             self.state.stopped = "steps"
         elif self.fraction >= 1:
             self.state.stopped = "budget"
-        elif self.state.waited >= self.spec.patience:
+        elif self.state.waited >= self.spec.patience and self.fraction >= _PATIENT_FROM and (self.state.best or 0.0) >= _LEARNT:
             self.state.stopped = "early"
 
     def _report(self, loss: float) -> TrainProgress:

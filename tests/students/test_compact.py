@@ -143,13 +143,6 @@ def test_a_damaged_checkpoint_costs_its_work_and_not_the_run(archive: Archive, t
     assert done.fresh
 
 
-def test_training_stops_early_when_agreement_no_longer_rises(archive: Archive, tmp_path: Path) -> None:
-    spec = TINY.model_copy(update={"steps": 40, "lr": 1e-12, "validations": 20, "patience": 2})
-    card = train(archive, tmp_path, spec).card
-    assert card.stopped == "early"
-    assert card.steps < 40
-
-
 def test_a_test_case_is_never_trained_on(archive: Archive, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"case test1: it belongs to the test part \(1 such"):
         train(archive, tmp_path, TINY, cases=["train0", "test1"])

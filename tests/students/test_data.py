@@ -158,8 +158,20 @@ def test_single_slices_ask_for_a_2d_net_and_volumes_for_a_3d_one() -> None:
     assert nets.plan_patch("2d", [(1.0, 500.0, 300.0)])[0] == 1
 
 
+def test_slices_are_halved_until_the_net_sees_where_it_is_and_volumes_three_times() -> None:
+    assert nets.plan_depth("2d", (1, 256, 256)) == 6
+    assert nets.plan_depth("2d", (1, 96, 512)) == 4
+    assert nets.plan_depth("2d", (1, 130, 200)) == 5
+    assert nets.plan_depth("2d", (1, 20, 20)) == 4
+    assert nets.plan_depth("3d", (200, 256, 256)) == 4
+    plan = nets.plan_network(StudentSpec(), shapes_zyx=[(1, 250, 260)] * 3, spacings_zyx_mm=[(1.0, 1.0, 1.0)] * 3, channels=1, classes=1)
+    assert plan.patch_zyx == (1, 256, 256)
+    assert len(plan.filters) == len(plan.strides) == 6
+    assert nets.build_network(plan)(torch.zeros(1, 1, 256, 256)).shape == (1, 2, 256, 256)
+
+
 def test_thick_slices_keep_their_resolution_until_the_others_match_them() -> None:
-    strides, kernels = nets.plan_levels((16, 64, 48), (5.0, 1.0, 1.0))
+    strides, kernels = nets.plan_levels((16, 64, 48), (5.0, 1.0, 1.0), 4)
     assert [s[0] for s in strides] == [1, 1, 1, 2]
     assert kernels[0] == (1, 3, 3)
     assert strides[1] == (1, 2, 2)

@@ -2,15 +2,17 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from distill import quality
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import baselines, compact, load_student
-from students.cost import student_cost
+from students.cost import measure_cost, student_cost
 from students.errors import GoldLeakError
 from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, unseen_cases
 from students.predict import Student
@@ -147,6 +149,65 @@ def test_the_page_needs_nothing_but_itself(archive: Archive, evaluation: Evaluat
     assert "prefers-color-scheme: dark" in text
     for word in ("Dice", "NSD", "HD95 (mm)", "volume bias (%)", "agreement, not accuracy", "seconds per case"):
         assert word in text
+
+
+def test_a_page_about_pictures_without_a_spacing_speaks_of_pixels(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
+    assert evaluation.spacing_known
+    page = write_report(evaluation.model_copy(update={"spacing_known": False}), archive, tmp_path / "px.html")
+    text = page.read_text(encoding="utf-8")
+    assert "HD95 (px)" in text
+    assert "mean of student and gold (px)" in text
+    assert "Pixel sizes of these pictures are not known" in text
+    assert not re.findall(r"\d ml|\(ml\)|\(mm\)|\d mm", text)
+
+
+def test_warnings_stand_at_the_top_of_the_page_and_only_where_there_are_some(
+    archive: Archive, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    quiet = write_report(evaluation.model_copy(update={"warnings": ()}), archive, tmp_path / "quiet.html").read_text(encoding="utf-8")
+    assert 'role="alert"' not in quiet
+    loud = write_report(evaluation.model_copy(update={"warnings": ("kernel: <worse>",)}), archive, tmp_path / "loud.html")
+    text = loud.read_text(encoding="utf-8")
+    assert "kernel: &lt;worse&gt;" in text
+    assert text.index('role="alert"') < text.index('class="tiles"')
+
+
+def test_words_that_only_we_use_are_explained_where_they_stand(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
+    text = write_report(evaluation, archive, tmp_path / "words.html").read_text(encoding="utf-8")
+    for words in (
+        "after refinement, round 1",
+        "(an <i>arm</i>)",
+        "gives the same wrong answer",
+        "<i>Ignored voxels</i> are",
+        "Each dot is a case",
+    ):
+        assert words in text
+
+
+def test_a_call_for_several_cases_is_shared_out_among_them(student: Student) -> None:
+    image = np.zeros((1, 12, 22, 18), np.float32)
+    image[0, 3:6] = 1
+
+    def twice() -> None:
+        for _ in range(2):
+            student.predict(image, (1.5, 0.8, 1.0))
+
+    one = measure_cost("one", [student.network], lambda: student.predict(image, (1.5, 0.8, 1.0)), device=student.device, repeats=1)
+    two = measure_cost("two", [student.network], twice, device=student.device, repeats=1, cases=2)
+    assert two.flops_per_case == pytest.approx(one.flops_per_case)
+
+
+def test_memory_that_rises_is_seen_and_memory_that_does_not_is_left_unsaid() -> None:
+    def hungry() -> float:
+        block = np.ones(64 << 17)
+        time.sleep(0.05)
+        return float(block.sum())
+
+    cpu = torch.device("cpu")
+    seen = measure_cost("hungry", [], hungry, device=cpu, repeats=1).peak_memory_bytes
+    assert seen is not None
+    assert seen > 48 << 20
+    assert measure_cost("modest", [], lambda: 1, device=cpu, repeats=1).peak_memory_bytes is None
 
 
 def test_doubtful_voxels_go_to_the_side_of_the_threshold_they_are_on(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from storage import Archive, ClassInfo
 from students import compact, load_student
 from students.errors import VolumeError
-from students.predict import Student, answer_fingerprint, predict_cases, predict_files
+from students.predict import Student, answer_fingerprint, predict_cases
 from students.spec import StudentSpec
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
@@ -95,55 +94,6 @@ def test_only_the_largest_piece_is_kept_where_asked(archive: Archive, student: S
     many = student.predict(tiled, case.spacing_zyx_mm).labels
     assert cc3d.connected_components(single > 0).max() == 1
     assert cc3d.connected_components(many > 0).max() > 1
-
-
-def oblique(array_kji: np.ndarray, path: Path) -> Path:
-    affine = np.array([[0.9, 0.2, 0.0, -20.0], [-0.2, 0.75, 0.1, 7.5], [0.05, -0.1, 1.5, 3.25], [0, 0, 0, 1]])
-    image = nib.Nifti1Image(np.ascontiguousarray(array_kji.T), affine)
-    image.set_sform(affine, 2)
-    image.set_qform(affine, 1)
-    image.header.set_xyzt_units("mm", "sec")
-    nib.save(image, path)
-    return path
-
-
-def test_the_output_file_lies_exactly_where_its_input_lies(archive: Archive, student: Student, tmp_path: Path) -> None:
-    source = oblique(archive["test0"].read()[0], tmp_path / "scan.nii.gz")
-    (record,) = predict_files(student, [source], tmp_path / "out")
-    assert record.problem == ""
-    assert record.output == tmp_path / "out" / "scan.nii.gz"
-    given, answer = nib.load(source), nib.load(record.output)
-    np.testing.assert_array_equal(answer.affine, given.affine)
-    assert answer.shape == given.shape
-    assert answer.get_data_dtype() == np.uint8
-    for key in ("sform_code", "qform_code", "xyzt_units", "pixdim", "quatern_b", "qoffset_x"):
-        np.testing.assert_array_equal(answer.header[key], given.header[key])
-    spacing = given.header.get_zooms()[::-1]
-    wanted = student.predict(np.asanyarray(given.dataobj).T, [float(s) for s in spacing]).labels
-    np.testing.assert_array_equal(np.asanyarray(answer.dataobj).T, wanted)
-
-
-def test_a_bad_file_is_reported_and_the_others_are_answered(archive: Archive, student: Student, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    oblique(archive["test0"].read()[0], folder / "a.nii.gz")
-    (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:400])
-    (folder / "c.nii").write_text("these are not the voxels you are looking for")
-    oblique(archive["test1"].read()[0], folder / "d.nii")
-    seen: list[str] = []
-    records = predict_files(student, [folder], tmp_path / "out", lambda r: seen.append(r.source.name))
-    assert seen == ["a.nii.gz", "b.nii.gz", "c.nii", "d.nii"]
-    assert [bool(r.problem) for r in records] == [False, True, True, False]
-    assert records[1].problem.startswith("b.nii.gz: ")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "d.nii.gz"]
-
-
-def test_two_inputs_of_one_name_do_not_overwrite_each_other(archive: Archive, student: Student, tmp_path: Path) -> None:
-    first = oblique(archive["test0"].read()[0], tmp_path / "a.nii.gz")
-    second = oblique(archive["test1"].read()[0], tmp_path / "a.nii")
-    records = predict_files(student, [first, second], tmp_path / "out")
-    assert records[0].output is not None
-    assert "overwrite" in records[1].problem
 
 
 def test_the_archive_remembers_which_student_answered_and_asks_no_second_time(archive: Archive, student: Student) -> None:

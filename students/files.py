@@ -1,0 +1,135 @@
+"""Use a student on scans in files: one answer beside the others for each, and a bad file does not stop the rest."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from storage.errors import IngestError, InvalidCaseError
+from storage.export.nifti import write_nifti
+from storage.ingest.source import quiet_readers
+from students.errors import VolumeError
+from students.predict import Student
+from students.scans import Scan, find_scans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePrediction:
+    """What became of one scan."""
+
+    source: str
+    """Name of the file below the given folder, or pseudonym of a DICOM series."""
+    output: Path | None
+    problem: str
+    """Why there is no output; empty when there is one."""
+    seconds: float
+    notes: tuple[str, ...] = ()
+    """What was put right on the way in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePredictions:
+    """What became of all of them."""
+
+    scans: tuple[FilePrediction, ...]
+    passed_over: tuple[str, ...]
+    """Files in the folders that are no scans."""
+    private_list: Path | None = None
+    """Says which DICOM pseudonym is which file, where there are any."""
+
+
+def predict_files(
+    student: Student,
+    paths: Iterable[str | Path],
+    out: str | Path,
+    progress: Callable[[FilePrediction, int], None] | None = None,
+    *,
+    largest_component: bool = False,
+    nifti_only: bool = False,
+) -> FilePredictions:
+    """Segment NIfTI, DICOM, PNG, JPEG and TIFF scans, each with the geometry it came with.
+
+    Args:
+        student: Who answers.
+        paths: Files, and folders that are searched with all that is below them.
+        out: Folder for the answers; below it they lie as their scans do. A volume becomes ``NAME.nii.gz``, and a picture of one slice
+            ``NAME.png``, an 8-bit grey image of the same size whose values are class ids (so it looks black). A DICOM series is named
+            by a pseudonym; ``OUT.dicom-names.csv`` beside the folder says which is which, for its owner only.
+        progress: Called after each scan, with the number of all.
+        largest_component: As in `Student.predict`.
+        nifti_only: Write NIfTI for pictures too.
+
+    Returns:
+        One record per scan, in the order of their names, those that could not be segmented among them with the reason.
+    """
+    folder = Path(out)
+    done: list[FilePrediction] = []
+
+    def note(record: FilePrediction) -> None:
+        done.append(record)
+        if progress:
+            progress(record, total)
+
+    taken: set[Path] = set()
+    with quiet_readers():
+        found = find_scans(paths, folder)
+        total = len(found.refused) + len(found.scans)
+        for source, reason in found.refused:
+            note(FilePrediction(source=source, output=None, problem=reason, seconds=0.0))
+        for scan in found.scans:
+            note(_predict_scan(student, scan, taken, largest_component=largest_component, nifti_only=nifti_only))
+    return FilePredictions(scans=tuple(done), passed_over=tuple(found.passed_over), private_list=found.private_list)
+
+
+def _predict_scan(student: Student, scan: Scan, taken: set[Path], *, largest_component: bool, nifti_only: bool) -> FilePrediction:
+    """Read, ask, write; every way of failing becomes a reason."""
+    started = time.perf_counter()
+    target, problem, notes = scan.target, "", tuple[str, ...]()
+    try:
+        source = scan.read()
+        flat = scan.picture and not nifti_only and source.record.shape_czyx[1] == 1
+        target = scan.target.with_name(scan.target.name + (".png" if flat else ".nii.gz"))
+        _check_free(target, scan, taken)
+        geometry = source.record.geometry
+        labels = student.predict(source.image_czyx, geometry.spacing_zyx_mm, largest_component=largest_component).labels
+        if flat:
+            write_label_png(labels, target)
+        else:
+            write_nifti(labels, geometry, target)
+        taken.add(target)
+        notes = tuple(each.replace("case scan", scan.name) for each in source.notes)
+    except (IngestError, InvalidCaseError, VolumeError) as error:
+        problem = str(error) if str(error).startswith((scan.name, "DICOM", "case ")) else f"{scan.name}: {error}"
+    except Exception as error:  # noqa: BLE001 - codecs and full disks raise anything; one scan must not stop the others
+        # Only the type: the messages of DICOM readers quote headers.
+        problem = f"{scan.name}: {type(error).__name__} while it was segmented{f' ({error})' if scan.path else ''}."
+    output = None if problem else target
+    return FilePrediction(source=scan.name, output=output, problem=problem, seconds=time.perf_counter() - started, notes=notes)
+
+
+def _check_free(target: Path, scan: Scan, taken: set[Path]) -> None:
+    """Refuse to write over another answer of this run, or over the scan itself.
+
+    Raises:
+        VolumeError: saying what would be lost.
+    """
+    itself = scan.path is not None and target.resolve() == scan.path.resolve()
+    if itself or target in taken:
+        message = f"its output {target} would overwrite another file. Give another folder, or rename one."
+        raise VolumeError(message)
+
+
+def write_label_png(labels_zyx: UInt8[np.ndarray, "1 y x"], path: Path) -> None:
+    """Write one slice of class ids as an 8-bit grey PNG; readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{uuid4().hex}.png")
+    try:
+        Image.fromarray(labels_zyx[0]).save(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

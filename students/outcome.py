@@ -1,0 +1,90 @@
+"""What a person should know of a training or a score at one glance: why it ended, and what speaks against using the student."""
+
+import math
+
+from students.results import Comparison, Evaluation
+from students.spec import StudentCard
+
+_FEW_PASSES = 5.0
+"""A student that saw its cases less often than this has hardly begun."""
+
+_ENOUGH_PASSES = 20.0
+"""What a budget is recommended for."""
+
+_WEAK_AGREEMENT = 0.3
+"""Below this, the student has not found the organ in cases it did not learn from."""
+
+_WIDE_MARGIN = 0.10
+"""Dice by which a student may stay behind the labels it learnt from: on new patients a little is lost always."""
+
+_TEACHER_BELOW = (
+    "So is the teacher ({:.3f}), so longer training cannot mend it: try another checkpoint, or other prompts. "
+    "Ellipses need a box on every case, though, and the student needs none."
+)
+
+_REASONS = {"budget": "the time budget was spent", "steps": "all steps were made", "early": "agreement no longer rose"}
+
+
+def stop_words(card: StudentCard) -> str:
+    """Return why the training ended, and with which agreement."""
+    agreement = "nobody held out" if card.agreement is None else f"agreement with held-out pseudo-labels {card.agreement:.3f}"
+    return f"stopped because {_REASONS[card.stopped]}; {agreement}"
+
+
+def passes(card: StudentCard) -> float:
+    """Return how often each training case was seen, on average."""
+    return card.steps * card.plan.batch / max(len(card.training_cases), 1)
+
+
+def training_doubts(card: StudentCard) -> tuple[str, ...]:
+    """Return what speaks against this training, each with its remedy; nothing if it went well."""
+    doubts = []
+    if passes(card) < _FEW_PASSES:
+        seen = f"each training case was seen {passes(card):.1f} times on average ({card.steps} steps), which is too little"
+        doubts.append(f"{seen}. {_longer(card)}")
+    if card.agreement is not None and card.agreement < _WEAK_AGREEMENT:
+        doubts.append(
+            f"agreement with the pseudo-labels of held-out patients reached only {card.agreement:.2f}: it has not found the organ. "
+            f"{_longer(card)}"
+        )
+    return tuple(doubts)
+
+
+def evaluation_doubts(comparisons: tuple[Comparison, ...], labels: Comparison | None, card: StudentCard, ellipses: str) -> tuple[str, ...]:
+    """Return what the scores say against the student, class by class, before what its training says.
+
+    Args:
+        comparisons: Of the evaluation, the student's first.
+        labels: The training labels against gold, where that is known.
+        card: The student's.
+        ellipses: Label set of the ellipses in the boxes, the baseline that needs no model.
+    """
+    found = []
+    for name, own in _dice_by_class(comparisons[0]).items():
+        drawn = next((_dice_by_class(c)[name] for c in comparisons if c.first == ellipses and c.role == "arm"), None)
+        teacher = next((_dice_by_class(c)[name] for c in comparisons if c.role == "teacher"), None)
+        taught = None if labels is None else _dice_by_class(labels)[name]
+        if own is not None and drawn is not None and own < drawn:
+            remedy = _longer(card) if teacher is None or teacher >= drawn else _TEACHER_BELOW.format(teacher)
+            found.append(f"{name}: the student (Dice {own:.3f}) is worse than ellipses in the boxes ({drawn:.3f}). {remedy}")
+        if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
+            found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {_longer(card)}")
+    return (*found, *training_doubts(card))
+
+
+def evaluation_note(evaluation: Evaluation) -> str:
+    """Return the warnings of an evaluation as a remark that follows its scores; empty if there are none."""
+    return "".join(f" WARNING: {warning}" for warning in evaluation.warnings)
+
+
+def _dice_by_class(comparison: Comparison) -> dict[str, float | None]:
+    return {result.class_name: result.metrics["dice"].mean for result in comparison.classes}
+
+
+def _longer(card: StudentCard) -> str:
+    """Return the remedy: a budget for enough passes, or at least twice the one there was."""
+    factor = max(2.0, _ENOUGH_PASSES / max(passes(card), 0.1))
+    if card.spec.steps is not None:
+        return f"Train longer: {math.ceil(card.spec.steps * factor / 10) * 10} steps or more."
+    minutes = math.ceil(max(card.seconds, card.spec.budget_seconds or 0.0) * factor / 60)
+    return f"Train longer: student.budget {minutes}min or more in the recipe."

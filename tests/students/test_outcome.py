@@ -1,0 +1,99 @@
+"""What is said of a training and of its scores: why it ended, what is wrong, and what to do."""
+
+import pytest
+
+from students.outcome import evaluation_doubts, passes, stop_words, training_doubts
+from students.results import ClassResult, Comparison, Measured
+from students.spec import StudentCard, StudentSpec
+
+
+def card(*, steps: int = 1000, agreement: float | None = 0.9, budget: float | None = 200.0, stopped: str = "budget") -> StudentCard:
+    plan = {
+        "dimensions": "2d",
+        "in_channels": 1,
+        "outputs": 2,
+        "filters": (4,),
+        "strides": ((1, 1),),
+        "kernels": ((3, 3),),
+        "patch_zyx": (1, 8, 8),
+        "spacing_zyx_mm": (1.0, 1.0, 1.0),
+        "batch": 4,
+    }
+    spec = StudentSpec(budget_seconds=budget, steps=None if budget else steps)
+    return StudentCard.model_validate(
+        {
+            "name": "s",
+            "spec": spec.model_dump(),
+            "plan": plan,
+            "classes": (),
+            "label_set": "pseudo/r1",
+            "training_cases": tuple(f"c{n}" for n in range(130)),
+            "validation_cases": (),
+            "training_patients": (),
+            "fingerprint": "f",
+            "parameters": 1,
+            "steps": steps,
+            "seconds": 200.0,
+            "agreement": agreement,
+            "stopped": stopped,
+            "history": (),
+        }
+    )
+
+
+def line(dice: float, role: str, first: str) -> Comparison:
+    measured = Measured(mean=dice, low=dice, high=dice, patients=4, excluded=0)
+    result = ClassResult(class_id=1, class_name="organ", metrics={"dice": measured})
+    return Comparison.model_validate(
+        {"name": role, "role": role, "first": first, "second": "gold", "cases": 4, "missing": 0, "classes": (result,), "scores": ()}
+    )
+
+
+def test_a_good_training_gives_no_warning() -> None:
+    assert training_doubts(card()) == ()
+
+
+def test_a_training_of_few_passes_is_a_warning_that_names_a_longer_budget() -> None:
+    short = card(steps=65)
+    assert passes(short) == 2.0
+    (doubt,) = training_doubts(short)
+    assert doubt.startswith("each training case was seen 2.0 times on average (65 steps), which is too little. ")
+    assert doubt.endswith("Train longer: student.budget 34min or more in the recipe.")
+
+
+def test_a_training_of_few_steps_is_told_to_take_more_of_them() -> None:
+    (doubt,) = training_doubts(card(steps=65, budget=None))
+    assert doubt.endswith("Train longer: 650 steps or more.")
+
+
+def test_an_agreement_near_nothing_is_a_warning() -> None:
+    (doubt,) = training_doubts(card(agreement=0.08))
+    assert "reached only 0.08: it has not found the organ" in doubt
+
+
+@pytest.mark.parametrize(
+    ("stopped", "words"), [("early", "agreement no longer rose"), ("budget", "time budget was spent"), ("steps", "all steps were made")]
+)
+def test_the_end_of_a_training_is_given_with_its_reason_and_agreement(stopped: str, words: str) -> None:
+    said = stop_words(card(stopped=stopped))
+    assert words in said
+    assert "0.900" in said
+
+
+def test_a_student_below_the_ellipses_and_its_own_labels_is_two_warnings() -> None:
+    lines = (line(0.376, "student", "student/s"), line(0.93, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
+    below, behind = evaluation_doubts(lines, line(0.9, "hindsight", "pseudo/r1"), card(), "baseline/ellipse")
+    assert "(Dice 0.376) is worse than ellipses in the boxes (0.912). Train longer: student.budget" in below
+    assert "(Dice 0.376) is far below the labels it learnt from (0.900)" in behind
+
+
+def test_where_the_teacher_is_below_the_ellipses_too_no_longer_training_is_advised() -> None:
+    lines = (line(0.87, "student", "student/s"), line(0.892, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
+    (doubt,) = evaluation_doubts(lines, line(0.9, "hindsight", "pseudo/r1"), card(), "baseline/ellipse")
+    assert "So is the teacher (0.892)" in doubt
+    assert "Train longer" not in doubt
+
+
+def test_a_student_above_the_ellipses_and_near_its_labels_has_no_warning() -> None:
+    lines = (line(0.83, "student", "student/s"), line(0.74, "arm", "baseline/ellipse"))
+    assert evaluation_doubts(lines, line(0.86, "hindsight", "pseudo/r1"), card(), "baseline/ellipse") == ()
