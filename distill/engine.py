@@ -2,7 +2,8 @@
 
 One thread reads cases ahead, the calling thread asks the teacher about a window of cases at a time, another thread writes.
 Queues between them are bounded, so at most ``3 * window`` cases are in memory. A case is one unit of the ledger: its arrays are
-written first, its ledger row last.
+written first, its ledger row last. A fourth thread renews the claims meanwhile, as a slow teacher may need longer for a window than a
+claim is believed on other hosts.
 """
 
 import queue
@@ -15,19 +16,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
+from distill.embedding_cache import EmbeddingCachePlan, cache_inputs, with_cache
 from distill.errors import PlanError
-from distill.intensity import choose_window
+from distill.intensity import IntensitySpec, choose_window, intensity_inputs
 from distill.planes import ask_other_planes
-from distill.prompts.hints import hints_by_slice
+from distill.prompts.hints import hints_by_slice, usable_prompts
 from distill.prompts.schedule import schedule_slices
 from distill.quality import dice
 from distill.teachers.base import Teacher
 from distill.teachers.checkpoints import load_teacher
+from distill.teachers.sam import Precision
 from distill.uncertainty import LN2, binary_entropy
 from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
 from storage import Archive, CaseRecord, ClassInfo, LabelHistory, Prompt, StorageError, fingerprint
+from storage.heartbeat import beating
 
-ENGINE = "3"
+ENGINE = "4"
 """Raised whenever the engine's answers change, so that old labels are recomputed."""
 ATTEMPTS = 3
 
@@ -40,7 +44,12 @@ class LabelPlan:
     label_set: str = "teacher/r1"
     teacher: str = "bundled"
     profile: str | None = None
+    base: str | None = None
+    """Of a LoRA delta: the checkpoint it was trained on."""
+    precision: Precision = "auto"
     ask: AskSettings = field(default_factory=AskSettings)
+    intensity: IntensitySpec = field(default_factory=IntensitySpec)
+    embedding_cache: EmbeddingCachePlan | None = None
     window: int = 8
     """Cases asked together. More fill batches better; memory grows with it."""
     device: str = "auto"
@@ -56,7 +65,7 @@ class LabelSummary:
     skipped: int
     """Cases that already had these labels."""
     without_prompts: tuple[str, ...]
-    """Cases nobody prompted: they get no labels, which is not the same as an empty label."""
+    """Cases nobody prompted: they get no labels, which is not the same as an empty label. Negative points alone prompt nothing."""
     quarantined: tuple[str, ...]
     unfinished: int
     """Cases neither done nor quarantined, such as those that another live run holds."""
@@ -103,15 +112,16 @@ class _LabelRun:
         began = time.monotonic()
         wanted = None if cases is None else set(cases)
         records = {record.id: record for record in self.archive.cases() if wanted is None or record.id in wanted}
-        prompts = self.archive.catalog.prompts_by_case(list(records))
+        stored = self.archive.catalog.prompts_by_case(list(records))
+        prompts = {case: usable_prompts(each) for case, each in stored.items()}
         prompted = [case for case in records if _usable(prompts.get(case, []), self.plan)]
         from distill.teachers.checkpoints import inspect_checkpoint
 
-        info = inspect_checkpoint(self.plan.teacher)
+        info = inspect_checkpoint(self.plan.teacher, base=self.plan.base)
         self.prints = {case: self._fingerprint(records[case], prompts[case], info.fingerprint) for case in prompted}
         todo = self.archive.ledger.plan(self.stage, self.prints)
         total = len(todo)
-        teacher = load_teacher(self.plan.teacher, profile=self.plan.profile, device=self.plan.device) if todo else None
+        teacher = self._teacher() if todo else None
         for _ in range(ATTEMPTS):
             if not todo or teacher is None:
                 break
@@ -129,6 +139,14 @@ class _LabelRun:
             seconds=time.monotonic() - began,
         )
 
+    def _teacher(self) -> Teacher:
+        plan = self.plan
+        loaded = load_teacher(plan.teacher, profile=plan.profile, base=plan.base, device=plan.device, precision=plan.precision)
+        if not loaded.profile.prompts:
+            message = f"teacher {plan.teacher} ({loaded.profile.name}) segments without prompts, one mask per class of its own; labelling asks with prompts. Use a promptable teacher."
+            raise PlanError(message)
+        return with_cache(loaded, plan.embedding_cache)
+
     def _fingerprint(self, record: CaseRecord, prompts: list[Prompt], teacher: str) -> str:
         return fingerprint(
             engine=ENGINE,
@@ -138,6 +156,9 @@ class _LabelRun:
             ask=self.plan.ask,
             classes=self.plan.classes,
             profile=self.plan.profile or "",
+            **({} if self.plan.precision == "auto" else {"precision": self.plan.precision}),  # the base is part of the teacher's hash
+            **intensity_inputs(self.plan.intensity, record),
+            **cache_inputs(self.plan.embedding_cache),
         )
 
     def _pass(
@@ -148,11 +169,25 @@ class _LabelRun:
         progress: Callable[[int, int], None] | None,
         total: int,
     ) -> None:
-        """Go once through ``records``: read ahead, ask, write behind. Whatever happens, no claim is left behind.
+        """Go once through ``records``: read ahead, ask, write behind, renew the claims. Whatever happens, no claim is left behind.
 
         Raises:
-            BaseException: what stopped the reader or the writer, such as a catalog that can no longer be written.
+            BaseException: what stopped the reader, the writer or the heartbeat, such as a catalog that can no longer be written.
         """
+        with beating(self.archive.ledger, on_loss=self._stop_with):
+            self._pipe(teacher, records, prompts, progress, total)
+        if self.fatal is not None:
+            raise self.fatal
+
+    def _pipe(
+        self,
+        teacher: Teacher,
+        records: list[CaseRecord],
+        prompts: dict[str, list[Prompt]],
+        progress: Callable[[int, int], None] | None,
+        total: int,
+    ) -> None:
+        """Connect reader, teacher and writer; end early once ``fatal`` is set."""
         loaded: queue.Queue[CaseWork | None] = queue.Queue(maxsize=self.plan.window)
         answered: queue.Queue[CaseWork | None] = queue.Queue(maxsize=self.plan.window)
         stop = threading.Event()
@@ -166,7 +201,6 @@ class _LabelRun:
                     break
                 for work in self._ask(teacher, window):
                     answered.put(work)
-                self.archive.ledger.heartbeat()
         finally:
             stop.set()
             answered.put(None)
@@ -175,8 +209,10 @@ class _LabelRun:
                 _drain(loaded)
                 reader.join(timeout=0.05)
             self._release_held()
-        if self.fatal is not None:
-            raise self.fatal
+
+    def _stop_with(self, error: BaseException) -> None:
+        """Have the run stopped, and raise this error at its end; the first one is the cause."""
+        self.fatal = self.fatal or error
 
     def _release_held(self) -> None:
         """Give back what was claimed and neither finished nor failed, so that the next run in this process finds it."""
@@ -222,7 +258,7 @@ class _LabelRun:
             for info in self.plan.classes
             if info.id in hints
         }
-        return CaseWork(record=record, volume_czyx=volume, window=choose_window(record, volume), classes=classes)
+        return CaseWork(record=record, volume_czyx=volume, window=choose_window(record, volume, self.plan.intensity), classes=classes)
 
     def _ask(self, teacher: Teacher, window: list[CaseWork]) -> list[CaseWork]:
         """Ask about a window; if that fails, ask case by case, so that one poisoned case is found and the others go on."""
@@ -294,9 +330,8 @@ class _LabelRun:
                 "flips": ask.flips,
                 "planes": ask.planes,
                 "seed": ask.seed,
-                "window_low": work.window.low,
-                "window_high": work.window.high,
-                "window_rule": work.window.rule,
+                **work.window.history(),
+                **cache_inputs(self.plan.embedding_cache),
             },
             fingerprint=self.prints[work.record.id],
         )
@@ -330,6 +365,7 @@ def measure(work: CaseWork) -> dict[str, float]:
 
 
 def _usable(prompts: list[Prompt], plan: LabelPlan) -> bool:
+    """Say whether any usable prompt (``usable_prompts``) is about a class of the plan, on an axial slice."""
     wanted = {info.id for info in plan.classes}
     return any(prompt.class_id in wanted and prompt.axis == "z" for prompt in prompts)
 

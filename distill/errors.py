@@ -3,6 +3,7 @@
 DistillError
 ├── TeacherError
 │   ├── CheckpointError      (ValueError) a file that is not a usable checkpoint
+│   ├── FetchError           (OSError)    an official file that could not be brought here
 │   └── PromptError          (ValueError) a prompt the teacher cannot answer
 ├── PlanError                (ValueError) a plan that contradicts itself or the archive
 └── CalibrationError         (ValueError) too little gold to calibrate on
@@ -19,6 +20,10 @@ class TeacherError(DistillError):
 
 class CheckpointError(TeacherError, ValueError):
     """A file that is not a usable checkpoint; the message says what it looks like instead."""
+
+
+class FetchError(TeacherError, OSError):
+    """An official checkpoint could not be brought here; the message says how to do it by hand."""
 
 
 class PromptError(TeacherError, ValueError):

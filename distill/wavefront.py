@@ -1,8 +1,9 @@
 """Ask a teacher about the slices of several cases, nearest to a prompt first, in batches that cross case borders.
 
-Every encoder and decoder call has the same shape, padded with repeats where there is too little to ask. On a CPU that makes an
-answer independent, to the last bit, of what it was batched with; so a run that was killed and resumed with other neighbours
-writes the same bytes as an undisturbed one.
+Every encoder call has the same shape, and so has every decoder call with the same kind of prompt: pictures and questions are cut into
+groups of a fixed size, padded with repeats where there is too little to ask. On a CPU that makes an answer independent, to the last
+bit, of what it was batched with; so a run that was killed and resumed with other neighbours writes the same bytes as an undisturbed
+one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from distill.intensity import Window, to_rgb
+from distill.errors import PromptError
+from distill.intensity import Window, picture_of
 from distill.prompts.hints import box_of
 from distill.prompts.schedule import SlicePlan
 from distill.teachers.base import Embeddings, PromptBatch, Teacher
@@ -20,6 +22,10 @@ from distill.uncertainty import EnsembleSummary, clip_box, jitter_boxes, seed_fo
 from storage.case import CaseRecord
 
 SLICES_PER_CALL = 8
+"""Pictures per encoder call, and questions per decoder call where their prompts fit."""
+PROMPTS_PER_CALL = 64
+"""The most prompts of one decoder call. No more than a teacher decodes in one piece (``SamTeacher.decode_chunk``): it would cut the
+call itself, and an answer would depend on which piece its question came to lie in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,7 @@ class CaseWork:
 
     def picture(self, z: int) -> np.ndarray:
         """Return slice ``z`` as the teacher sees it, ``(H, W, 3)`` uint8."""
-        return to_rgb(self.volume_czyx[:, z], self.window)
+        return picture_of(self.volume_czyx, z, self.window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +156,15 @@ def _answer(teacher: Teacher, chunk: list[_Ask], settings: AskSettings) -> None:
     questions = [_question(teacher, views, ask) for ask in chunk]
     for _, group in groupby(sorted(questions, key=lambda q: q.ask.points), key=lambda q: q.ask.points):
         members = list(group)
-        for question, logits, iou in zip(members, *_ask_ensemble(teacher, views, members, settings), strict=True):
-            _record(question, logits, iou, settings)
+        for start in range(0, len(members), _questions_per_call(settings)):
+            asked = members[start : start + _questions_per_call(settings)]
+            for question, logits, iou in zip(asked, *_ask_ensemble(teacher, views, asked, settings), strict=True):
+                _record(question, logits, iou, settings)
+
+
+def _questions_per_call(settings: AskSettings) -> int:
+    """Return how many questions every decoder call holds, padding included: as many as slices, fewer where each has many boxes."""
+    return max(1, min(SLICES_PER_CALL, PROMPTS_PER_CALL // settings.boxes))
 
 
 def _encode(teacher: Teacher, chunk: list[_Ask], *, mirrored: bool) -> _Views:
@@ -187,6 +200,12 @@ def _box_from_points(teacher: Teacher, views: _Views, ask: _Ask, picture: int) -
     if hint is None or hint.points is None or hint.point_labels is None:
         height, width = ask.size_px
         return np.array([0, 0, width, height], np.float32)
+    if "point" not in teacher.profile.prompts:
+        message = (
+            f"case {ask.work.record.id}, slice {ask.plan.z}: there are points and no box, but {teacher.profile.name} was trained with "
+            f"{' and '.join(teacher.profile.prompts)} prompts only. Give a box on this slice, or use a teacher that answers points."
+        )
+        raise PromptError(message)
     batch = PromptBatch(image_index=np.array([picture]), points_xy_px=hint.points[None], point_labels=hint.point_labels[None])
     decoded = teacher.decode(views.embeddings[0], batch, multimask=True)
     best = int(decoded.iou[0].argmax())
@@ -198,7 +217,7 @@ def _box_from_points(teacher: Teacher, views: _Views, ask: _Ask, picture: int) -
 def _ask_ensemble(
     teacher: Teacher, views: _Views, questions: list[_Question], settings: AskSettings
 ) -> tuple[list[np.ndarray], list[float]]:
-    """Return each question's member logits ``(E, H, W)`` and mean predicted IoU."""
+    """Ask at most a call's worth of questions, and return each one's member logits ``(E, H, W)`` and mean predicted IoU."""
     pieces: list[list[np.ndarray]] = [[] for _ in questions]
     ious: list[list[float]] = [[] for _ in questions]
     for side, embeddings in enumerate(views.embeddings):
@@ -214,17 +233,18 @@ def _ask_ensemble(
 
 
 def _batch(teacher: Teacher, embeddings: Embeddings, questions: list[_Question], settings: AskSettings, *, mirrored: bool) -> PromptBatch:
+    """Return one call's prompts; a kind of hint that the teacher was not trained with is left out."""
+    accepted = teacher.profile.prompts
     boxes, masks, points, labels = [], [], [], []
     for question in questions:
         boxes.append(_member_boxes(question, settings, mirrored=mirrored))
         masks.append(_mask_prompt(teacher, embeddings, question, mirrored=mirrored))
         hint = question.ask.plan.hint
-        if hint is not None and hint.points is not None and hint.point_labels is not None:
+        if "point" in accepted and hint is not None and hint.points is not None and hint.point_labels is not None:
             points.append(np.stack([_mirror_x(hint.points, question.ask.size_px[1])] if mirrored else [hint.points]))
             labels.append(hint.point_labels[None])
     repeat = settings.boxes
-    # Constant shape: as many questions as a full chunk would hold for one class, or the next multiple of it.
-    padding = -len(questions) % SLICES_PER_CALL
+    padding = _questions_per_call(settings) - len(questions)
     index = np.array([q.picture for q in questions] + [questions[-1].picture] * padding).repeat(repeat)
     # Half of the members judge the slice by its box alone, so that an error of the neighbour shows as doubt.
     has_mask = np.outer([q.rough is not None for q in questions] + [False] * padding, np.arange(repeat) % 2 == 0).reshape(-1)
@@ -233,8 +253,8 @@ def _batch(teacher: Teacher, embeddings: Embeddings, questions: list[_Question],
         boxes_xyxy_px=np.concatenate([*boxes, *[boxes[-1]] * padding]),
         points_xy_px=np.concatenate([*points, *[points[-1]] * padding]).repeat(repeat, axis=0) if points else None,
         point_labels=np.concatenate([*labels, *[labels[-1]] * padding]).repeat(repeat, axis=0) if labels else None,
-        mask_logits=np.stack([*masks, *[masks[-1]] * padding]).repeat(repeat, axis=0),
-        has_mask=has_mask,
+        mask_logits=np.stack([*masks, *[masks[-1]] * padding]).repeat(repeat, axis=0) if "mask" in accepted else None,
+        has_mask=has_mask if "mask" in accepted else None,
     )
 
 

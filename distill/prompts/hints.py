@@ -1,4 +1,8 @@
-"""Stored prompts of one case, gathered slice by slice into what a teacher can be asked."""
+"""Stored prompts of one case, gathered slice by slice into what a teacher can be asked.
+
+What is *not* the object says something only beside a hint where it is. So negative points and scribbles count on slices where
+something positive prompts the same class; alone they prompt neither slice nor class (``usable_prompts``).
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +16,7 @@ from storage.rle import decode as decode_rle
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""
 MAX_SCRIBBLE_POINTS = 4
+_POINT_KINDS = frozenset({"point", "scribble"})
 HALF_PX = np.float32(0.5)
 """Prompts count pixel ``n`` as covering ``[n, n + 1)``; teachers count its centre as ``n`` and add the half themselves."""
 
@@ -30,15 +35,48 @@ class SliceHint:
     """``(H, W)`` float32 in [0, 1]: a rough mask."""
 
 
+def usable_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return the prompts that a teacher can be asked with, in the order given.
+
+    Left out are negative boxes and masks, for which no teacher has an input, and negative points and scribbles on slices where
+    nothing positive (a box, a mask, a point, a scribble, or a 3D box through the slice) prompts the same class: asked alone they would
+    make a slice count as prompted of which nobody said that the object is on it.
+    """
+    given = list(prompts)
+    told = {_place(prompt) for prompt in given if prompt.positive and prompt.kind != "box3d" and _is_something(prompt)}
+    boxes = [prompt for prompt in given if prompt.positive and prompt.kind == "box3d"]
+    return [
+        prompt
+        for prompt in given
+        if prompt.positive
+        or (prompt.kind in _POINT_KINDS and (_place(prompt) in told or any(_passes_through(box, prompt) for box in boxes)))
+    ]
+
+
+def _place(prompt: Prompt) -> tuple[int, str, int]:
+    return prompt.class_id, prompt.axis, prompt.slice if prompt.slice is not None else 0
+
+
+def _is_something(prompt: Prompt) -> bool:
+    return prompt.kind != "mask" or (prompt.mask_size_yx is not None and bool(decode_rle(prompt.mask_rle, prompt.mask_size_yx).any()))
+
+
+def _passes_through(box: Prompt, prompt: Prompt) -> bool:
+    """Say whether a 3D box crosses the axial slice of a prompt of the same class."""
+    class_id, axis, z = _place(prompt)
+    low, high = (box.box_zyxzyx_px[0], box.box_zyxzyx_px[3]) if box.box_zyxzyx_px is not None else (0.0, 0.0)
+    return (box.class_id, box.axis, axis) == (class_id, "z", "z") and np.floor(low) <= z < np.ceil(high)
+
+
 def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, dict[int, SliceHint]]:
-    """Gather axial prompts as ``{class id: {slice: hint}}``.
+    """Gather axial prompts as ``{class id: {slice: hint}}``; every hint has something positive, see ``usable_prompts``.
 
     Several boxes of one class on one slice are joined into the box around all of them; points and scribbles are collected; a
     rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles. Prompts
     along other axes are left out: this version asks about axial slices.
     """
     gathered: dict[int, dict[int, SliceHint]] = {}
-    for prompt in prompts:
+    for prompt in usable_prompts(prompts):
         slices = gathered.setdefault(prompt.class_id, {})
         for z, hint in _as_hints(record, prompt):
             slices[z] = _join(slices.get(z), hint)
@@ -53,7 +91,7 @@ def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHi
     z = prompt.slice if prompt.slice is not None else 0
     if prompt.kind == "box" and prompt.box_xyxy_px is not None:
         return [(z, SliceHint(box=np.asarray(prompt.box_xyxy_px, np.float32)))]
-    if prompt.kind in ("point", "scribble") and prompt.points_xy_px:
+    if prompt.kind in _POINT_KINDS and prompt.points_xy_px:
         points = np.asarray(prompt.points_xy_px, np.float32) - HALF_PX
         points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_SCRIBBLE_POINTS)).round().astype(int)]
         return [(z, SliceHint(points=points, point_labels=np.full(len(points), float(prompt.positive), np.float32)))]

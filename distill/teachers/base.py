@@ -9,18 +9,33 @@ import torch
 
 from distill.errors import PromptError
 
+PromptKind = Literal["box", "point", "mask"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherProfile:
-    """The protocol that belongs to a checkpoint: how pictures go in and how masks come out."""
+    """The protocol that belongs to a checkpoint: how pictures and prompts go in, and how masks come out. Defaults: Segment Anything's."""
 
     name: str
-    """``sam``, ``samdistill-conv``, ..."""
+    """``sam``, ``medsam``, ``samdistill-conv``, ..."""
     image_size: int
-    """Side of the padded square that the encoder sees, in pixels."""
-    resize: Literal["longest-side"] = "longest-side"
-    padding: Literal["after-normalisation"] = "after-normalisation"
-    prompts: tuple[Literal["box", "point", "mask"], ...] = ("box", "point", "mask")
+    """Side of the square that the encoder sees, in pixels."""
+    resize: Literal["longest-side", "longest-side-area", "square-cubic", "square-nearest", "square-spline", "square-linear"] = (
+        "longest-side"
+    )
+    """To the square: with the aspect kept and padding below and to the right, or stretched. Interpolations: ``distill.teachers.pictures``."""
+    normalise: Literal["mean-std", "min-max", "unit"] = "mean-std"
+    """ImageNet mean and deviation on 0-255; each picture's own range to [0, 1]; or 0-255 to [0, 1]."""
+    padding: Literal["after-normalisation", "none"] = "after-normalisation"
+    """Zeros are added to normalised pixels, as every family here that pads does."""
+    boxes: Literal["exact", "truncated"] = "exact"
+    """Whether boxes are cut to whole pixels in the network's frame."""
+    answer: Literal["single", "best", "all"] = "single"
+    """What the family's own predictor answers: the single-mask token, the best candidate by predicted IoU, or every mask token."""
+    restore: Literal["through-input", "cropped", "probabilities", "nearest", "direct"] = "through-input"
+    """How logits come back to the picture: over the input's resolution; cropped, then resized; after the sigmoid; nearest; at once."""
+    prompts: tuple[PromptKind, ...] = ("box", "point", "mask")
+    """What it was trained with; empty for a teacher that segments without any."""
     logit_shift: float = 0.0
     """Added to every mask logit, so that zero is the best place to cut; part of a checkpoint whose training says where that is."""
 
@@ -53,10 +68,12 @@ class PromptBatch:
     """``(P, m, m)`` float32 in the network's own low-resolution frame (see ``Teacher.mask_prompt``)."""
     has_mask: np.ndarray | None = None
     """``(P,)`` bool; False where ``mask_logits`` is to be ignored."""
+    prompt_free: bool = False
+    """Ask without any hint, for teachers that need none (SAMed)."""
 
     def __post_init__(self) -> None:
-        """Refuse a batch without hints, and boxes that enclose nothing."""
-        if self.boxes_xyxy_px is None and self.points_xy_px is None and self.mask_logits is None:
+        """Refuse a batch without hints that is not meant to be, and boxes that enclose nothing."""
+        if not self.prompt_free and self.boxes_xyxy_px is None and self.points_xy_px is None and self.mask_logits is None:
             message = "a prompt batch needs boxes, points or masks, but has none of them."
             raise PromptError(message)
         if self.boxes_xyxy_px is not None:
@@ -79,6 +96,29 @@ class Decoded:
     """``(P, M, m, m)`` in the network's frame, padding included; above zero means object."""
     iou: torch.Tensor
     """``(P, M)`` predicted IoU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promising:
+    """The ``K`` candidates of a ``PromptBatch`` whose predicted IoU was high enough to draw them."""
+
+    prompt: torch.Tensor
+    """``(K,)`` rows of the batch."""
+    token: torch.Tensor
+    """``(K,)`` which candidate, 0 to 2."""
+    low_res_logits: torch.Tensor
+    """``(K, 1, m, m)`` in the network's frame."""
+    iou: torch.Tensor
+    """``(K,)`` predicted IoU."""
+
+
+@runtime_checkable
+class DrawsSelectively(Protocol):
+    """A teacher that can leave unpromising candidates undrawn."""
+
+    def decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float) -> Promising:
+        """Answer prompts by points; draw only candidates with a predicted IoU above ``least_iou``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +145,11 @@ class Teacher(Protocol):
         """Encode pictures ``(H, W, 3)`` uint8 RGB, of any sizes, in one batch."""
         ...
 
-    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool = False) -> Decoded:
-        """Answer all prompts, about any of the pictures, in one decoder call."""
+    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool | None = None) -> Decoded:
+        """Answer all prompts, about any of the pictures, in one decoder call.
+
+        ``multimask``: None answers as the family's own predictor does; False takes the single-mask token; True all candidates.
+        """
         ...
 
     def upsample(self, logits: torch.Tensor, size_px: tuple[int, int], input_size_px: tuple[int, int]) -> torch.Tensor:
@@ -125,7 +168,7 @@ class Teacher(Protocol):
         point_labels: np.ndarray | None = None,
         mask_input: np.ndarray | None = None,
         *,
-        multimask: bool = False,
+        multimask: bool | None = None,
     ) -> Prediction:
         """Segment one picture; see ``Prediction`` for shapes."""
         ...

@@ -1,40 +1,29 @@
 """Look into a checkpoint file, say what it is, and build the teacher from it; never run what it pickles.
 
-Known so far: the bundled teacher (safetensors with its sizes in the header) and the SAM ViT family (sizes derived from the
-tensors). SAM and several medical fine-tunes have identical tensors but different preprocessing, so for that family the profile
-must be named unless the file's hash is known.
+The steps, one module each: read the tensors (``files``), tell the family and build its network (``families``, ``vit``,
+``tiny_vit``, ``adapters``), put a delta on its base (``lora``), choose the protocol (``profiles``).
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import nn
+from segment_anything.modeling import Sam
 
 from distill.errors import CheckpointError
-from distill.teachers.base import TeacherProfile
-from distill.teachers.conv_encoder import PIXEL_MEAN, PIXEL_STD, ConvSamConfig, build_conv_sam
-from distill.teachers.sam import SamTeacher
+from distill.teachers import lora
+from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
+from distill.teachers.families import SAM_VIT, Family, build_network, describe, recognise
+from distill.teachers.fetch import profile_of_hash, resolve_checkpoint
+from distill.teachers.files import Contents, md5_file, read_tensors, sha256_file
+from distill.teachers.profiles import KNOWN_MD5, PROFILES, profile_for
+from distill.teachers.sam import Precision, SamTeacher
+from distill.teachers.strict import load_strictly
 
 BUNDLED = "bundled"
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
-PREFIXES = ("module.", "_orig_mod.", "sam.")
-KNOWN_MD5 = {"01ec64d29a2fca3f0661936605ae66f8": "sam"}
-"""Meta's ViT-B; the first six digits of each hash also stand in the official file's name."""
-UNSUPPORTED = {
-    "image_encoder.trunk.": "SAM 2 (Hiera encoder)",
-    "image_encoder.patch_embed.seq.": "MobileSAM or LiteMedSAM (TinyViT encoder)",
-    "image_encoder.features.": "EdgeSAM (RepViT encoder)",
-    "image_encoder.blocks.0.Adapter.": "SAM-Med2D with adapters",
-    "image_encoder.blocks.0.MLP_Adapter.": "Medical-SAM-Adapter",
-    "w_a_000": "a SAMed LoRA delta",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +31,34 @@ class CheckpointInfo:
     """What ``inspect_checkpoint`` found."""
 
     family: str
-    """``samdistill-conv`` or ``sam-vit``."""
+    """``samdistill-conv``, ``sam-vit``, ... (``distill.teachers.families``)."""
+    title: str
+    """The family, for people."""
     profile: str | None
     """The protocol, or None where the user has to name it."""
+    profiles: tuple[str, ...]
+    """Those that the family can be used with."""
     image_size: int
+    """Side of the network's input in pixels; 0 for a delta without its base."""
     parameters: int
     fingerprint: str
-    """First 16 hexadecimal digits of the file's SHA-256."""
+    """First 16 hexadecimal digits of the file's SHA-256; for a delta, of it and its base."""
     details: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Contents:
+class _Opened:
+    """A file with its base merged in, read once."""
+
+    path: Path
+    contents: Contents
+    family: Family
     tensors: dict[str, torch.Tensor]
-    header: dict[str, str]
+    """With the base's, where one was named."""
+    build_as: Family | None
+    """How to build it; None for a delta whose base was not named."""
+    sha256: str
+    """Of the file; for a delta on a base, of both files' and its scale."""
 
 
 def bundled_path() -> Path:
@@ -71,233 +74,158 @@ def bundled_path() -> Path:
         return path
 
 
-def inspect_checkpoint(path: Path | str) -> CheckpointInfo:
+def inspect_checkpoint(path: Path | str, *, base: Path | str | None = None) -> CheckpointInfo:
     """Say what a file is without building the model.
+
+    Args:
+        path: ``"bundled"``, an official name, or a file.
+        base: of a LoRA delta, the file it was trained on; without it, what the delta needs is said.
 
     Raises:
         CheckpointError: if it is no checkpoint, or one of a family that is recognised but not supported.
     """
-    path = bundled_path() if str(path) == BUNDLED else Path(path)
-    contents = read_tensors(path)
-    parameters = sum(tensor.numel() for tensor in contents.tensors.values())
-    digest = fingerprint_file(path)
-    if contents.header.get("family") == "samdistill-conv":
-        size = int(json.loads(contents.header["config"])["image_size"])
-        return CheckpointInfo(
-            family="samdistill-conv",
-            profile="samdistill-conv",
-            image_size=size,
-            parameters=parameters,
-            fingerprint=digest,
-            details=contents.header,
-        )
-    _refuse_unsupported(path, contents.tensors)
-    sizes = vit_sizes(contents.tensors)
-    return CheckpointInfo(
-        family="sam-vit",
-        profile=KNOWN_MD5.get(_md5(path)),
-        image_size=sizes.image_size,
-        parameters=parameters,
-        fingerprint=digest,
-        details={
-            "width": str(sizes.width),
-            "depth": str(sizes.depth),
-            "heads": str(sizes.heads),
-            "global blocks": str(sizes.global_blocks),
-        },
-    )
+    return _describe(_open(path, base))
 
 
-def load_teacher(checkpoint: Path | str, *, profile: str | None = None, device: str = "auto") -> SamTeacher:
+def load_teacher(
+    checkpoint: Path | str,
+    *,
+    profile: str | None = None,
+    base: Path | str | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> SamTeacher:
     """Build a teacher from ``"bundled"`` or a checkpoint file.
 
     Args:
-        checkpoint: ``"bundled"``, or a ``.safetensors``, ``.pt`` or ``.pth`` file.
-        profile: the file's protocol, where it cannot be told from the file: ``"sam"``.
+        checkpoint: ``"bundled"``, an official name such as ``"vit_b"``, or a ``.safetensors``, ``.pt`` or ``.pth`` file.
+        profile: the file's protocol, where it cannot be told from the file: ``"sam"``, ``"medsam"``, ... (``distill.teachers.profiles``).
+        base: of a LoRA delta, the file it was trained on.
         device: ``"auto"`` takes CUDA where there is one.
+        precision: ``"bf16"`` computes in bfloat16 where that is safe; ``"auto"`` does so on CUDA, except for this package's own teacher.
 
     Raises:
         CheckpointError: if the file is missing, damaged, of an unsupported family, or ambiguous.
     """
-    path = bundled_path() if str(checkpoint) == BUNDLED else Path(checkpoint)
-    info = inspect_checkpoint(path)
-    chosen = profile or info.profile
-    if chosen is None:
-        message = (
-            f"{path.name} has the tensors of SAM, which MedSAM and other fine-tunes share, and its hash is not known; "
-            "the two prepare images differently. If it is Meta's SAM or was trained with its preprocessing, say profile: sam."
-        )
+    opened = _open(checkpoint, base)
+    info = _describe(opened)
+    if opened.build_as is None:
+        message = f"{opened.path.name} is a {info.title} and holds no image encoder; it {info.details['needs'].replace('base: ', 'needs base: ')}. Name it as base."
         raise CheckpointError(message)
-    if chosen not in {"sam", "samdistill-conv"} or (info.profile == "samdistill-conv") != (chosen == "samdistill-conv"):
-        message = (
-            f"{path.name} is of family {info.family} and cannot be used with profile {chosen!r}. Known for it: {info.profile or 'sam'}."
-        )
-        raise CheckpointError(message)
-    contents = read_tensors(path)
-    sam = _build(contents)
-    _load_strictly(sam, contents.tensors, path)
+    chosen = _choose_profile(opened, info, profile)
+    sam = _build(opened)
+    load_strictly(sam, opened.tensors, opened.build_as, opened.path.name)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    own = TeacherProfile(name=chosen, image_size=info.image_size, logit_shift=float(contents.header.get("logit_shift", 0.0)))
-    return SamTeacher(sam, own, info.fingerprint, device=where)
+    own = profile_for(chosen, info.image_size, logit_shift=float(opened.contents.header.get("logit_shift", 0.0)))
+    return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision)
 
 
-def _build(contents: _Contents) -> Sam:
-    if contents.header.get("family") == "samdistill-conv":
-        sizes = json.loads(contents.header["config"])
-        return build_conv_sam(ConvSamConfig.from_json(sizes))
-    return build_vit_sam(contents.tensors)
+def _open(checkpoint: Path | str, base: Path | str | None) -> _Opened:
+    path = bundled_path() if str(checkpoint) == BUNDLED else resolve_checkpoint(checkpoint)
+    contents = read_tensors(path)
+    family = recognise(contents.tensors, contents.header, path.name)
+    digest = sha256_file(path)
+    if not family.delta:
+        if base is not None:
+            message = f"{path.name} is {family.title}, a whole model; base is for LoRA deltas. Leave it out."
+            raise CheckpointError(message)
+        return _Opened(path, contents, family, contents.tensors, family, digest)
+    if base is None:
+        whole = family.name == "lora" and not lora.needs_base(contents.tensors)
+        tensors = lora.merge_lora(contents.tensors, None, (path.name, path.name), lora.read_scale(path, contents.header)) if whole else {}
+        return _Opened(path, contents, family, tensors or contents.tensors, SAM_VIT if whole else None, digest)
+    return _with_base(path, contents, family, resolve_checkpoint(base))
 
 
-def fingerprint_file(path: Path) -> str:
-    """Return the first 16 hexadecimal digits of a file's SHA-256."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+def _with_base(path: Path, contents: Contents, family: Family, base: Path) -> _Opened:
+    """Merge a delta into the file it was trained on."""
+    below = read_tensors(base)
+    kind = recognise(below.tensors, below.header, base.name)
+    if kind.name != SAM_VIT.name:
+        message = (
+            f"base {base.name} is {kind.title}; deltas are put on a SAM ViT, such as sam_vit_b_01ec64.pth. Name the file it was trained on."
+        )
+        raise CheckpointError(message)
+    names = (path.name, base.name)
+    scale = None
+    if family.name == "samed":
+        merged = lora.merge_samed(contents.tensors, below.tensors, names)
+    else:
+        scale = lora.read_scale(path, contents.header)
+        merged = lora.merge_lora(contents.tensors, below.tensors, names, scale)
+    both = f"{sha256_file(path)} on {sha256_file(base)} times {scale}"
+    return _Opened(path, contents, family, merged, SAM_VIT, hashlib.sha256(both.encode()).hexdigest())
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+def _describe(opened: _Opened) -> CheckpointInfo:
+    family, contents = opened.family, opened.contents
+    if family.name == "samdistill-conv":
+        image_size, details = int(json.loads(contents.header["config"])["image_size"]), dict(contents.header)
+    else:
+        image_size, details = _sizes(opened)
+    notes = {"left out": ", ".join(contents.left_out), "pickled classes not read": ", ".join(contents.foreign)}
+    unused = sum(any(part in key for part in family.unused) for key in opened.tensors)
+    notes["tensors not used"] = f"{unused}, as in the family's own code" if unused else ""
+    profile = _known_profile(opened)
+    return CheckpointInfo(
+        family=family.name,
+        title=family.title,
+        profile=profile,
+        profiles=family.profiles,
+        image_size=image_size,
+        parameters=sum(tensor.numel() for tensor in contents.tensors.values()),
+        fingerprint=opened.sha256[:16],
+        details=details | {key: value for key, value in notes.items() if value} | _prompts(profile),
+    )
 
 
-def read_tensors(path: Path) -> _Contents:
-    """Read a file's tensors and header; unwrap trainers' dictionaries and strip their prefixes.
+def _sizes(opened: _Opened) -> tuple[int, dict[str, str]]:
+    try:
+        return describe(opened.build_as or opened.family, opened.tensors)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        message = f"{opened.path.name} looks like {opened.family.title}, but its sizes cannot be told: {type(error).__name__} at {error}. Is the file whole?"
+        raise CheckpointError(message) from error
+
+
+def _prompts(profile: str | None) -> dict[str, str]:
+    return {} if profile is None else {"trained prompts": ", ".join(PROFILES[profile].prompts) or "none: it segments without"}
+
+
+def _known_profile(opened: _Opened) -> str | None:
+    """Return the protocol that the family or the file's hash tells."""
+    if len(opened.family.profiles) == 1:
+        return opened.family.profiles[0]
+    if opened.family.name != SAM_VIT.name:
+        return None
+    return profile_of_hash(opened.sha256) or KNOWN_MD5.get(md5_file(opened.path))
+
+
+def _choose_profile(opened: _Opened, info: CheckpointInfo, wanted: str | None) -> str:
+    """Return the profile to use.
 
     Raises:
-        CheckpointError: if the file is missing, empty, truncated, or would have to run code to be read.
+        CheckpointError: if none is named where several are possible, or one that does not go with the file.
     """
-    if not path.is_file():
-        message = f"no checkpoint at {path}. Give 'bundled' or the path of a .safetensors, .pt or .pth file."
-        raise CheckpointError(message)
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return _Contents({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118 - safe_open is no mapping
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        message = f"{path.name} cannot be read as a checkpoint ({path.stat().st_size} bytes): {error}. It is probably truncated; fetch it again and compare its hash."
-        raise CheckpointError(message) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
-        message = f"{path.name} holds more than tensors ({type(error).__name__}), and running a file's own code is refused. Re-save it as safetensors, or save only its state_dict."
-        raise CheckpointError(message) from error
-    return _Contents(_unwrap(loaded, path), {})
-
-
-def _unwrap(loaded: object, path: Path) -> dict[str, torch.Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)} if isinstance(loaded, dict) else {}
-    if not tensors:
-        message = f"{path.name} holds no tensors; it looks like a {type(loaded).__name__}. Save the model's state_dict."
-        raise CheckpointError(message)
-    for prefix in PREFIXES * 2:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
-
-
-def _refuse_unsupported(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    for start, name in UNSUPPORTED.items():
-        if any(key.startswith(start) for key in tensors):
-            message = f"{path.name} is {name}, which this version does not load. Use 'bundled' or a SAM ViT checkpoint."
-            raise CheckpointError(message)
-    if "image_encoder.pos_embed" not in tensors or "mask_decoder.iou_token.weight" not in tensors:
-        sample = ", ".join(sorted(tensors)[:3])
-        message = f"{path.name} is no promptable teacher that is known here: its tensors are called {sample}, ... Expected image_encoder.*, prompt_encoder.*, mask_decoder.*."
-        raise CheckpointError(message)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VitSizes:
-    """Sizes of a SAM ViT, read off its tensors."""
-
-    width: int
-    depth: int
-    heads: int
-    image_size: int
-    patch: int
-    window: int
-    global_blocks: tuple[int, ...]
-    out_channels: int
-    mlp_ratio: float
-    decoder_mlp: int
-
-
-def vit_sizes(tensors: dict[str, torch.Tensor]) -> VitSizes:
-    """Derive every size of the encoder and decoder from tensor shapes; nothing is assumed from a model name."""
-    patch = tensors["image_encoder.patch_embed.proj.weight"].shape[-1]
-    width = tensors["image_encoder.patch_embed.proj.weight"].shape[0]
-    grid = tensors["image_encoder.pos_embed"].shape[1]
-    depth = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("image_encoder.blocks."))
-    spans = [tensors[f"image_encoder.blocks.{n}.attn.rel_pos_h"].shape for n in range(depth)]
-    windows = {(span[0] + 1) // 2 for span in spans} - {grid}
-    return VitSizes(
-        width=width,
-        depth=depth,
-        heads=width // spans[0][1],
-        image_size=grid * patch,
-        patch=patch,
-        window=min(windows, default=0),
-        global_blocks=tuple(n for n, span in enumerate(spans) if (span[0] + 1) // 2 == grid),
-        out_channels=tensors["image_encoder.neck.0.weight"].shape[0],
-        mlp_ratio=tensors["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / width,
-        decoder_mlp=tensors["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
-    )
-
-
-def build_vit_sam(tensors: dict[str, torch.Tensor]) -> Sam:
-    """Assemble segment-anything's ViT ``Sam`` of the sizes that ``tensors`` have."""
-    sizes = vit_sizes(tensors)
-    grid = sizes.image_size // sizes.patch
-    encoder = ImageEncoderViT(
-        img_size=sizes.image_size,
-        patch_size=sizes.patch,
-        embed_dim=sizes.width,
-        depth=sizes.depth,
-        num_heads=sizes.heads,
-        mlp_ratio=sizes.mlp_ratio,
-        out_chans=sizes.out_channels,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        qkv_bias=True,
-        use_rel_pos=True,
-        window_size=sizes.window,
-        global_attn_indexes=sizes.global_blocks,
-    )
-    dim = sizes.out_channels
-    prompt = PromptEncoder(
-        embed_dim=dim,
-        image_embedding_size=(grid, grid),
-        input_image_size=(sizes.image_size, sizes.image_size),
-        mask_in_chans=tensors["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-    )
-    layers = 1 + max(int(key.split(".")[3]) for key in tensors if key.startswith("mask_decoder.transformer.layers."))
-    decoder = MaskDecoder(
-        num_multimask_outputs=tensors["mask_decoder.mask_tokens.weight"].shape[0] - 1,
-        # 8 heads in every released file; the count leaves no trace in the tensors.
-        transformer=TwoWayTransformer(depth=layers, embedding_dim=dim, mlp_dim=sizes.decoder_mlp, num_heads=8),
-        transformer_dim=dim,
-        iou_head_depth=sum(key.startswith("mask_decoder.iou_prediction_head.layers.") and key.endswith("weight") for key in tensors),
-        iou_head_hidden_dim=tensors["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
-    )
-    return Sam(image_encoder=encoder, prompt_encoder=prompt, mask_decoder=decoder, pixel_mean=list(PIXEL_MEAN), pixel_std=list(PIXEL_STD))
-
-
-def _load_strictly(sam: Sam, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    own = sam.state_dict()
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    misshapen = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if own[key].shape != tensors[key].shape
-    ]
-    if missing or unexpected or misshapen:
+    chosen = wanted or info.profile
+    if chosen is None:
+        likely = " Its input of 256 px is SAM-Med2D's." if info.image_size == 256 else ""
         message = (
-            f"{path.name} does not fit its family: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}, "
-            f"{len(misshapen)} mis-shaped {misshapen[:3]}. A fine-tune with extra modules needs a loader that knows them."
+            f"{opened.path.name} has the tensors of SAM, which MedSAM and other fine-tunes share, and its hash is not known; each prepares images "
+            f"differently. If it is Meta's SAM or was trained with its preprocessing, say profile: sam; if it is MedSAM, profile: medsam; "
+            f"others: {', '.join(each for each in info.profiles if each not in ('sam', 'medsam'))}.{likely}"
         )
         raise CheckpointError(message)
-    bad = [key for key, value in tensors.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
-    if bad:
-        message = f"{path.name} holds NaN or infinity in {bad[:3]}; the training that wrote it diverged. Take an earlier checkpoint."
+    profile_for(chosen, info.image_size)
+    if chosen not in info.profiles:
+        message = f"{opened.path.name} is of family {info.family} ({info.title}) and cannot be used with profile {chosen!r}. Known for it: {', '.join(info.profiles)}."
         raise CheckpointError(message)
-    sam.load_state_dict({key: value.float() for key, value in tensors.items()})
+    if info.profile is not None and chosen != info.profile:
+        message = f"{opened.path.name} is known by its hash to be {info.profile!r} and cannot be used with profile {chosen!r}."
+        raise CheckpointError(message)
+    return chosen
+
+
+def _build(opened: _Opened) -> Sam:
+    if opened.family.name == "samdistill-conv":
+        return build_conv_sam(ConvSamConfig.from_json(json.loads(opened.contents.header["config"])))
+    return build_network(opened.build_as or opened.family, opened.tensors, opened.path.name)

@@ -1,16 +1,24 @@
 """The teacher on segment-anything's own modules: many pictures per encoder call, many prompts of many pictures per decoder call."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 
 from distill.errors import PromptError
-from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
-from distill.teachers.decode import decode_prompts
+from distill.teachers.base import Decoded, Embeddings, Prediction, Promising, PromptBatch, TeacherProfile
+from distill.teachers.batching import BatchSize, in_batches
+from distill.teachers.decode import decode_promising, decode_prompts
+from distill.teachers.memory import keep_freed_memory
+from distill.teachers.pictures import place_boxes, prompt_scale, restore, to_square
+from distill.teachers.vit import ImageEncoder
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 MASK_PROMPT_LOGIT = 6.0
 """Confidence given to a mask used as a prompt; the bundled teacher was trained with this value."""
@@ -21,9 +29,10 @@ class SamTeacher:
 
     Args:
         sam: the model, weights loaded.
-        profile: how pictures go in.
+        profile: how pictures go in and masks come out.
         fingerprint: hash of the weights.
         device: where to compute.
+        precision: ``"bf16"`` runs matrix products in bfloat16; ``"auto"`` does so on CUDA, except for this package's own small teacher.
         encode_chunk: pictures per encoder call.
         decode_chunk: prompts per decoder call; bounds memory, not what a caller may ask for.
     """
@@ -35,6 +44,7 @@ class SamTeacher:
         fingerprint: str,
         *,
         device: str = "cpu",
+        precision: Precision = "auto",
         encode_chunk: int = 8,
         decode_chunk: int = 64,
     ) -> None:
@@ -43,59 +53,127 @@ class SamTeacher:
         self.profile = profile
         self.fingerprint = fingerprint
         self.device = torch.device(device)
-        self.encode_chunk = encode_chunk
-        self.decode_chunk = decode_chunk
+        self.precision = resolve_precision(precision, self.device, profile)
+        self.encode_batch = BatchSize(encode_chunk, "pictures")
+        self.decode_batch = BatchSize(decode_chunk, "prompts")
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        elif isinstance(sam.image_encoder, ImageEncoder):
+            sam.image_encoder.prepare(encode_chunk, dtype=torch.bfloat16 if self.precision == "bf16" else None)
         self.mask_size_px = int(sam.prompt_encoder.mask_input_size[0])
-        self._resize = ResizeLongestSide(profile.image_size)
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> Embeddings:
-        """Encode pictures ``(H, W, 3)`` uint8 RGB of any sizes.
+        """Encode pictures of any sizes: ``(H, W, 3)`` uint8 RGB; for SAMed also ``(H, W)`` and floats in [0, 1].
 
         Raises:
             PromptError: if a picture has another shape or type.
         """
-        for index, image in enumerate(images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                message = f"picture {index}: expected (H, W, 3) uint8 RGB, but got {image.shape} {image.dtype}. Window and convert it first (distill.intensity)."
-                raise PromptError(message)
-        resized = [np.ascontiguousarray(self._resize.apply_image(image)) for image in images]
-        squares = [self.sam.preprocess(torch.as_tensor(r, device=self.device).permute(2, 0, 1)) for r in resized]
-        chunks = [
-            self.sam.image_encoder(torch.stack(squares[n : n + self.encode_chunk])) for n in range(0, len(squares), self.encode_chunk)
-        ]
+        squares = [to_square(image, self.profile, index=n, device=self.device) for n, image in enumerate(images)]
+        stacked = [square for square, _ in squares]
+
+        def encode_some(some: slice) -> torch.Tensor:
+            with self._arithmetic():
+                features: torch.Tensor = self.sam.image_encoder(torch.stack(stacked[some]))
+            return features.float()
+
+        chunks = in_batches(encode_some, len(stacked), self.encode_batch)
         return Embeddings(
             features=torch.cat(chunks),
             sizes_px=tuple((i.shape[0], i.shape[1]) for i in images),
-            input_sizes_px=tuple((r.shape[0], r.shape[1]) for r in resized),
+            input_sizes_px=tuple(size for _, size in squares),
         )
 
     @torch.inference_mode()
-    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool = False) -> Decoded:
+    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool | None = None) -> Decoded:
         """Answer all prompts in as few decoder calls as ``decode_chunk`` allows.
 
-        Returns:
-            With ``multimask`` the three candidates of each prompt, else the single-mask answer (``M = 1``).
+        Args:
+            embeddings: of the pictures.
+            prompts: about them.
+            multimask: None answers as the family's own predictor does: one mask, or every mask token for SAMed. False takes the
+                single-mask token (``M = 1``), True the candidates (three; every token for SAMed).
+
+        Raises:
+            PromptError: if a teacher that segments without prompts is given some, or another is given none.
         """
-        parts = [
-            self._decode_chunk(embeddings, prompts, slice(n, n + self.decode_chunk)) for n in range(0, len(prompts), self.decode_chunk)
-        ]
-        chosen = slice(1, None) if multimask else slice(0, 1)
-        return Decoded(low_res_logits=torch.cat([p[0] for p in parts])[:, chosen], iou=torch.cat([p[1] for p in parts])[:, chosen])
+        self._check_kind(prompts)
+        parts = in_batches(partial(self._decode_chunk, embeddings, prompts), len(prompts), self.decode_batch)
+        return self._select(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), multimask=multimask)
+
+    @torch.inference_mode()
+    def decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float) -> Promising:
+        """Answer prompts by points with their candidates, and draw only those whose predicted IoU exceeds ``least_iou``.
+
+        The rest of the decoder is cheaper than the drawing, so a grid of points over a picture, most of which lead nowhere, costs less.
+
+        Raises:
+            PromptError: if the prompts are other than points.
+        """
+        if (
+            prompts.points_xy_px is None
+            or prompts.point_labels is None
+            or prompts.boxes_xyxy_px is not None
+            or prompts.mask_logits is not None
+        ):
+            message = "only prompts by points, without boxes and masks, can be drawn selectively. Use decode."
+            raise PromptError(message)
+        self._check_kind(prompts)
+        parts = in_batches(partial(self._decode_promising, embeddings, prompts, least_iou), len(prompts), self.decode_batch)
+        return Promising(
+            prompt=torch.cat([part.prompt for part in parts]),
+            token=torch.cat([part.token for part in parts]),
+            low_res_logits=torch.cat([part.low_res_logits for part in parts]),
+            iou=torch.cat([part.iou for part in parts]),
+        )
+
+    def _decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float, part: slice) -> Promising:
+        index = prompts.image_index[part]
+        scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
+        points = self._tensor(np.asarray(prompts.points_xy_px)[part] * scale[:, None])
+        labels = self._tensor(np.asarray(prompts.point_labels)[part])
+        where = torch.as_tensor(index, device=self.device)
+        with self._arithmetic():
+            drawn, logits, iou = decode_promising(self.sam, embeddings.features, where, points, labels, least_iou)
+        row, token = (iou[drawn, 1:] > least_iou).nonzero(as_tuple=True)
+        shifted = logits[row, token + 1].float() + self.profile.logit_shift
+        return Promising(
+            prompt=drawn[row] + part.start, token=token, low_res_logits=shifted[:, None], iou=iou[drawn[row], token + 1].float()
+        )
+
+    def _check_kind(self, prompts: PromptBatch) -> None:
+        if not self.profile.prompts and not prompts.prompt_free:
+            message = f"{self.profile.name} segments without prompts, but was given some. Ask it with none: predict(image)."
+            raise PromptError(message)
+        if self.profile.prompts and prompts.prompt_free:
+            message = f"{self.profile.name} needs boxes, points or masks, but was asked without any."
+            raise PromptError(message)
+
+    def _select(self, logits: torch.Tensor, iou: torch.Tensor, *, multimask: bool | None) -> Decoded:
+        """Choose among all mask tokens; the first is the single-mask answer, except for SAMed, where each is a class."""
+        if multimask is None and self.profile.answer == "best" and logits.shape[1] > 1:
+            best = iou[:, 1:].argmax(dim=1) + 1
+            rows = torch.arange(len(best), device=best.device)
+            return Decoded(low_res_logits=logits[rows, best][:, None], iou=iou[rows, best][:, None])
+        if self.profile.answer == "all":
+            chosen = slice(0, 1) if multimask is False else slice(None)
+        else:
+            chosen = slice(1, None) if multimask and logits.shape[1] > 1 else slice(0, 1)
+        return Decoded(low_res_logits=logits[:, chosen], iou=iou[:, chosen])
 
     def _decode_chunk(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, iou = self._ask(embeddings, prompts, part)
+        with self._arithmetic():
+            logits, iou = self._ask(embeddings, prompts, part)
+        logits, iou = logits.float(), iou.float()
         return logits + self.profile.logit_shift if self.profile.logit_shift else logits, iou
 
     def _ask(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         index = prompts.image_index[part]
-        scale = np.array(
-            [
-                (embeddings.input_sizes_px[i][1] / embeddings.sizes_px[i][1], embeddings.input_sizes_px[i][0] / embeddings.sizes_px[i][0])
-                for i in index
-            ]
-        )
-        boxes = None if prompts.boxes_xyxy_px is None else self._tensor(prompts.boxes_xyxy_px[part] * np.tile(scale, 2))
+        scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
+        boxes = None if prompts.boxes_xyxy_px is None else self._tensor(place_boxes(self.profile, prompts.boxes_xyxy_px[part], scale))
         points = None if prompts.points_xy_px is None else self._tensor(prompts.points_xy_px[part] * scale[:, None])
         return decode_prompts(
             self.sam,
@@ -113,9 +191,8 @@ class SamTeacher:
 
     @torch.inference_mode()
     def upsample(self, logits: torch.Tensor, size_px: tuple[int, int], input_size_px: tuple[int, int]) -> torch.Tensor:
-        """Bring logits ``(P, M, m, m)`` to ``(P, M, H, W)`` exactly as ``Sam.postprocess_masks`` does."""
-        full: torch.Tensor = self.sam.postprocess_masks(logits, input_size_px, size_px)
-        return full
+        """Bring logits ``(P, M, m, m)`` to ``(P, M, H, W)`` exactly as the family's own code does; above zero means object."""
+        return restore(logits, self.profile, size_px, input_size_px)
 
     def mask_prompt(self, mask: np.ndarray, input_size_px: tuple[int, int]) -> np.ndarray:
         """Turn ``(H, W)`` in [0, 1] into logits ``(m, m)``: shrink the mask first, then scale, as shrinking logits washes out small objects."""
@@ -133,30 +210,38 @@ class SamTeacher:
         point_labels: np.ndarray | None = None,
         mask_input: np.ndarray | None = None,
         *,
-        multimask: bool = False,
+        multimask: bool | None = None,
     ) -> Prediction:
         """Segment one picture.
 
         Args:
-            image: ``(H, W, 3)`` uint8 RGB.
+            image: ``(H, W, 3)`` uint8 RGB; for SAMed also ``(H, W)`` and floats in [0, 1].
             boxes: ``(N, 4)`` xyxy in picture pixels, upper bound exclusive.
             points: ``(N, K, 2)`` xy, or ``(K, 2)`` for one prompt.
             point_labels: ``(N, K)`` or ``(K,)``; 1 inside, 0 outside. Default all 1.
             mask_input: ``(N, m, m)`` logits in the network's frame.
-            multimask: return three candidates per prompt instead of one.
+            multimask: see ``decode``.
 
         Raises:
             PromptError: if there is no prompt, or boxes and points disagree in number.
         """
-        batch = _one_picture_batch(boxes, points, point_labels, mask_input)
+        batch = _one_picture_batch(boxes, points, point_labels, mask_input, prompt_free=not self.profile.prompts)
         embeddings = self.encode([image])
         decoded = self.decode(embeddings, batch, multimask=multimask)
         logits = self.upsample(decoded.low_res_logits, embeddings.sizes_px[0], embeddings.input_sizes_px[0])
         return Prediction(logits=logits.float().cpu().numpy(), iou=decoded.iou.float().cpu().numpy())
 
 
+def resolve_precision(precision: Precision, device: torch.device, profile: TeacherProfile) -> Literal["fp32", "bf16"]:
+    """Return what ``"auto"`` means: bfloat16 on CUDA devices that have it, but never for the bundled teacher, whose labels stay as they are."""
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported() and profile.name != "samdistill-conv"
+    return "bf16" if fast else "fp32"
+
+
 def _one_picture_batch(
-    boxes: np.ndarray | None, points: np.ndarray | None, labels: np.ndarray | None, mask: np.ndarray | None
+    boxes: np.ndarray | None, points: np.ndarray | None, labels: np.ndarray | None, mask: np.ndarray | None, *, prompt_free: bool
 ) -> PromptBatch:
     boxes = None if boxes is None else np.atleast_2d(np.asarray(boxes, np.float32))
     points = None if points is None else np.asarray(points, np.float32)
@@ -168,6 +253,8 @@ def _one_picture_batch(
     if len(counts) > 1:
         message = f"boxes, points, labels and masks must be equally many prompts, but are {sorted(counts)}."
         raise PromptError(message)
+    if prompt_free and not counts:
+        return PromptBatch(image_index=np.zeros(1, np.int64), prompt_free=True)
     return PromptBatch(
         image_index=np.zeros(counts.pop() if counts else 0, np.int64),
         boxes_xyxy_px=boxes,

@@ -1,9 +1,11 @@
 """Labelling an archive: done once, in any order, with the bad cases set aside."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import torch
 
 from distill import engine
@@ -15,7 +17,9 @@ from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.pretrain import PretrainPlan, write_teacher
 from distill.teachers.sam import SamTeacher
 from distill.wavefront import AskSettings
-from storage import Archive, CaseRecord, ClassInfo, Geometry, Prompt
+from storage import Archive, CaseRecord, ClassInfo, Geometry, Prompt, heartbeat
+from storage.database import Database
+from storage.tables import UnitRow
 
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 A = ClassInfo(id=1, name="a")
@@ -88,6 +92,38 @@ def test_cases_that_nobody_prompted_are_reported_and_not_labelled_empty(tmp_path
     summary = label_archive(archive, plan_for(checkpoint))
     assert summary.without_prompts == ("bare",)
     assert archive["bare"].label_sets() == []
+
+
+def not_here(case: str, z: int, class_id: int = 1) -> Prompt:
+    return Prompt(case=case, class_id=class_id, kind="point", slice=z, points_xy_px=((9.0, 9.0),), positive=False)
+
+
+def test_a_case_with_negative_points_alone_counts_as_one_that_nobody_prompted(tmp_path: Path, checkpoint: str) -> None:
+    archive = archive_of(tmp_path, 2)
+    archive.catalog.delete_prompts(source="weak")
+    box = Prompt(case="case00", class_id=1, kind="box", slice=1, box_xyxy_px=(5, 4, 18, 15))
+    archive.catalog.add_prompts([box, not_here("case01", 3)])
+    summary = label_archive(archive, plan_for(checkpoint))
+    assert (summary.done, summary.without_prompts) == (1, ("case01",))
+    assert archive["case01"].label_sets() == []
+
+
+def test_a_class_with_negative_points_alone_is_not_asked_about(tmp_path: Path, checkpoint: str) -> None:
+    archive = archive_of(tmp_path, 1)
+    archive.catalog.add_prompts([not_here("case00", 3, class_id=2)])
+    label_archive(archive, plan_for(checkpoint, classes=(A, ClassInfo(id=2, name="b"))))
+    scores = archive.catalog.scores("teacher/r1")["case00"]
+    assert "slices_asked/1" in scores
+    assert "slices_asked/2" not in scores
+
+
+def test_a_prompt_that_cannot_be_asked_makes_no_work(tmp_path: Path, checkpoint: str) -> None:
+    archive = archive_of(tmp_path, 1)
+    label_archive(archive, plan_for(checkpoint))
+    archive.catalog.add_prompts([not_here("case00", 3)])
+    assert label_archive(archive, plan_for(checkpoint)).done == 0
+    archive.catalog.add_prompts([not_here("case00", 5)])  # slice 5 has a box
+    assert label_archive(archive, plan_for(checkpoint)).done == 1
 
 
 def test_labels_do_not_depend_on_how_many_cases_are_asked_together(tmp_path: Path, checkpoint: str) -> None:
@@ -200,3 +236,65 @@ def test_cases_that_another_run_holds_are_reported_as_unfinished(tmp_path: Path,
     monkeypatch.setattr(archive.ledger, "claim", lambda stage, unit: unit != "case01" and claim(stage, unit))
     summary = label_archive(archive, plan_for(checkpoint))
     assert (summary.done, summary.unfinished, summary.quarantined) == (2, 1, ())
+
+
+def test_claims_are_renewed_while_a_slow_teacher_is_at_one_window(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_of(tmp_path, 2)
+    renewed, beat, wavefront = threading.Event(), archive.ledger.heartbeat, engine.run_wavefront
+    outcomes: list[bool] = []
+
+    def beaten() -> None:
+        beat()
+        renewed.set()
+
+    def slow(*arguments: object) -> None:
+        renewed.clear()
+        outcomes.append(renewed.wait(20))
+        wavefront(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+    monkeypatch.setattr(archive.ledger, "heartbeat", beaten)
+    monkeypatch.setattr(engine, "run_wavefront", slow)
+    assert label_archive(archive, plan_for(checkpoint, window=2)).done == 2
+    assert outcomes == [True]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("samdistill")]
+
+
+def test_a_run_whose_claims_cannot_be_renewed_for_a_whole_lease_stops_with_that_error(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tmp_path, 4)
+    wavefront, asked = engine.run_wavefront, []
+
+    def lost() -> None:
+        message = "connection to the catalog lost"
+        raise OSError(message)
+
+    def slow(*arguments: object) -> None:
+        asked.append(arguments)
+        for thread in threading.enumerate():
+            if thread.name == "samdistill-heartbeat":
+                thread.join(20)
+        wavefront(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "LEASE_S", 0.05)
+    monkeypatch.setattr(archive.ledger, "heartbeat", lost)
+    monkeypatch.setattr(engine, "run_wavefront", slow)
+    with pytest.raises(OSError, match="connection to the catalog lost"):
+        label_archive(archive, plan_for(checkpoint, window=1))
+    assert len(asked) == 1
+    assert archive.ledger.counts("label:teacher/r1")["claimed"] == 0
+
+
+def test_a_case_whose_inputs_changed_while_another_live_run_is_at_it_stays_with_that_run(tmp_path: Path, checkpoint: str) -> None:
+    archive = archive_of(tmp_path, 2)
+    stage = "label:teacher/r1"
+    archive.ledger.plan(stage, {"case01": "what it was"})
+    archive.ledger.claim(stage, "case01")
+    with Database(archive.catalog.url).writing() as connection:
+        connection.execute(sa.update(UnitRow).values(host="elsewhere"))
+    summary = label_archive(archive, plan_for(checkpoint))
+    assert (summary.done, summary.skipped, summary.unfinished) == (1, 0, 1)
+    assert archive.ledger.state(stage, "case01") == "claimed"
+    assert archive["case01"].label_sets() == []

@@ -1,12 +1,14 @@
 """Prompts become boxes and points per slice, and slices are asked in an order in which parents come first."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.prompts.hints import SliceHint, hints_by_slice
+from distill.prompts.hints import SliceHint, hints_by_slice, usable_prompts
 from distill.prompts.schedule import schedule_slices
 from storage import CaseRecord, Geometry, Prompt
+from storage.rle import encode
 
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 RECORD = CaseRecord(
@@ -63,6 +65,53 @@ def test_boxes_of_one_class_on_one_slice_are_joined_and_points_collected() -> No
     assert hint.point_labels is not None
     assert hint.box.tolist() == [2, 1, 12, 9]
     assert hint.point_labels.tolist() == [1, 0]
+
+
+def point(z: int, *, positive: bool, class_id: int = 1) -> Prompt:
+    return Prompt(case="case", class_id=class_id, kind="point", slice=z, points_xy_px=((4.0, 5.0),), positive=positive)
+
+
+POSITIVE = {
+    "a point": point(3, positive=True),
+    "a scribble": Prompt(case="case", class_id=1, kind="scribble", slice=3, points_xy_px=((4.0, 5.0), (6.0, 7.0))),
+    "a box": Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(2, 3, 8, 9)),
+    "a mask": Prompt(case="case", class_id=1, kind="mask", slice=3, mask_rle=encode(np.eye(30, 40, dtype=bool)), mask_size_yx=(30, 40)),
+    "a 3D box through the slice": Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(3.2, 5, 6, 15, 25, 36)),
+}
+
+
+@pytest.mark.parametrize("positive", POSITIVE.values(), ids=POSITIVE)
+def test_a_negative_point_counts_beside_something_positive_of_its_class_and_slice(positive: Prompt) -> None:
+    labels = hints_by_slice(RECORD, [point(3, positive=False), positive])[1][3].point_labels
+    assert labels is not None
+    assert 0.0 in labels
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([], id="nothing else at all"),
+        pytest.param([point(4, positive=True)], id="a positive point on the next slice"),
+        pytest.param([point(3, positive=True, class_id=2)], id="a positive point of another class"),
+        pytest.param(
+            [Prompt(case="case", class_id=1, kind="box", axis="x", slice=3, box_xyxy_px=(2, 3, 8, 9))], id="a box on another axis"
+        ),
+        pytest.param([Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(4, 5, 6, 15, 25, 36))], id="a 3D box above"),
+        pytest.param(
+            [Prompt(case="case", class_id=1, kind="mask", slice=3, mask_rle=encode(np.zeros((30, 40), bool)), mask_size_yx=(30, 40))],
+            id="an empty mask",
+        ),
+        pytest.param([Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(2, 3, 8, 9), positive=False)], id="a negative box"),
+    ],
+)
+def test_negative_points_alone_prompt_no_slice(others: list[Prompt]) -> None:
+    assert 3 not in hints_by_slice(RECORD, [point(3, positive=False), *others]).get(1, {})
+
+
+def test_prompts_that_cannot_be_asked_are_left_out_and_the_others_keep_their_order() -> None:
+    given = [point(3, positive=False), point(5, positive=False), POSITIVE["a box"], point(3, positive=True), point(7, positive=False)]
+    assert usable_prompts(given) == [given[0], given[2], given[3]]
+    assert usable_prompts(usable_prompts(given)) == usable_prompts(given)
 
 
 def test_a_3d_box_shrinks_towards_its_poles() -> None:

@@ -108,3 +108,47 @@ def test_a_sam_vit_checkpoint_reproduces_the_answers_of_its_own_code(real_data: 
         answer = sam.predict(expected["image"], boxes=expected["box"][None], mask_input=mask)
     assert np.abs(answer.logits[0] - expected[f"{kind}_logits"]).max() < TOLERANCE
     assert np.abs(answer.iou[0] - expected[f"{kind}_iou"]).max() < TOLERANCE
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(np.random.default_rng(6))
+    prompts = PromptBatch(image_index=np.arange(24) % 3, boxes_xyxy_px=np.tile(np.array([3, 4, 30, 33], np.float32), (24, 1)))
+    whole = teacher.encode(images)
+    expected = teacher.decode(whole, prompts)
+    forward, refused = teacher.sam.image_encoder.forward, []
+
+    def narrow(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2:
+            refused.append(len(x))
+            raise torch.OutOfMemoryError
+        answer: torch.Tensor = forward(x)
+        return answer
+
+    monkeypatch.setattr(teacher.sam.image_encoder, "forward", narrow)
+    again = teacher.encode(images)
+    assert refused == [3, 3]
+    assert teacher.encode_batch.size == 2
+    assert torch.allclose(again.features, whole.features, atol=1e-5)
+    assert torch.allclose(teacher.decode(again, prompts).low_res_logits, expected.low_res_logits, atol=1e-4)
+
+
+def test_drawing_only_what_promises_something_gives_the_same_masks(teacher: SamTeacher) -> None:
+    images = pictures(np.random.default_rng(7))
+    embeddings = teacher.encode(images)
+    rng = np.random.default_rng(8)
+    prompts = PromptBatch(
+        image_index=np.arange(30) % 3, points_xy_px=rng.uniform(2, 35, (30, 1, 2)).astype(np.float32), point_labels=np.ones((30, 1))
+    )
+    decoded = teacher.decode(embeddings, prompts, multimask=True)
+    least = float(decoded.iou.median())
+    found = teacher.decode_promising(embeddings, prompts, least)
+    wanted = (decoded.iou > least).nonzero()
+    assert torch.equal(torch.stack([found.prompt, found.token], dim=1), wanted)
+    assert torch.allclose(found.low_res_logits[:, 0], decoded.low_res_logits[wanted[:, 0], wanted[:, 1]], atol=1e-5)
+    assert torch.allclose(found.iou, decoded.iou[wanted[:, 0], wanted[:, 1]], atol=1e-6)
+
+
+def test_boxes_cannot_be_drawn_selectively(teacher: SamTeacher) -> None:
+    embeddings = teacher.encode(pictures(np.random.default_rng(9))[:1])
+    with pytest.raises(PromptError, match="only prompts by points"):
+        teacher.decode_promising(embeddings, PromptBatch(image_index=np.zeros(1, int), boxes_xyxy_px=np.array([[1, 1, 9, 9]])), 0.5)

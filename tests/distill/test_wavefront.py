@@ -1,13 +1,17 @@
 """Slices are asked in constant shapes, so that an answer does not depend on its neighbours in the batch; then from two more sides."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from distill.errors import PromptError
 from distill.intensity import Window
 from distill.planes import ask_other_planes, near_isotropic, plane_agreement
 from distill.prompts.hints import SliceHint
 from distill.prompts.schedule import schedule_slices
+from distill.teachers import sam
 from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
 from distill.teachers.sam import SamTeacher
 from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
@@ -100,12 +104,82 @@ def test_a_prompt_by_points_alone_is_turned_into_a_box_first() -> None:
     assert (found == ball[10]).mean() > 0.98
 
 
+class BoxesOnly(BrightTeacher):
+    """Trained with boxes alone, as MedSAM is."""
+
+    profile = TeacherProfile(name="boxes-only", image_size=64, prompts=("box",))
+
+    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool | None = None) -> Decoded:
+        assert prompts.points_xy_px is None
+        assert prompts.mask_logits is None
+        return super().decode(embeddings, prompts, multimask=bool(multimask))
+
+
+def test_a_teacher_trained_with_boxes_alone_is_asked_with_boxes_alone() -> None:
+    work, ball = ball_case("ball", 5, 9, 13)
+    plans = work.classes[1].plans
+    pointed = SliceHint(box=plans[0].hint.box, points=np.array([[15.0, 12.0]], np.float32), point_labels=np.ones(1, np.float32))
+    work.classes[1].plans = [replace(plans[0], hint=pointed), *plans[1:]]
+    run_wavefront(BoxesOnly(), [work], AskSettings(jitter=0.0))
+    found = work.classes[1].probability > 0.5
+    assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.95
+
+
+def test_points_alone_are_refused_for_a_teacher_trained_with_boxes_alone() -> None:
+    work, _ = ball_case("ball", 10)
+    hint = SliceHint(points=np.array([[15.0, 12.0]], np.float32), point_labels=np.ones(1, np.float32))
+    work.classes[1].plans = schedule_slices({10: hint}, 20, reach=0)
+    with pytest.raises(PromptError, match="case ball, slice 10: there are points and no box, but boxes-only"):
+        run_wavefront(BoxesOnly(), [work], AskSettings(jitter=0.0))
+
+
 def test_the_same_case_gets_the_same_bytes_alone_and_among_others(teacher: SamTeacher) -> None:
     alone, _ = ball_case("middle", 6, 10, 14)
     run_wavefront(teacher, [alone], AskSettings())
     among = [ball_case("aaa", 7, 11)[0], ball_case("middle", 6, 10, 14)[0], ball_case("zzz", 5, 9, 12, radius=7)[0]]
     run_wavefront(teacher, among, AskSettings())
     assert np.array_equal(alone.classes[1].probability, among[1].classes[1].probability)
+
+
+def two_classes(name: str, *prompted: int) -> CaseWork:
+    """The ball as class 1, and a smaller one at its place as class 2."""
+    outer, _ = ball_case(name, *prompted)
+    inner, _ = ball_case(name, *prompted, radius=5.0)
+    return replace(outer, classes={1: outer.classes[1], 2: inner.classes[1]})
+
+
+def test_a_case_with_two_classes_gets_the_same_bytes_alone_and_among_others(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = sam.decode_prompts
+
+    def by_shape(model: object, embeddings: object, index: torch.Tensor, **hints: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether the bits follow the shape depends on the processor; here they always do."""
+        logits, iou = decode(model, embeddings, index, **hints)  # type: ignore[arg-type]
+        return logits + 1e-3 * len(index), iou
+
+    monkeypatch.setattr(sam, "decode_prompts", by_shape)
+    alone = two_classes("middle", 7, 10, 13)
+    run_wavefront(teacher, [alone], AskSettings())
+    among = [two_classes("aaa", 7, 11), two_classes("middle", 7, 10, 13), two_classes("zzz", 6, 9, 12)]
+    run_wavefront(teacher, among, AskSettings())
+    for key, target in alone.classes.items():
+        assert np.array_equal(target.probability, among[1].classes[key].probability)
+
+
+@pytest.mark.parametrize(("boxes", "prompts"), [(1, 8), (5, 40), (8, 64), (10, 60), (64, 64)])
+def test_every_decoder_call_has_as_many_prompts_whatever_is_asked(
+    boxes: int, prompts: int, teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    decode = sam.decode_prompts
+
+    def counted(model: object, embeddings: object, index: torch.Tensor, **hints: object) -> object:
+        calls.append(len(index))
+        return decode(model, embeddings, index, **hints)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sam, "decode_prompts", counted)
+    for works in ([ball_case("one", 10)[0]], [two_classes("two", 7, 10, 13)], [two_classes(name, 6, 10, 14) for name in "abc"]):
+        run_wavefront(teacher, works, AskSettings(boxes=boxes))
+    assert set(calls) == {prompts}
 
 
 def test_a_plane_that_disagrees_with_both_others_has_the_lowest_agreement() -> None:

@@ -1,0 +1,282 @@
+"""Every object of a picture without a prompt: a grid of points, three candidates each, and what survives the filters.
+
+The filters and their order are segment-anything's (Kirillov et al. 2023, ``SamAutomaticMaskGenerator``), so the same weights give
+the same masks. What differs is the order of work: a candidate that its predicted IoU already rules out is never upscaled, points
+of many crops and pictures share decoder calls, and masks are thresholded, measured and boxed once, at picture resolution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+
+import cc3d
+import numpy as np
+import torch
+from torchvision.ops import nms
+
+from distill.errors import PromptError
+from distill.teachers.base import DrawsSelectively, Embeddings, Promising, PromptBatch, Teacher
+
+EDGE_PX = 20.0
+"""A mask whose box comes this near to a crop's border, but not to the picture's, is cut off and belongs to another crop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridSettings:
+    """How densely a picture is asked and what is kept; defaults are segment-anything's."""
+
+    points_per_side: int = 32
+    points_per_call: int = 64
+    least_predicted_iou: float = 0.88
+    least_stability: float = 0.95
+    stability_offset: float = 1.0
+    """Logit distance above and below zero between which a stable mask's area hardly changes."""
+    nms_iou: float = 0.70
+    """Of two masks of one crop whose boxes overlap more than this, the one with the higher predicted IoU stays."""
+    crop_layers: int = 0
+    """Layer ``n`` asks again in ``(2 ** n) ** 2`` overlapping crops, for small objects."""
+    crop_nms_iou: float = 0.70
+    crop_overlap: float = 512 / 1500
+    crop_points_divisor: int = 1
+    """Layer ``n`` uses ``points_per_side / divisor ** n`` points per side."""
+    least_region_px: int = 0
+    """Islands and holes smaller than this are removed from each mask."""
+
+    def __post_init__(self) -> None:
+        """Refuse grids without points."""
+        if self.points_per_side < 1 or self.points_per_call < 1 or self.crop_points_divisor < 1 or self.crop_layers < 0:
+            message = f"points_per_side, points_per_call and crop_points_divisor must be at least 1 and crop_layers at least 0, but are {self.points_per_side}, {self.points_per_call}, {self.crop_points_divisor}, {self.crop_layers}."
+            raise PromptError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One mask that nobody asked for by name."""
+
+    mask: np.ndarray
+    """``(H, W)`` bool, picture frame."""
+    box_xyxy_px: tuple[int, int, int, int]
+    """Upper bound exclusive."""
+    area_px: int
+    predicted_iou: float
+    stability: float
+    point_xy_px: tuple[float, float]
+    """The grid point that led to it."""
+    crop_xyxy_px: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Candidates of one crop as parallel arrays; boxes are inclusive, as the filters were defined on them."""
+
+    masks: np.ndarray
+    boxes: np.ndarray
+    iou: np.ndarray
+    stability: np.ndarray
+    points: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "_Found":
+        return _Found(self.masks[rows], self.boxes[rows], self.iou[rows], self.stability[rows], self.points[rows])
+
+
+def find_objects(teacher: Teacher, image: np.ndarray, settings: GridSettings | None = None) -> list[Candidate]:
+    """Return every candidate of a picture that passes the filters, best predicted IoU first.
+
+    Args:
+        teacher: one that was trained with points.
+        image: ``(H, W, 3)`` uint8 RGB.
+        settings: grid and filters.
+
+    Raises:
+        PromptError: if the teacher does not answer points.
+    """
+    settings = settings or GridSettings()
+    if "point" not in teacher.profile.prompts:
+        message = f"the profile {teacher.profile.name!r} was not trained with points, so it cannot segment everything. Use a teacher that answers points, such as 'bundled' or SAM."
+        raise PromptError(message)
+    height, width = image.shape[:2]
+    found: list[Candidate] = []
+    for crop, layer in crop_boxes((height, width), settings.crop_layers, settings.crop_overlap):
+        x0, y0, x1, y1 = crop
+        embeddings = teacher.encode([np.ascontiguousarray(image[y0:y1, x0:x1])])
+        grid = point_grid(int(settings.points_per_side / settings.crop_points_divisor**layer))
+        inside = _ask_grid(teacher, embeddings, grid * np.array([x1 - x0, y1 - y0]), crop, (height, width), settings)
+        found += _in_picture(inside, crop, (height, width))
+    if settings.crop_layers and found:
+        smallest_first = [1.0 / _area(each.crop_xyxy_px) for each in found]
+        found = [found[n] for n in _nms(_inclusive_boxes(found), np.array(smallest_first), settings.crop_nms_iou)]
+    if settings.least_region_px:
+        found = _without_specks(found, settings)
+    return found
+
+
+def point_grid(per_side: int) -> np.ndarray:
+    """Return ``(per_side ** 2, 2)`` xy in the open unit square, evenly spaced, half a step from the border, row by row."""
+    steps = (np.arange(per_side) + 0.5) / per_side
+    return np.stack([np.tile(steps, per_side), np.repeat(steps, per_side)], axis=1)
+
+
+def crop_boxes(size_px: tuple[int, int], layers: int, overlap_share: float) -> list[tuple[tuple[int, int, int, int], int]]:
+    """Return ``(x0, y0, x1, y1)`` and layer of the whole picture and of each layer's overlapping crops."""
+    height, width = size_px
+    boxes = [((0, 0, width, height), 0)]
+    for layer in range(1, layers + 1):
+        count = 2**layer
+        overlap = int(overlap_share * min(size_px) * (2 / count))
+        crop_w, crop_h = (ceil((overlap * (count - 1) + side) / count) for side in (width, height))
+        for i, j in product(range(count), repeat=2):
+            x0, y0 = (crop_w - overlap) * i, (crop_h - overlap) * j
+            boxes.append(((x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)), layer))
+    return boxes
+
+
+def _ask_grid(
+    teacher: Teacher,
+    embeddings: Embeddings,
+    points: np.ndarray,
+    crop: tuple[int, int, int, int],
+    picture_px: tuple[int, int],
+    settings: GridSettings,
+) -> _Found:
+    parts = []
+    for start in range(0, len(points), settings.points_per_call):
+        batch = points[start : start + settings.points_per_call]
+        prompts = PromptBatch(
+            image_index=np.zeros(len(batch), np.int64),
+            points_xy_px=batch[:, None].astype(np.float32),
+            point_labels=np.ones((len(batch), 1), np.float32),
+        )
+        parts.append(_survivors(teacher, embeddings, prompts, batch, crop, picture_px, settings))
+    found = _Found(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Found.__slots__))
+    return found.take(_nms(found.boxes, found.iou, settings.nms_iou))
+
+
+def _survivors(
+    teacher: Teacher,
+    embeddings: Embeddings,
+    prompts: PromptBatch,
+    points: np.ndarray,
+    crop: tuple[int, int, int, int],
+    picture_px: tuple[int, int],
+    settings: GridSettings,
+) -> _Found:
+    found = _promising(teacher, embeddings, prompts, settings.least_predicted_iou)
+    rows, iou = found.prompt.cpu().numpy(), found.iou.cpu().numpy()
+    logits = teacher.upsample(found.low_res_logits, embeddings.sizes_px[0], embeddings.input_sizes_px[0])[:, 0].float().cpu().numpy()
+    stability = stability_scores(logits, settings.stability_offset)
+    keep = stability >= settings.least_stability if settings.least_stability > 0 else np.ones(len(logits), bool)
+    masks = logits[keep] > 0
+    boxes = inclusive_boxes(masks)
+    whole = ~_cut_off(boxes, crop, picture_px)
+    return _Found(masks[whole], boxes[whole], iou[keep][whole], stability[keep][whole], points[rows][keep][whole])
+
+
+def _promising(teacher: Teacher, embeddings: Embeddings, prompts: PromptBatch, least_iou: float) -> Promising:
+    if isinstance(teacher, DrawsSelectively):
+        return teacher.decode_promising(embeddings, prompts, least_iou)
+    decoded = teacher.decode(embeddings, prompts, multimask=True)
+    row, token = torch.nonzero(decoded.iou > least_iou, as_tuple=True)
+    return Promising(
+        prompt=row, token=token, low_res_logits=decoded.low_res_logits[row, token][:, None], iou=decoded.iou[row, token].float()
+    )
+
+
+def stability_scores(logits: np.ndarray, offset: float) -> np.ndarray:
+    """Return ``(K,)``: the IoU of each mask of ``logits (K, H, W)`` cut ``offset`` above and below zero; 0 where both are empty."""
+    high = np.array([np.count_nonzero(each > offset) for each in logits], float)
+    low = np.array([np.count_nonzero(each > -offset) for each in logits], float)
+    scores: np.ndarray = np.divide(high, low, out=np.zeros_like(high), where=low > 0)
+    return scores
+
+
+def inclusive_boxes(masks: np.ndarray) -> np.ndarray:
+    """Return ``(K, 4)`` first and last column and row (x0, y0, x1, y1) of each mask ``(K, H, W)``; zeros for an empty one."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for n, mask in enumerate(masks):
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        if len(columns):
+            boxes[n] = columns[0], rows[0], columns[-1], rows[-1]
+    return boxes
+
+
+def _cut_off(boxes: np.ndarray, crop: tuple[int, int, int, int], picture_px: tuple[int, int]) -> np.ndarray:
+    """Say which inclusive crop-frame boxes end at their crop's border rather than at the picture's."""
+    placed = boxes + np.array([crop[0], crop[1], crop[0], crop[1]])
+    near_crop = np.abs(placed - np.array(crop)) <= EDGE_PX
+    near_picture = np.abs(placed - np.array([0, 0, picture_px[1], picture_px[0]])) <= EDGE_PX
+    cut: np.ndarray = (near_crop & ~near_picture).any(axis=1)
+    return cut
+
+
+def _nms(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
+    """Return the rows that survive non-maximum suppression, best first."""
+    kept: np.ndarray = nms(torch.from_numpy(np.asarray(boxes, np.float32)), torch.from_numpy(np.asarray(scores, np.float32)), iou).numpy()
+    return kept
+
+
+def _in_picture(found: _Found, crop: tuple[int, int, int, int], picture_px: tuple[int, int]) -> list[Candidate]:
+    x0, y0, x1, y1 = crop
+    candidates = []
+    for n, inside in enumerate(found.masks):
+        mask = inside
+        if (y1 - y0, x1 - x0) != picture_px:
+            mask = np.zeros(picture_px, bool)
+            mask[y0:y1, x0:x1] = inside
+        candidates.append(
+            _candidate(mask, float(found.iou[n]), float(found.stability[n]), tuple(found.points[n] + np.array([x0, y0])), crop)
+        )
+    return candidates
+
+
+def _candidate(mask: np.ndarray, iou: float, stability: float, point: tuple[float, ...], crop: tuple[int, int, int, int]) -> Candidate:
+    x0, y0, x1, y1 = (int(side) for side in inclusive_boxes(mask[None])[0])
+    return Candidate(
+        mask=mask,
+        box_xyxy_px=(x0, y0, x1 + 1, y1 + 1) if mask.any() else (0, 0, 0, 0),
+        area_px=int(np.count_nonzero(mask)),
+        predicted_iou=iou,
+        stability=stability,
+        point_xy_px=(float(point[0]), float(point[1])),
+        crop_xyxy_px=crop,
+    )
+
+
+def _inclusive_boxes(found: Sequence[Candidate]) -> np.ndarray:
+    return inclusive_boxes(np.stack([each.mask for each in found]))
+
+
+def _area(box: tuple[int, int, int, int]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _without_specks(found: list[Candidate], settings: GridSettings) -> list[Candidate]:
+    """Fill small holes, drop small islands, and drop what has become a duplicate by it, unchanged masks first."""
+    cleaned = [without_small_regions(each.mask, settings.least_region_px) for each in found]
+    if not found:
+        return found
+    unchanged = np.array([np.array_equal(mask, each.mask) for mask, each in zip(cleaned, found, strict=True)], float)
+    kept = _nms(inclusive_boxes(np.stack(cleaned)), unchanged, max(settings.nms_iou, settings.crop_nms_iou))
+    return [_candidate(cleaned[n], found[n].predicted_iou, found[n].stability, found[n].point_xy_px, found[n].crop_xyxy_px) for n in kept]
+
+
+def without_small_regions(mask: np.ndarray, least_px: int) -> np.ndarray:
+    """Return the mask ``(H, W)`` without holes, then without islands, of fewer than ``least_px`` pixels (8-connected).
+
+    The largest island stays even if it is small, so that an object never vanishes.
+    """
+    filled = ~_without_islands(~mask, least_px, keep_largest=False)
+    return _without_islands(filled, least_px, keep_largest=True)
+
+
+def _without_islands(mask: np.ndarray, least_px: int, *, keep_largest: bool) -> np.ndarray:
+    regions, count = cc3d.connected_components(mask, connectivity=8, return_N=True)
+    if not count:
+        return mask
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)
+    keep = sizes >= least_px
+    keep[0] = False
+    if keep_largest and not keep.any():
+        keep[1 + sizes[1:].argmax()] = True
+    kept: np.ndarray = keep[regions]
+    return kept

@@ -1,0 +1,103 @@
+"""Matrix products on a CPU at the speed that the processor has: weights packed once for oneDNN, float32 kept float32.
+
+PyTorch's float32 ``linear`` goes through MKL, which runs at half speed on some AMD processors, and its bfloat16 ``linear`` packs
+the weight again in every call. oneDNN's own operator with a packed weight avoids both and joins bias and GELU to the product. It is
+PyTorch's (``torch.compile`` uses it), but not part of its promised interface: it is tried on a small product first, and plain
+``linear`` takes its place where it is missing or less exact than it should be.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch.nn import functional
+
+GATE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Relative L2 error against float64 that a product may have: that of honest float32, and of rounding to bfloat16."""
+
+
+class PackedLinear:
+    """``x @ weight.T + bias`` with a weight packed for products of about ``rows`` rows.
+
+    Args:
+        weight: ``(out, in)`` in the type to compute in.
+        bias: ``(out,)`` or None.
+        rows: how many rows a product will have, roughly.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> None:
+        self.bias = None if bias is None else bias.detach().to(weight.dtype).contiguous()
+        plain = weight.detach().contiguous()
+        self.packs = weight.device.type == "cpu" and packs(weight.dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(plain, rows) if self.packs else plain  # noqa: SLF001 - see above
+
+    def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        """Map ``(rows, in)`` to ``(rows, out)``, with exact (erf) GELU on request."""
+        if self.packs:
+            return _packed(x, self.weight, self.bias, gelu=gelu)
+        y = functional.linear(x, self.weight, self.bias)
+        return functional.gelu(y) if gelu else y
+
+
+def _packed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool) -> torch.Tensor:
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")  # noqa: SLF001
+    return y
+
+
+@cache
+def packs(dtype: torch.dtype) -> bool:
+    """Say whether oneDNN's packed product is there and exact enough for ``dtype``; measured once per process."""
+    if dtype not in GATE or not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = _probe(96, 160).to(dtype), _probe(64, 160).to(dtype)
+    try:
+        with torch.inference_mode():
+            y = _packed(x, torch.ops.mkldnn._reorder_linear_weight(weight, len(x)), None, gelu=True)  # noqa: SLF001
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return _error(y, functional.gelu(x.double() @ weight.double().T)) <= GATE[dtype]
+
+
+@cache
+def onednn_is_exact() -> bool:
+    """Say whether oneDNN's float32 products, with the switch that lets it take over from MKL, really are float32 here.
+
+    The switch means "bfloat16 is allowed": processors without AMX ignore the permission, those with it use it.
+    """
+    x, y = _probe(96, 160), _probe(160, 64)
+    with torch.inference_mode(), _switched():
+        return _error(x @ y, x.double() @ y.double()) <= GATE[torch.float32]
+
+
+@contextmanager
+def fast_float32() -> Iterator[None]:
+    """Let oneDNN do float32 products inside the block where that changes nothing but the speed."""
+    if not torch.backends.mkldnn.is_available() or not onednn_is_exact():
+        yield
+        return
+    with _switched():
+        yield
+
+
+@contextmanager
+def _switched() -> Iterator[None]:
+    setting = getattr(torch.backends.mkldnn, "matmul", None)  # PyTorch 2.9; the older switch would also change CUDA's precision
+    if setting is None:
+        yield
+        return
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+def _probe(rows: int, columns: int) -> torch.Tensor:
+    """Numbers with all their bits in use, without touching the global generator."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+
+
+def _error(y: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((y.double() - exact).norm() / exact.norm())

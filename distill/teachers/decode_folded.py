@@ -1,0 +1,255 @@
+"""segment-anything's mask decoder with its products in another order: the image side is never projected, the tokens are.
+
+The decoder attends from a prompt's few tokens (five of its own, two for a box) to the image's thousands, and back. Its modules
+project the image's tokens for that, ten times per prompt: ``n`` tokens from ``C`` to ``C / 2`` channels or back. But a product of
+a projected token with a projected image token, ``(W_q t) . (W_k x)``, is ``(W_k' W_q t) . x``: carrying the tokens through the image
+side's weights costs next to nothing, and leaves ``A T`` products per image token where there were ``C / 2`` (56 against 128 for
+a box). The same holds for values and for the output's projection. Softmax makes two more terms vanish: a key's bias adds the same to all
+of a query's logits, and weights that sum to one carry the output's bias.
+
+The transposed convolutions of the upscaling have kernel and stride 2, so they are products as well, and the pixels are put in
+order only at the end, when a pixel is four mask logits instead of 32 channels.
+
+Letters: ``P`` prompts, ``n`` image tokens, ``C`` channels, ``A`` heads, ``D`` channels per head, ``T`` tokens per prompt, ``M`` masks.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from segment_anything.modeling import MaskDecoder, Sam
+from torch.nn import functional
+
+from distill.teachers.cpu_products import PackedLinear, fast_float32
+
+WORTH = 1.25
+"""Folding pays up to about this many logits per image token, as a share of the channels that it saves."""
+
+
+def folds(decoder: MaskDecoder, sparse: int) -> bool:
+    """Say whether folding is cheaper than projecting for prompts of ``sparse`` tokens."""
+    attention = decoder.transformer.final_attn_token_to_image
+    tokens = 1 + decoder.num_mask_tokens + sparse
+    return bool(attention.num_heads * tokens <= WORTH * attention.internal_dim)
+
+
+@torch.no_grad()
+def decode_folded(
+    sam: Sam, images: torch.Tensor, image_index: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, *, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode at least one prompt, each about one of the images.
+
+    Args:
+        sam: the model.
+        images: ``(B, C, h, w)`` embeddings.
+        image_index: ``(P,)``: which image each prompt is about.
+        sparse: ``(P, T, C)`` point and box tokens.
+        dense: ``(P, C, h, w)`` mask embeddings, or ``(1, C, 1, 1)`` where all prompts have the same, as those without a mask do.
+        chunk: prompts per pass.
+
+    Returns:
+        Logits ``(P, M, 4h, 4w)`` and predicted IoU ``(P, M)`` of all mask tokens, float32.
+    """
+    kind = images.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    plan = _plan_for(sam, dtype, images.device)
+    size = (images.shape[2], images.shape[3])
+    shared = dense.shape[2:] == (1, 1)
+    parts = []
+    with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
+        rows = _rows(images.float() + dense if shared else images.float())
+        for n in range(0, len(sparse), chunk):
+            some = slice(n, n + chunk)
+            image = rows[image_index[some]]
+            image = image if shared else image + _rows(dense[some].float())
+            tokens, image = plan.think(image.to(dtype), sparse[some].float())
+            parts.append((plan.draw(tokens, image, size), plan.judge(tokens)))
+    return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+
+
+@torch.no_grad()
+def decode_confident(
+    sam: Sam, images: torch.Tensor, image_index: torch.Tensor, sparse: torch.Tensor, *, chunk: int, least_iou: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Decode prompts without a mask, and draw only those whose predicted IoU promises something: the tokens alone tell it.
+
+    Args:
+        sam: the model.
+        images: ``(B, C, h, w)`` embeddings.
+        image_index: ``(P,)``: which image each prompt is about.
+        sparse: ``(P, T, C)`` point and box tokens.
+        chunk: prompts per pass.
+        least_iou: prompts none of whose candidates exceeds this are not drawn.
+
+    Returns:
+        The ``K`` prompts drawn ``(K,)``, their logits ``(K, M, 4h, 4w)``, and predicted IoU ``(P, M)`` of all prompts.
+    """
+    kind = images.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    plan = _plan_for(sam, dtype, images.device)
+    size = (images.shape[2], images.shape[3])
+    drawn, logits, scores = [], [], []
+    with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
+        rows = _rows(images.float() + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        for n in range(0, len(sparse), chunk):
+            some = slice(n, n + chunk)
+            tokens, image = plan.think(rows[image_index[some]].to(dtype), sparse[some].float())
+            scores.append(plan.judge(tokens))
+            good = (scores[-1][:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]
+            if len(good):
+                drawn.append(good + n)
+                logits.append(plan.draw(tokens[good], image[good], size))
+    side = 4 * size[0], 4 * size[1]
+    nothing = images.new_zeros(0, sam.mask_decoder.num_mask_tokens, *side, dtype=torch.float32)
+    empty = torch.zeros(0, dtype=torch.long, device=images.device)
+    return torch.cat([empty, *drawn]), torch.cat([nothing, *logits]), torch.cat(scores)
+
+
+def _rows(images: torch.Tensor) -> torch.Tensor:
+    """Turn ``(B, C, h, w)`` into ``(B, n, C)``, a row per token."""
+    return images.flatten(2).transpose(1, 2).contiguous()
+
+
+class _CrossAttention:
+    """The weights of one attention between tokens and image, cut by head.
+
+    Args:
+        attention: segment-anything's.
+        image_asks: True where the image's tokens are the queries.
+    """
+
+    def __init__(self, attention: Any, *, image_asks: bool) -> None:
+        self.attention = attention
+        heads = attention.num_heads
+        image_side = attention.q_proj if image_asks else attention.k_proj
+        self.into_image = image_side.weight.detach().float().unflatten(0, (heads, -1))
+        """``(A, D, C)``."""
+        self.bias = image_side.bias.detach().float().view(heads, 1, -1) if image_asks else None
+        """``(A, 1, D)``; None where it adds the same to all logits that compete."""
+        self.from_image = attention.v_proj.weight.detach().float().unflatten(0, (heads, -1)).transpose(1, 2).contiguous()
+        """``(A, C, D)``."""
+        self.out = attention.out_proj.weight.detach().float().T.unflatten(0, (heads, -1)).contiguous()
+        """``(A, D, C)``."""
+        self.scale = self.into_image.shape[1] ** -0.5
+
+    def weights(self, tokens: torch.Tensor, placed: torch.Tensor, dim: int) -> torch.Tensor:
+        """Return attention weights ``(P, A, T, n)`` of projected tokens ``(P, T, C / 2)`` and the placed image ``(P, n, C)``."""
+        heads, count = self.into_image.shape[0], tokens.shape[1]
+        cut = (self.scale * tokens).unflatten(2, (heads, -1)).transpose(1, 2)
+        carried = (cut @ self.into_image).flatten(1, 2).to(placed.dtype)
+        if self.bias is None:
+            logits = torch.bmm(carried, placed.transpose(1, 2))
+        else:
+            always = (cut * self.bias).sum(dim=3).view(len(cut), -1, 1).to(placed.dtype)
+            logits = torch.baddbmm(always, carried, placed.transpose(1, 2))
+        logits = logits.unflatten(1, (heads, count))
+        return torch.softmax(logits, dim, out=logits)
+
+    def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
+        weights = self.weights(self.attention.q_proj(queries), placed, 3)
+        seen = torch.bmm(weights.flatten(1, 2), image).float().unflatten(1, weights.shape[1:3]) @ self.from_image
+        answer: torch.Tensor = self.attention.out_proj(seen.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
+        return answer
+
+    def image_asks(self, keys: torch.Tensor, values: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> None:
+        """Attend from the image ``(P, n, C)`` to tokens ``(P, T, C)`` and add the answer to the image in place."""
+        weights = self.weights(self.attention.k_proj(keys), placed, 2)
+        heads = weights.shape[1]
+        told = self.attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2) @ self.out
+        told = (told + self.attention.out_proj.bias / heads).flatten(1, 2).to(image.dtype)
+        image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), told)
+
+
+class _Plan:
+    """A decoder's folded weights for one type and device."""
+
+    def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
+        decoder = sam.mask_decoder
+        self.positions = _rows(sam.prompt_encoder.get_dense_pe())[0].to(dtype)
+        self.decoder = decoder
+        self.dtype = dtype
+        self.signature = _signature(sam)
+        layers = decoder.transformer.layers
+        self.to_image = [_CrossAttention(each.cross_attn_token_to_image, image_asks=False) for each in layers]
+        self.to_tokens = [_CrossAttention(each.cross_attn_image_to_token, image_asks=True) for each in layers]
+        self.last = _CrossAttention(decoder.transformer.final_attn_token_to_image, image_asks=False)
+        up = decoder.output_upscaling
+        self.up1, self.up2 = (_as_linear(up[n], dtype) for n in (0, 3))
+        self.up_norm = up[1]
+
+    def think(self, image: torch.Tensor, sparse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let ``sparse (P, T, C)`` and ``image (P, n, C)`` attend to each other; return both. The image is overwritten."""
+        decoder = self.decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).float()
+        first = torch.cat([own.expand(len(image), -1, -1), sparse], dim=1)
+        tokens, placed = first, image + self.positions
+        for layer, to_image, to_tokens in zip(decoder.transformer.layers, self.to_image, self.to_tokens, strict=True):
+            tokens = self._self_attend(layer, tokens, first)
+            tokens = layer.norm2(tokens + to_image.tokens_ask(tokens + first, placed, image))
+            tokens = layer.norm3(tokens + layer.mlp(tokens))
+            to_tokens.image_asks(tokens + first, tokens, placed, image)
+            image = _normed(image, layer.norm4)
+            placed = image + self.positions
+        return decoder.transformer.norm_final_attn(tokens + self.last.tokens_ask(tokens + first, placed, image)), image
+
+    def judge(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return predicted IoU ``(P, M)`` of what ``think`` returned."""
+        scores: torch.Tensor = self.decoder.iou_prediction_head(tokens[:, 0])
+        return scores
+
+    def draw(self, tokens: torch.Tensor, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Return mask logits ``(P, M, 4h, 4w)`` of what ``think`` returned, for a grid of ``size``."""
+        heads = self.decoder.output_hypernetworks_mlps
+        hyper = torch.stack([heads[n](tokens[:, 1 + n]) for n in range(self.decoder.num_mask_tokens)], dim=1)
+        return self._masks(image, hyper, size)
+
+    @staticmethod
+    def _self_attend(layer: Any, tokens: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        if layer.skip_first_layer_pe:
+            tokens = layer.self_attn(q=tokens, k=tokens, v=tokens)
+        else:
+            asked = tokens + first
+            tokens = tokens + layer.self_attn(q=asked, k=asked, v=tokens)
+        normed: torch.Tensor = layer.norm1(tokens)
+        return normed
+
+    def _masks(self, image: torch.Tensor, hyper: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Upscale ``(P, n, C)`` four times and return the masks ``(P, M, 4h, 4w)`` float32."""
+        prompts, (height, width) = len(image), size
+        twice = self.up1(image.flatten(0, 1)).view(-1, self.up_norm.weight.shape[0])  # a row per pixel: n, then 2 x 2
+        twice = functional.gelu(_normed(twice, self.up_norm))
+        four = self.up2(twice, gelu=True).view(prompts, -1, hyper.shape[2])  # n, then 2 x 2, then 2 x 2
+        masks = torch.bmm(hyper.to(four.dtype), four.transpose(1, 2)).float()
+        masks = masks.view(prompts, -1, height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return masks.reshape(prompts, -1, 4 * height, 4 * width)
+
+
+def _as_linear(convolution: Any, dtype: torch.dtype) -> PackedLinear:
+    """Turn a transposed convolution of kernel and stride 2 into a product with four outputs per channel, pixel by pixel."""
+    weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # (in, out, 2, 2) -> (2 * 2 * out, in)
+    return PackedLinear(weight.to(dtype), convolution.bias.detach().repeat(4), 4096)
+
+
+def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    """Normalise the last dimension, whichever of the two norms it is, in the type of ``x``."""
+    return functional.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+_PLANS: "WeakKeyDictionary[Sam, dict[tuple[torch.dtype, torch.device], _Plan]]" = WeakKeyDictionary()
+
+
+def _plan_for(sam: Sam, dtype: torch.dtype, device: torch.device) -> _Plan:
+    """Return the model's plan, made again when its weights have changed."""
+    plans = _PLANS.setdefault(sam, {})
+    plan = plans.get((dtype, device))
+    if plan is None or plan.signature != _signature(sam):
+        plan = plans[dtype, device] = _Plan(sam, dtype)
+    return plan
+
+
+def _signature(sam: Sam) -> tuple[tuple[int, int], ...]:
+    """Return what changes when a weight of the decoder is replaced or written to."""
+    tensors = (*sam.mask_decoder.parameters(), *sam.prompt_encoder.buffers())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)  # noqa: SLF001 - torch offers no other

@@ -1,0 +1,239 @@
+"""Read the tensors of a checkpoint file without ever running what the file pickles.
+
+Two readers, tried in this order: torch's own ``weights_only``, and, where a trainer pickled more than tensors beside them (an
+optimizer, ``argparse.Namespace``, numpy scalars), one that rebuilds tensors and plain containers and puts an inert ``Placeholder``
+wherever the file names anything else. A file that is nothing but foreign classes is refused.
+"""
+
+import hashlib
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from distill.errors import CheckpointError
+
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
+"""Names under which trainers save the weights: SAM-Med2D and MedSAM; Medical-SAM-Adapter; SAM-Med3D; micro-sam."""
+LEADING = ("module", "sam", "model", "base_model")
+"""Name parts that wrappers of the whole model put in front: DistributedDataParallel, micro-sam and SAMed, Lightning, peft."""
+ANYWHERE = ("_orig_mod", "module")
+"""Name parts that ``torch.compile`` and DistributedDataParallel put wherever a submodule was wrapped."""
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+HARMLESS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # noqa: SLF001 - the name that torch.save writes
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,  # noqa: SLF001
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # noqa: SLF001
+}
+"""All that the restricted reader calls; a function that is not listed here is never looked up, let alone run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a checkpoint file holds."""
+
+    tensors: dict[str, torch.Tensor]
+    """By name, without the prefixes of wrappers."""
+    header: dict[str, str]
+    """Metadata of a safetensors file."""
+    left_out: tuple[str, ...] = ()
+    """What else is in the file and is not used, such as ``optimizer``, ``epoch``."""
+    foreign: tuple[str, ...] = ()
+    """Classes that were pickled into the file and not rebuilt, such as ``torch.optim.adam.Adam``."""
+
+
+class Placeholder:
+    """Stands where a file pickled a class that is not rebuilt; accepts whatever the pickle does to it and does nothing."""
+
+    origin = ""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Ignore all arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Ignore all arguments."""
+
+    def __call__(self, *_: object, **__: object) -> "Placeholder":
+        """Answer a call, as of a pickled bound method, with itself."""
+        return self
+
+    def __setstate__(self, _: object) -> None:
+        """Forget the state."""
+
+    def __setitem__(self, _: object, __: object) -> None:
+        """Forget an item."""
+
+    def __hash__(self) -> int:
+        """Be usable as a key."""
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal only itself."""
+        return self is other
+
+    def append(self, _: object) -> None:
+        """Forget an element."""
+
+    extend = append
+    add = append
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """A pickle machine that can build tensors, containers and placeholders, and nothing else."""
+
+    foreign: list[str]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what ``HARMLESS`` lists under this name, else a placeholder class; nothing is imported."""
+        if (module, name) in HARMLESS:
+            return HARMLESS[module, name]
+        origin = f"{module}.{name}"
+        self.foreign.append(origin)
+        return type("Placeholder", (Placeholder,), {"origin": origin})
+
+
+def read_tensors(path: Path) -> Contents:
+    """Read a file's tensors and header; unwrap trainers' dictionaries and strip their prefixes.
+
+    Raises:
+        CheckpointError: if the file is missing, empty, truncated, or holds no tensors that can be read without running code.
+    """
+    if not path.is_file():
+        message = f"no checkpoint at {path}. Give 'bundled' or the path of a .safetensors, .pt or .pth file."
+        raise CheckpointError(message)
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    foreign: list[str] = []
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - damaged, foreign or hostile: the restricted reader finds out which
+        loaded = _read_restricted(path, foreign)
+    state, left_out = _unwrap(loaded, path, foreign)
+    return Contents(tensors=_strip(state, path), header={}, left_out=left_out, foreign=tuple(dict.fromkeys(foreign)))
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by content; the suffix only decides for a file that is too short to tell."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return start[8:9] == b"{" if len(start) == 9 else path.suffix == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> Contents:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            header = dict(file.metadata() or {})
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        _refuse_damaged(path, error)
+    if not tensors:
+        message = f"{path.name} holds no tensors. Save the model's state_dict."
+        raise CheckpointError(message)
+    return Contents(tensors=_strip(tensors, path), header=header)
+
+
+def _read_restricted(path: Path, foreign: list[str]) -> object:
+    """Let torch's reader of both file formats work on the restricted pickle machine.
+
+    ``torch.load`` takes any module with an ``Unpickler``; it wraps that class, so that every global the file names goes through
+    ``RestrictedUnpickler.find_class`` and only the names of storage types through torch's own table.
+    """
+    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        message = f"{path.name} is a TorchScript program, which is code and not only weights. Save the model's state_dict instead."
+        raise CheckpointError(message)
+    machine = type("Machine", (RestrictedUnpickler,), {"foreign": foreign})
+    module = SimpleNamespace(__name__="restricted_pickle", Unpickler=machine, load=lambda stream, **kw: machine(stream, **kw).load())
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
+        if foreign:
+            _refuse_code(path, foreign, error)
+        _refuse_damaged(path, error)
+
+
+def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    message = (
+        f"{path.name} cannot be read as a checkpoint ({path.stat().st_size} bytes): {first}. "
+        "It is probably truncated; fetch it again and compare its hash."
+    )
+    raise CheckpointError(message) from error
+
+
+def _refuse_code(path: Path, foreign: list[str], error: Exception | None = None) -> NoReturn:
+    names = ", ".join(dict.fromkeys(foreign))
+    message = (
+        f"{path.name} pickles {names[:160]}, and running a file's own code is refused. "
+        "Re-save it as safetensors, or save only the model's state_dict."
+    )
+    raise CheckpointError(message) from error
+
+
+def _unwrap(loaded: object, path: Path, foreign: list[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Descend to the weights; return them and the names of all that lies beside them."""
+    left_out: list[str] = []
+    while isinstance(loaded, dict) and (inner := _inner(loaded)) is not None:
+        left_out += [str(key) for key in loaded if key != inner]
+        loaded = loaded[inner]
+    if isinstance(loaded, dict) and loaded and all(key in PARTS for key in loaded):
+        loaded = {f"{part}.{key}": value for part, inside in loaded.items() if isinstance(inside, dict) for key, value in inside.items()}
+    state = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)} if isinstance(loaded, dict) else {}
+    if not state:
+        if foreign:
+            _refuse_code(path, foreign)
+        found = (
+            f"a dictionary of {', '.join(map(str, list(loaded)[:5])) or 'nothing'}" if isinstance(loaded, dict) else type(loaded).__name__
+        )
+        message = f"{path.name} holds no tensors: it is {found}. Save the model's state_dict."
+        raise CheckpointError(message)
+    left_out += [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)] if isinstance(loaded, dict) else []
+    return state, tuple(left_out)
+
+
+def _inner(loaded: dict[Any, Any]) -> str | None:
+    """Name the entry that holds the weights, or None if they lie here."""
+    for name in WRAPPERS:
+        if isinstance(loaded.get(name), dict) and loaded[name]:
+            return name
+    if any(isinstance(value, torch.Tensor) for value in loaded.values()) or (loaded and all(key in PARTS for key in loaded)):
+        return None
+    nested = [key for key, value in loaded.items() if isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())]
+    return nested[0] if len(nested) == 1 else None
+
+
+def _strip(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Remove the name parts of wrappers, each tensor on its own, as some wrap only a part of the model."""
+    stripped: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        parts = [part for part in key.split(".") if part not in ANYWHERE]
+        while len(parts) > 1 and parts[0] in LEADING:
+            parts.pop(0)
+        name = ".".join(parts)
+        if name in stripped:
+            message = f"{path.name} holds {name} twice, under different prefixes ({key} is one). Save one model's state_dict."
+            raise CheckpointError(message)
+        stripped[name] = value
+    return stripped
+
+
+def sha256_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def md5_file(path: Path) -> str:
+    """Return a file's MD5 in hexadecimal: what Meta's file names carry, no guard against malice."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

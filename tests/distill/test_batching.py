@@ -1,0 +1,90 @@
+"""When memory runs out, batches shrink and nothing that was computed is lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.teachers import batching
+from distill.teachers.batching import BatchSize, OutOfMemoryError, free_memory, in_batches
+
+REFUSALS = [
+    pytest.param(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), id="CUDA"),
+    pytest.param(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), id="CPU"),
+    pytest.param(MemoryError(), id="numpy"),
+]
+
+
+class Worker:
+    """Squares numbers, refusing slices that are too long, and remembers what it was asked."""
+
+    def __init__(self, fits: int, refusal: BaseException) -> None:
+        self.fits, self.refusal = fits, refusal
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, some: slice) -> list[int]:
+        self.asked.append((some.start, some.stop))
+        if some.stop - some.start > self.fits:
+            raise self.refusal
+        return [n * n for n in range(some.start, some.stop)]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(refusal: BaseException) -> None:
+    worker, batch = Worker(3, refusal), BatchSize(8)
+    parts = in_batches(worker, 10, batch)
+    assert [n for part in parts for n in part] == [n * n for n in range(10)]
+    assert worker.asked[:4] == [(0, 8), (0, 4), (0, 2), (2, 4)]
+    assert batch.size == 2
+
+
+def test_what_was_computed_before_memory_ran_out_is_not_computed_again() -> None:
+    class Tightening(Worker):
+        def __call__(self, some: slice) -> list[int]:
+            self.fits = 4 if some.start < 4 else 1
+            return super().__call__(some)
+
+    worker, batch = Tightening(4, MemoryError()), BatchSize(4)
+    parts = in_batches(worker, 8, batch)
+    assert [n for part in parts for n in part] == [n * n for n in range(8)]
+    assert sum(asked == (0, 4) for asked in worker.asked) == 1
+    assert batch.size == 1
+
+
+def test_the_smaller_size_is_remembered_for_the_next_call() -> None:
+    worker, batch = Worker(2, MemoryError()), BatchSize(8)
+    in_batches(worker, 4, batch)
+    worker.asked.clear()
+    in_batches(worker, 4, batch)
+    assert worker.asked == [(0, 2), (2, 4)]
+
+
+def test_one_item_that_does_not_fit_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"one of the pictures at a time: CUDA out of memory.*precision bf16"):
+        in_batches(Worker(0, torch.OutOfMemoryError("CUDA out of memory.")), 4, BatchSize(4, "pictures"))
+
+
+def test_another_error_is_passed_on_at_once() -> None:
+    worker = Worker(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        in_batches(worker, 4, BatchSize(4))
+    assert len(worker.asked) == 1
+
+
+def test_the_size_follows_free_memory_in_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "free_memory", lambda _: 1000)
+    cpu = torch.device("cpu")
+    assert BatchSize.from_memory(100, 64, cpu).size == 4  # 600 may be used: six fit
+    assert BatchSize.from_memory(100, 2, cpu).size == 2
+    assert BatchSize.from_memory(5000, 64, cpu).size == 1
+
+
+def test_a_container_s_limit_counts_as_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "CGROUP", tmp_path)
+    unlimited = free_memory(torch.device("cpu"))
+    assert unlimited > 2**20
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert free_memory(torch.device("cpu")) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(torch.device("cpu")) > 2**20

@@ -1,0 +1,196 @@
+"""Tensors come out of a file without anything in it being run; what cannot be read is refused with a sentence that helps."""
+
+import argparse
+import collections
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill.errors import CheckpointError
+from distill.teachers.files import read_tensors
+
+WEIGHTS = {"image_encoder.a": torch.arange(6.0).reshape(2, 3), "mask_decoder.b": torch.ones(4)}
+
+
+class Hostile:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, (f"touch {self.path}",))
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor] = WEIGHTS) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+def test_tensors_beside_a_hostile_object_are_read_and_the_object_is_not_run(tmp_path: Path, *, new_format: bool) -> None:
+    victim, path = tmp_path / "created-by-pickle", tmp_path / "hostile.pth"
+    torch.save({"model": WEIGHTS, "optimizer": Hostile(victim)}, path, _use_new_zipfile_serialization=new_format)
+    contents = read_tensors(path)
+    assert not victim.exists()
+    assert same(contents.tensors)
+    assert contents.left_out == ("optimizer",)
+    assert contents.foreign == ("posix.system",)
+
+
+def test_the_hostile_object_would_have_created_the_file(tmp_path: Path) -> None:
+    victim = tmp_path / "created-by-pickle"
+    pickle.loads(pickle.dumps(Hostile(victim)))
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+def test_a_hostile_object_in_the_place_of_weights_is_refused_and_not_run(tmp_path: Path, *, new_format: bool) -> None:
+    victim, path = tmp_path / "created-by-pickle", tmp_path / "hostile.pth"
+    torch.save({"model": Hostile(victim)}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointError, match=r"pickles posix\.system, and running a file's own code is refused"):
+        read_tensors(path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("call", ["eval", "exec", "getattr", "__import__"])
+def test_builtins_that_run_code_are_not_run_even_through_names_that_torch_knows(tmp_path: Path, call: str) -> None:
+    victim, path = tmp_path / "created", tmp_path / "hostile.pth"
+    text = f"__import__('pathlib').Path({str(victim)!r}).touch()"
+    program = b"cbuiltins\n" + call.encode() + b"\n(V" + text.encode() + b"\ntR."
+    torch.save(WEIGHTS, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, program if name.endswith("data.pkl") else content)
+    with pytest.raises(CheckpointError):
+        read_tensors(path)
+    assert not victim.exists()
+
+
+FOREIGN = {
+    "an optimizer": lambda: torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]),
+    "argparse": lambda: argparse.Namespace(lr=1e-4, nested=argparse.Namespace(a=[1])),
+    "a numpy scalar": lambda: np.float64(0.5),
+    "a numpy array": lambda: np.arange(3),
+    "a default dictionary": lambda: collections.defaultdict(list, a=[1]),
+    "a set of paths": lambda: {Path("a"), Path("b")},
+    "an ordered set of types": lambda: [dict, list, argparse.Namespace],
+}
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN.keys())
+def test_what_trainers_pickle_beside_the_weights_does_not_keep_them_from_being_read(
+    tmp_path: Path, foreign: "collections.abc.Callable[[], object]", *, new_format: bool
+) -> None:
+    path = tmp_path / "training.pth"
+    parameters = {key: torch.nn.Parameter(value) for key, value in WEIGHTS.items()}
+    torch.save({"epoch": 3, "state_dict": parameters, "args": foreign()}, path, _use_new_zipfile_serialization=new_format)
+    contents = read_tensors(path)
+    assert same({key: value.detach() for key, value in contents.tensors.items()})
+    assert contents.left_out == ("epoch", "args")
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "model_state"])
+def test_trainers_dictionaries_are_unwrapped_also_when_nested(tmp_path: Path, wrapper: str) -> None:
+    path = tmp_path / "wrapped.pth"
+    torch.save({wrapper: {"model": WEIGHTS, "ema_decay": 0.9}, "epoch": 1}, path)
+    contents = read_tensors(path)
+    assert same(contents.tensors)
+    assert contents.left_out == ("epoch", "ema_decay")
+
+
+def test_the_only_dictionary_of_tensors_is_found_under_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "wrapped.pth"
+    torch.save({"net": WEIGHTS, "epoch": 1}, path)
+    assert same(read_tensors(path).tensors)
+
+
+def test_a_file_with_one_dictionary_per_part_of_the_model_is_put_together(tmp_path: Path) -> None:
+    path = tmp_path / "parts.pth"
+    torch.save({"image_encoder": {"a": WEIGHTS["image_encoder.a"]}, "mask_decoder": {"b": WEIGHTS["mask_decoder.b"]}}, path)
+    assert same(read_tensors(path).tensors)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "sam.", "_orig_mod.", "module.sam.", "_orig_mod.module.sam._orig_mod.", "model.module."], ids=lambda text: text
+)
+def test_prefixes_of_wrappers_are_stripped(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "prefixed.pth"
+    torch.save({prefix + key: value for key, value in WEIGHTS.items()}, path)
+    assert same(read_tensors(path).tensors)
+
+
+def test_a_prefix_inside_a_name_or_on_some_tensors_only_is_stripped_too(tmp_path: Path) -> None:
+    path = tmp_path / "prefixed.safetensors"
+    save_file({"image_encoder._orig_mod.a": WEIGHTS["image_encoder.a"], "module.mask_decoder.b": WEIGHTS["mask_decoder.b"]}, path)
+    assert same(read_tensors(path).tensors)
+
+
+def test_two_tensors_that_become_one_are_refused_instead_of_one_being_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "twice.pth"
+    torch.save({"a": torch.ones(1), "module.a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="holds a twice"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_a_truncated_file_is_called_truncated_in_one_line(tmp_path: Path, kind: str, share: float) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut.pth"
+    if kind == "safetensors":
+        save_file({"a": torch.zeros(1000)}, whole)
+    else:
+        torch.save({"a": torch.zeros(1000)}, whole, _use_new_zipfile_serialization=kind == "zip")
+    cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    with pytest.raises(CheckpointError, match="probably truncated") as caught:
+        read_tensors(cut)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_is_called_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pth"
+    path.touch()
+    with pytest.raises(CheckpointError, match=r"0 bytes.*probably truncated"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("saved", [{}, {"model": {}}, {"epoch": 3}, [1, 2]], ids=["empty", "empty model", "no tensors", "a list"])
+def test_a_file_without_tensors_says_what_it_is(tmp_path: Path, saved: object) -> None:
+    path = tmp_path / "nothing.pth"
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match="holds no tensors: it is"):
+        read_tensors(path)
+
+
+def test_a_pickled_whole_model_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(CheckpointError, match=r"pickles torch\.nn\.modules\.linear\.Linear.*save only the model's state_dict"):
+        read_tensors(path)
+
+
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
+    path, buffer = tmp_path / "program.pt", io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("program/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("program/constants.pkl", b"\x80\x02)q\x00.")
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match="TorchScript program"):
+        read_tensors(path)
+
+
+def test_safetensors_are_told_by_content_not_by_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    save_file(WEIGHTS, path, metadata={"family": "x"})
+    contents = read_tensors(path)
+    assert same(contents.tensors)
+    assert contents.header == {"family": "x"}
