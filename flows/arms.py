@@ -1,6 +1,6 @@
 """What the student is compared with: arms that need no teacher, and what the teacher itself costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +10,10 @@ from distill.planes import ask_other_planes
 from distill.prompts.hints import hints_by_slice
 from distill.prompts.schedule import schedule_slices
 from distill.teachers.checkpoints import load_teacher
-from distill.wavefront import CaseWork, ClassWork, run_wavefront
+from distill.wavefront import SLICES_PER_CALL, CaseWork, ClassWork, run_wavefront
 from flows.plans import class_infos, label_plan, student_spec
 from flows.recipe import ArmName, Recipe
-from flows.results import TEACHER_SET
+from flows.results import TEACHER_SET, counted
 from storage import Archive, CaseRecord
 from students.baselines import LABEL_SET as ELLIPSES
 from students.baselines import write_ellipse_labels
@@ -29,6 +29,9 @@ TRAINED_ARMS: dict[ArmName, str] = {
 }
 """How the report calls the arms that end in a student."""
 
+_ENOUGH_SLICES = 8 * SLICES_PER_CALL
+"""Of cases that the teacher is measured on; with so many, a batch that is not full weighs little."""
+
 
 def evaluation_plan(archive: Archive, recipe: Recipe, say: Callable[[str], None]) -> EvaluationPlan:
     """Prepare every arm that the recipe asks for, and return what is to be compared."""
@@ -40,7 +43,7 @@ def evaluation_plan(archive: Archive, recipe: Recipe, say: Callable[[str], None]
         arms=tuple(_arm(archive, recipe, name, say) for name in recipe.evaluate.arms),
         seen=frozenset(record.id for record in archive.cases(part="calibration")),
         tolerance_mm=recipe.evaluate.tolerance_mm,
-        costs=(teacher_cost(archive, recipe, labelled[0]),) if labelled else (),
+        costs=(teacher_cost(archive, recipe, labelled),) if labelled else (),
     )
 
 
@@ -80,24 +83,49 @@ def _trained(archive: Archive, recipe: Recipe, name: ArmName, label_set: str, ca
     return Arm(name=f"{TRAINED_ARMS[name]} ({len(cases)} cases)", student=student.path)
 
 
-def teacher_cost(archive: Archive, recipe: Recipe, record: CaseRecord) -> Cost:
-    """Measure the teacher on one prompted case, asked as the recipe says."""
+def teacher_cost(archive: Archive, recipe: Recipe, records: Sequence[CaseRecord]) -> Cost:
+    """Measure the teacher as the labelling stage runs it: several cases asked together, as the recipe says, and shared out among them.
+
+    Reading, writing and loading the checkpoint are not included. Fewer cases than the engine takes at once fill its batches less well.
+    """
     plan = label_plan(recipe)
-    teacher = load_teacher(plan.teacher, profile=plan.profile, device=plan.device)
+    teacher = load_teacher(plan.teacher, profile=plan.profile, base=plan.base, device=plan.device, precision=plan.precision)
+    together = [_blank(archive, recipe, record) for record in _some(records, plan.window)]
+
+    def ask() -> None:
+        works = [_fresh(work) for work in together]
+        run_wavefront(teacher, works, plan.ask)
+        if plan.ask.planes == "three":
+            ask_other_planes(teacher, works, plan.ask)
+
+    name = f"teacher, with prompts ({counted(len(together), 'case', 'cases')} asked together)"
+    return measure_cost(name, [teacher.sam], ask, device=teacher.device, repeats=1, cases=len(together))
+
+
+def _some(records: Sequence[CaseRecord], window: int) -> list[CaseRecord]:
+    """Return enough cases to fill the engine's batches as it does itself: one or two volumes, or as many pictures as it takes at once."""
+    chosen: list[CaseRecord] = []
+    for record in records[:window]:
+        chosen.append(record)
+        if sum(each.shape_czyx[1] for each in chosen) >= _ENOUGH_SLICES:
+            break
+    return chosen
+
+
+def _blank(archive: Archive, recipe: Recipe, record: CaseRecord) -> CaseWork:
+    """Return a case of which nothing is known yet but its pixels and prompts."""
     volume = archive[record.id].read()
     hints = hints_by_slice(record, archive.catalog.prompts(record.id))
     shape_zyx = record.shape_czyx[1:]
-    blank = CaseWork(record=record, volume_czyx=volume, window=choose_window(record, volume), classes={})
+    classes = {
+        key: ClassWork(plans=schedule_slices(found, shape_zyx[0]), probability=np.zeros(shape_zyx, np.float32))
+        for key, found in hints.items()
+        if key in recipe.classes
+    }
+    return CaseWork(record=record, volume_czyx=volume, window=choose_window(record, volume, recipe.intensity), classes=classes)
 
-    def ask() -> None:
-        classes = {
-            key: ClassWork(plans=schedule_slices(found, shape_zyx[0]), probability=np.zeros(shape_zyx, np.float32))
-            for key, found in hints.items()
-            if key in recipe.classes
-        }
-        work = replace(blank, classes=classes)
-        run_wavefront(teacher, [work], plan.ask)
-        if plan.ask.planes == "three":
-            ask_other_planes(teacher, [work], plan.ask)
 
-    return measure_cost("teacher, with prompts", [teacher.sam], ask, device=teacher.device, repeats=1)
+def _fresh(work: CaseWork) -> CaseWork:
+    """Return the same question without any answer."""
+    classes = {key: ClassWork(plans=known.plans, probability=np.zeros_like(known.probability)) for key, known in work.classes.items()}
+    return replace(work, classes=classes)

@@ -1,5 +1,6 @@
 """The command line. Each command is a few lines that call one function; nothing heavy is imported before a command runs."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from flows.results import STAGES, Stage
 
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 OK, FAILED, USAGE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
 """Exit codes: all done; an error; wrong usage (typer's own); done, but some units have no result; stopped by Ctrl-C."""
 
@@ -36,8 +38,17 @@ CatalogUrl = Annotated[str | None, typer.Option(help="SQLAlchemy URL of the cata
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table.")]
 
 
+def _say_version(asked: bool) -> None:  # noqa: FBT001 - typer's shape
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"samdistill {version('samdistill')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")] = False,  # noqa: ARG001
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's log; may stand anywhere on the line.")] = False,
 ) -> None:
     """Options of every command."""
@@ -71,7 +82,7 @@ def recipe() -> None:
 def ingest(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder (or file) of NIfTI, DICOM, PNG, JPEG or TIFF images.")],
     archive: ArchiveUrl,
-    modality: Annotated[str | None, typer.Option(help="DICOM's code for all of them: CT, MR, US, ...")] = None,
+    modality: Annotated[str | None, typer.Option(help="DICOM's code for all of them: CT, MR, US, ..., or other.")] = None,
     patient_from: Annotated[str | None, typer.Option(help="Regular expression; its first group is the patient in a file's name.")] = None,
     split: Annotated[Path | None, typer.Option(help="CSV with columns case,part: archive, calibration or test.", exists=True)] = None,
     catalog: CatalogUrl = None,
@@ -82,7 +93,9 @@ def ingest(
     """
     from flows.imports import ingest_folder
 
-    raise typer.Exit(_shown(ingest_folder(source, archive, modality=modality, patient_from=patient_from, split=split, catalog=catalog)))
+    raise typer.Exit(
+        _shown(ingest_folder(source, archive, modality=modality, patient_from=patient_from, split=split, catalog=catalog), archive)
+    )
 
 
 @prompts_app.command("import")
@@ -98,7 +111,7 @@ def prompts_import(
     """
     from flows.imports import import_prompt_file
 
-    raise typer.Exit(_shown(import_prompt_file(file, archive, source=source, catalog=catalog)))
+    raise typer.Exit(_shown(import_prompt_file(file, archive, source=source, catalog=catalog), archive))
 
 
 @app.command()
@@ -142,19 +155,25 @@ def evaluate(recipe: RecipeFile, as_json: AsJson = False) -> None:
 @app.command()
 def predict(
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, such as results/students/compact.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="NIfTI files, folders of them, or one archive.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per input, in its geometry.")] = None,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="NIfTI, DICOM, PNG, JPEG or TIFF files, folders of them, or one archive.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per scan, in its geometry.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI for pictures too, instead of PNG.")] = False,
 ) -> None:
     """Use a student on new scans; it needs no prompts.
 
     Example: samdistill predict results/students/compact scans/ -o labels/
 
+    Volumes become NAME.nii.gz; a picture becomes NAME.png of the same size, grey, whose values are class ids (1, 2, ...: it looks black).
+    Folders are searched with all below them. DICOM series go by pseudonyms; a private list beside the folder says which is which.
+
     With an archive instead of files, its cases get the label set student/NAME: samdistill predict results/students/compact archive.zarr
     """
     from flows.showcase import predict_anywhere
 
-    raise typer.Exit(predict_anywhere(student, files, out, device=device))
+    raise typer.Exit(predict_anywhere(student, files, out, device=device, nifti=nifti))
 
 
 @app.command()
@@ -173,7 +192,7 @@ def export(
     """
     from flows.imports import export_nifti
 
-    raise typer.Exit(_shown(export_nifti(archive, out, label_set=labels, part=part, images=images, catalog=catalog)))
+    raise typer.Exit(_shown(export_nifti(archive, out, label_set=labels, part=part, images=images, catalog=catalog), archive))
 
 
 @app.command()
@@ -193,6 +212,23 @@ def inspect(
 
 
 @app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which one, such as vit_b; --list names them.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Say which there are, and which are here.")] = False,
+) -> None:
+    """Bring an official checkpoint to this machine; after that a recipe may say checkpoint: NAME.
+
+    Example: samdistill fetch vit_b
+    """
+    from flows.fetching import fetch_checkpoint, list_checkpoints
+
+    if listing or name is None:
+        list_checkpoints()
+    else:
+        fetch_checkpoint(name)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine can do, what is missing, and the command that mends it."""
     from flows.doctor import examine
@@ -208,15 +244,19 @@ def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False) -> 
     summary = launch(recipe, stages)
     if not quiet:
         show_summary(summary)
+    if stages == STAGES:
+        from flows.showcase import show_after_run
+
+        show_after_run(summary)
     return INCOMPLETE if summary.left else OK
 
 
-def _shown(result: object) -> int:
+def _shown(result: object, archive: str) -> int:
     """Show the result of a single stage as the table of a run."""
     from flows.console import show_summary
     from flows.results import RunSummary, StageResult
 
-    summary = RunSummary(stages=(result,) if isinstance(result, StageResult) else ())
+    summary = RunSummary(stages=(result,) if isinstance(result, StageResult) else (), archive=archive)
     show_summary(summary)
     return INCOMPLETE if summary.left else OK
 
@@ -244,6 +284,8 @@ def _sentence(error: Exception) -> str:
     ours = {"flows", "storage", "distill", "students"}
     if type(error).__module__.split(".")[0] in ours:
         return str(error)
+    if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
+        return f"{error.filename} cannot be opened or written ({error.strerror}). Choose a place that you may write to."
     return f"{type(error).__name__}: {error}. This was not foreseen: run again with --debug for the traceback, and please report it."
 
 

@@ -1,18 +1,23 @@
 """What a person sees while and after a run: bars, tables, one-line errors. Knows nothing of what is computed."""
 
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from flows.durations import as_text
+from flows.places import program, shortest
 from flows.results import RunSummary
 
 LEAST_WIDTH = 120
-"""Columns where nobody's terminal sets a limit (a pipe, a log file): enough for the table of a run without broken words."""
+"""Columns where nobody's terminal sets a limit (a pipe, a log file): enough for a table without broken words."""
+LOG_EVERY_S = 10.0
+"""A log that is silent for longer looks like one of a process that hangs."""
 
 
 def wide_console(*, stderr: bool = False) -> Console:
@@ -28,13 +33,15 @@ ERR = wide_console(stderr=True)
 
 
 class Bars:
-    """One bar per stage on a terminal; a line per quarter of a stage elsewhere (a log file, a scheduler)."""
+    """One bar per stage on a terminal; elsewhere (a log file, a scheduler) a line per quarter of a stage, and every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is drawn until ``shown`` is entered."""
+        self._clock = clock
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._quarters: dict[str, int] = {}
+        self._logged: dict[str, tuple[int, float]] = {}
+        """Stage -> the quarter of its last line, and when that was written."""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -42,7 +49,7 @@ class Bars:
         columns = (
             TextColumn("[bold]{task.description:<9}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("[dim]{task.fields[note]}"),
@@ -52,23 +59,26 @@ class Bars:
             try:
                 yield
             finally:
-                self._progress, self._tasks, self._quarters = None, {}, {}
+                self._progress, self._tasks, self._logged = None, {}, {}
 
-    def advance(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Move the bar of a stage."""
+    def advance(self, stage: str, done: int, total: int, note: str = "", *, percent: bool = False) -> None:
+        """Move the bar of a stage; ``percent`` says that its steps are no things that a person would count."""
         if self._progress is None:
             return
+        count = f"{100 * done // max(total, 1)} %" if percent else f"{done:,} of {total:,}"
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
-        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note, count=count)
+            self._logged[stage] = 0, self._clock()
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note, count=count)
         if not ERR.is_terminal:
-            self._log(stage, done, total, note)
+            self._log(stage, f"{stage}: {count} {note}".rstrip(), 4 * done // max(total, 1))
 
-    def _log(self, stage: str, done: int, total: int, note: str) -> None:
-        quarter = 4 * done // max(total, 1)
-        if quarter > self._quarters.get(stage, 0):
-            self._quarters[stage] = quarter
-            sys.stderr.write(f"{stage}: {done} of {total} {note}".rstrip() + "\n")
+    def _log(self, stage: str, line: str, quarter: int) -> None:
+        before, when = self._logged[stage]
+        now = self._clock()
+        if quarter > before or now - when >= LOG_EVERY_S:
+            self._logged[stage] = max(quarter, before), now
+            sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
 
@@ -79,39 +89,56 @@ BARS = Bars()
 class Follow:
     """A progress callback for one stage; accepts what the rooms below send."""
 
-    def __init__(self, stage: str, *, offset: int = 0, total: int | None = None) -> None:
+    def __init__(self, stage: str, *, offset: int = 0, total: int | None = None, percent: bool = False) -> None:
         """Shift a shard's counts: ``offset`` units were done by shards before it, ``total`` is the number over all."""
-        self._stage, self._offset, self._total = stage, offset, total
+        self._stage, self._offset, self._total, self._percent = stage, offset, total, percent
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Report ``done`` of ``total`` units."""
-        BARS.advance(self._stage, self._offset + done, self._total or total, note)
+        BARS.advance(self._stage, self._offset + done, self._total or total, note, percent=self._percent)
 
 
 def show_summary(summary: RunSummary) -> None:
-    """Print the table of a run, and what a person does next."""
+    """Print the counts of a run, below them where its results lie and what is to be known of them."""
     if summary.up_to_date:
-        OUT.print("Nothing to do: every unit of this recipe is done and no input has changed.")
-    # Counts and their headings stay whole on a narrow terminal; what is long anyway is folded.
+        OUT.print("Nothing to do: everything in this recipe is done, and no input has changed.")
+    elif summary.stages:
+        _show_stages(summary)
+    if summary.report:
+        OUT.print(f"Report: {shortest(summary.report)}", soft_wrap=True, markup=False, highlight=False)
+    if summary.left:
+        where = f"'{program()} inspect {shortest(summary.archive)}'" if summary.archive else "'samdistill inspect ARCHIVE'"
+        went_on = " The rest of the run went on." if len(summary.stages) > 1 else ""
+        OUT.print(f"{summary.left_in_words}: {where} says which and why.{went_on}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _show_stages(summary: RunSummary) -> None:
+    # Only counts stand in columns: paths and sentences have a line of their own, so that no width breaks them.
     figures = [Column(name, no_wrap=True, min_width=len(name)) for name in ("stage", "done", "skipped", "failed", "quarantined", "time")]
-    table = Table(*figures, Column("output", overflow="fold"), Column("note", overflow="fold"))
+    table = Table(*figures)
     for result in summary.stages:
         counts = [str(result.done), str(result.skipped), _alarm(result.failed), _alarm(result.quarantined)]
-        table.add_row(result.stage, *counts, as_text(result.seconds), result.output, result.note)
-    if summary.stages:
-        OUT.print(table)
-    if summary.report:
-        OUT.print(f"Report: {summary.report}", soft_wrap=True)
-    if summary.left:
-        OUT.print(f"{summary.left} units have no result; the rest of the run went on. 'samdistill inspect ARCHIVE' names them and why.")
+        table.add_row(result.stage, *counts, as_text(result.seconds))
+    OUT.print(table)
+    for result in summary.stages:
+        parts = [part for part in (shortest(result.output), result.remark) if part]
+        if parts:
+            OUT.print(f"[bold]{result.stage:<9}[/]{escape(' | '.join(parts))}", soft_wrap=True, highlight=False)
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one table."""
-    table = Table(*header, title=title, title_justify="left")
+    """Print one table; what is in it is text, never markup. Columns without any heading have no heading row."""
+    table = Table(*(Column(name, overflow="fold") for name in header), title=escape(title), title_justify="left", show_header=any(header))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     OUT.print(table)
+
+
+def show_next(commands: Sequence[str]) -> None:
+    """Print what a person may type next, as the program was called."""
+    OUT.print("\nNext:")
+    for command in commands:
+        OUT.print(f"  {program()} {command}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_error(message: str) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32
 from scipy import ndimage
 
 from flows.errors import DemoError
+from flows.places import check_writable
 from flows.recipe_file import save_recipe
 from storage.case import Geometry
 from storage.export.nifti import write_nifti
@@ -52,10 +53,15 @@ def make_demo(out: Path, *, progress: Callable[[int, int], None]) -> Path:
 
     Raises:
         DemoError: if the folder holds something else.
+        StageError: if nothing can be written there.
     """
     recipe = out / "recipe.yaml"
+    check_writable(out, "the demonstration")
     if recipe.is_file():
         return recipe
+    if out.exists() and not out.is_dir():
+        message = f"{out} is a file. Name a folder: samdistill demo --out FOLDER."
+        raise DemoError(message)
     if out.exists() and any(path.name not in {"images", "gold"} for path in out.iterdir()):
         message = f"{out} is not empty and holds no demonstration. Name another folder: samdistill demo --out FOLDER."
         raise DemoError(message)

@@ -10,6 +10,9 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Literal
 
+from flows.errors import StageError
+from flows.places import check_writable
+
 Verdict = Literal["ok", "note", "problem"]
 
 
@@ -24,7 +27,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Run every check; none of them changes anything."""
+    """Run every check; none of them leaves anything behind."""
     return [check() for check in CHECKS]
 
 
@@ -94,7 +97,11 @@ def processors() -> Check:
 
 
 def disk() -> Check:
-    """Room in the folder where the command is called."""
+    """Room in the folder where the command is called, and whether it may be written to."""
+    try:
+        check_writable(Path.cwd(), "archives and results")
+    except StageError as error:
+        return Check(name="disk", verdict="problem", found=str(error), remedy="cd to a folder of your own, and run samdistill there")
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     found = f"{free_gib:.0f} GiB free in {Path.cwd()}"
     if free_gib < 2:

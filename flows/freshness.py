@@ -70,6 +70,8 @@ def _inputs(recipe: Recipe) -> Iterator[Path]:
     """Every file the recipe reads."""
     if recipe.teacher.checkpoint != "bundled":
         yield Path(recipe.teacher.checkpoint)
+    if recipe.teacher.base is not None:
+        yield Path(recipe.teacher.base)
     if recipe.ingest is None:
         return
     gold = recipe.ingest.gold.path if recipe.ingest.gold else None

@@ -5,23 +5,31 @@ from pathlib import Path
 
 from flows.console import BARS, Follow
 from flows.errors import StageError
+from flows.places import check_writable
 from flows.results import StageResult
 from storage import Archive, Part
+from storage.store import local_path
+from storage.wording import check_modality, check_pattern
 
 
 def ingest_folder(
     source: Path, archive_url: str, *, modality: str | None, patient_from: str | None, split: Path | None, catalog: str | None
 ) -> StageResult:
-    """Copy scans into an archive, and set their parts if a split is given."""
-    from storage.ingest import import_parts
+    """Copy scans into an archive, and set their parts if a split is given; what cannot work is said before there is an archive."""
+    from flows.sources import set_parts
+    from storage.ingest import check_any
     from storage.ingest import ingest as ingest_scans
 
     started = time.monotonic()
+    modality, patient_from = check_modality(modality), check_pattern(patient_from)
+    check_any(source)
+    place = local_path(archive_url)
+    if place is not None:
+        check_writable(place, "the archive")
     archive = Archive.open_or_create(archive_url, catalog=catalog)
     with BARS.shown():
         summary = ingest_scans(archive, source, modality=modality, patient_from=patient_from, progress=Follow("ingest"))
-    if split is not None:
-        import_parts(archive, split)
+    notes = set_parts(archive, split) if split is not None else []
     return StageResult(
         stage="ingest",
         done=summary.added + summary.replaced,
@@ -29,7 +37,8 @@ def ingest_folder(
         quarantined=summary.problems,
         seconds=time.monotonic() - started,
         output=archive.url,
-        note=", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()),
+        tally=summary.reasons,
+        note="; ".join(notes),
     )
 
 
@@ -47,7 +56,8 @@ def import_prompt_file(file: Path, archive_url: str, *, source: str, catalog: st
         quarantined=summary.problems,
         seconds=time.monotonic() - started,
         output=archive.url,
-        note=", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()),
+        tally=summary.reasons,
+        note="; ".join(summary.notes),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from flows.errors import FlowError
-from flows.results import LEDGER_STAGES
+from flows.results import LEDGER_STAGES, PSEUDO_SET, UNIT_NAMES
 from storage import Archive
 
 Kind = Literal["archive", "student", "checkpoint"]
@@ -61,9 +61,39 @@ def _archive(path: str, catalog: str | None) -> Inspection:
     facts |= {f"label set {name}": count for name, count in sorted(archive.catalog.count_label_sets().items())}
     facts["students"] = ", ".join(student.name for student in archive.catalog.students())
     for stage, name in LEDGER_STAGES.items():
-        counts = archive.ledger.counts(name)
-        facts[f"units of {stage}"] = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none yet"
+        things = "files" if stage == "ingest" else UNIT_NAMES[stage][1]
+        facts[f"{stage} ({things})"] = ", ".join(f"{n:,} {state}" for state, n in _states(archive, stage, name).items()) or "none yet"
+    if PSEUDO_SET in archive.catalog.count_label_sets():
+        facts[f"verdicts of {PSEUDO_SET}"] = _verdicts(archive)
     return Inspection(kind="archive", path=path, facts=facts, refused=_refused(archive))
+
+
+def _states(archive: Archive, stage: str, name: str) -> dict[str, int]:
+    """Count the units of a stage by state; a file that was looked at and refused is done for the ledger, but not for a person."""
+    counts: dict[str, int] = dict(archive.ledger.counts(name))
+    if stage == "ingest":
+        refused = _refused_files(archive, name)
+        counts |= {"done": counts["done"] - refused, "refused": refused}
+    return {state: count for state, count in counts.items() if count}
+
+
+def _refused_files(archive: Archive, stage: str) -> int:
+    from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping
+
+    book = Bookkeeping(archive)
+    try:
+        return sum(unit.state == "done" and unit.note.startswith(PROBLEM_NOTE) for unit in book.seen(stage).values())
+    finally:
+        book.close()
+
+
+def _verdicts(archive: Archive) -> str:
+    """Count the cases by what refinement decided about them."""
+    from distill.refine import count_verdicts
+    from flows.stages import ordered_verdicts
+
+    cases = [record.id for record in archive.cases(with_labels=PSEUDO_SET)]
+    return ", ".join(f"{count:,} {keep}" for keep, count in ordered_verdicts(count_verdicts(archive, PSEUDO_SET, cases)[0]).items())
 
 
 def _refused(archive: Archive) -> tuple[Refusal, ...]:
@@ -79,6 +109,7 @@ def _refused(archive: Archive) -> tuple[Refusal, ...]:
 
 def _student(path: Path) -> Inspection:
     from students.checkpoint import read_card
+    from students.outcome import passes, stop_words, training_doubts
 
     card = read_card(path)
     return Inspection(
@@ -93,11 +124,14 @@ def _student(path: Path) -> Inspection:
             "validation cases": len(card.validation_cases),
             "parameters": card.parameters,
             "steps": card.steps,
+            "times each training case was seen": round(passes(card), 1),
             "training seconds": round(card.seconds, 1),
+            "end of training": stop_words(card),
             "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
             "network": card.plan.dimensions,
             "spacing_zyx_mm": str(card.plan.spacing_zyx_mm),
             "fingerprint": card.fingerprint,
+            "warnings": " ".join(training_doubts(card)) or "none",
         },
     )
 
@@ -111,8 +145,9 @@ def _checkpoint(path: str) -> Inspection:
         path=path,
         facts={
             "family": info.family,
-            "profile": info.profile or "not known: name it in the recipe, teacher: {profile: sam}",
-            "image size (px)": info.image_size,
+            "what it is": info.title,
+            "profile": info.profile or f"not known: name it in the recipe, teacher: {{profile: ...}}; possible: {', '.join(info.profiles)}",
+            "image size (px)": info.image_size or "its base's",
             "parameters": info.parameters,
             "fingerprint": info.fingerprint,
             **info.details,

@@ -1,10 +1,13 @@
 """One call from a recipe file to a summary: what the command line, a schedule and a test all use."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import BARS
-from flows.errors import FlowError
+from flows.errors import FlowError, StageError
+from flows.places import check_writable
+from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import STAGES, RunSummary, Stage
 
@@ -14,6 +17,7 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
 
     Raises:
         RecipeError: if the recipe cannot be used; nothing has been touched then.
+        StageError: if what it names cannot be written to, or cannot be the teacher; nothing has been touched then either.
     """
     from flows.freshness import is_up_to_date, remember_run, standing
     from flows.stages import report_of
@@ -21,11 +25,57 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
     recipe = load_recipe(recipe_file)
     whole = chosen == STAGES
     if whole and is_up_to_date(recipe):
-        return RunSummary(stages=standing(recipe), up_to_date=True, report=report_of(recipe))
+        return RunSummary(stages=standing(recipe), up_to_date=True, report=report_of(recipe), archive=recipe.archive)
+    check_before(recipe, chosen)
     summary = _run(recipe_file, chosen)
     if whole and not any(result.failed for result in summary.stages):
         remember_run(recipe)
     return summary
+
+
+def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
+    """Fail in seconds over what would otherwise fail after the first stage.
+
+    Raises:
+        StageError: if archive or results cannot be written, or the teacher's profile or base does not fit its file.
+        DistillError: if the teacher's file cannot be read.
+    """
+    from storage.store import local_path
+
+    archive = local_path(recipe.archive)
+    if archive is not None:
+        check_writable(archive, "the archive")
+    check_writable(recipe.results, "the results")
+    if "label" in chosen:
+        check_teacher(recipe)
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Look into the teacher's file without building the model.
+
+    Raises:
+        StageError: if the recipe leaves open, or contradicts, how the file is to be used.
+        DistillError: if the file cannot be read, or is of no family that can be used.
+    """
+    block = recipe.teacher
+    if (block.checkpoint, block.profile, block.base) == ("bundled", None, None):
+        return
+    from distill.teachers.checkpoints import inspect_checkpoint
+
+    info = inspect_checkpoint(block.checkpoint, base=block.base)
+    file, known = Path(block.checkpoint).name, ", ".join(info.profiles)
+    if block.base is None and "needs" in info.details:
+        message = f"the teacher {file} is {info.title} and needs {info.details['needs']}. Name it in the recipe: teacher: {{base: FILE}}."
+        raise StageError(message)
+    if block.profile is None and info.profile is None:
+        message = (
+            f"the teacher {file} is {info.title}, and the file does not say how it wants its images. Name its profile in the recipe, "
+            f"teacher: {{profile: ...}}; possible: {known}. See docs/checkpoints.md."
+        )
+        raise StageError(message)
+    if block.profile is not None and block.profile not in info.profiles:
+        message = f"the teacher {file} is {info.title} and cannot be used with profile {block.profile!r}. Possible: {known}."
+        raise StageError(message)
 
 
 def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:

@@ -10,10 +10,12 @@ ledger, so that any of these may be killed and called again.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import State, Task, flow, task
 from prefect.client.schemas.objects import TaskRun
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from flows import stages
 from flows.recipe_file import load_recipe
@@ -26,10 +28,25 @@ SHARD_CASES = 256
 """Cases per task: enough that starting a task and loading the teacher cost nothing beside the work."""
 
 
+_LASTING_SQLITE = ("SQLITE_ERROR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")
+"""SQLite's operational errors that a minute does not mend, by the beginning of their names (sqlite.org/rescode.html): a statement or
+table that does not exist, a file that may not be written or opened. Busy, locked, full and I/O error pass."""
+
+
 def is_passing_fault(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry what may be better in a minute (disk, network, database), never bad input."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, DBAPIError):
+        return _is_passing_database_fault(error)
     return isinstance(error, (OSError, TimeoutError)) and not isinstance(error, (FileNotFoundError, FileExistsError, PermissionError))
+
+
+def _is_passing_database_fault(error: DBAPIError) -> bool:
+    """Tell a lock or a lost connection from a statement that can never succeed."""
+    if error.connection_invalidated:
+        return True
+    name: str = getattr(error.orig, "sqlite_errorname", "")
+    return isinstance(error, OperationalError) and not name.startswith(_LASTING_SQLITE)
 
 
 def patient_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -87,10 +104,13 @@ def label(recipe_file: str) -> StageResult:
 
 @flow(name="refine", flow_run_name="refine {recipe_file}")
 def refine(recipe_file: str) -> StageResult:
-    """Set thresholds, then keep what can be believed."""
+    """Set thresholds, then keep what can be believed; without the thresholds that another run is at, nothing is."""
     shards = stages.shards_to_refine(load_recipe(recipe_file), SHARD_CASES)
-    calibrate_rules(recipe_file)
-    return merged("refine", [refine_cases(recipe_file, shard) for shard in shards])
+    calibrated = calibrate_rules(recipe_file)
+    if calibrated.failed:
+        return replace(calibrated, stage="refine", note=f"thresholds: {calibrated.note}")
+    refined = merged("refine", [refine_cases(recipe_file, shard) for shard in shards])
+    return replace(refined, note="; ".join(note for note in (calibrated.note, refined.note) if note))
 
 
 @flow(name="train", flow_run_name="train {recipe_file}")
@@ -111,5 +131,6 @@ FLOWS = {"ingest": ingest, "label": label, "refine": refine, "train": train, "ev
 @flow(name="run", flow_run_name="run {recipe_file}")
 def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
     """Ingest, label, refine, train, evaluate: the chosen ones, in this order."""
+    recipe = load_recipe(recipe_file)
     results = tuple(FLOWS[stage](recipe_file) for stage in STAGES if stage in chosen)
-    return RunSummary(stages=results, report=stages.report_of(load_recipe(recipe_file)))
+    return RunSummary(stages=results, report=stages.report_of(recipe), archive=recipe.archive, student=stages.student_of(recipe))

@@ -1,10 +1,15 @@
 """Recipe -> the plans of the rooms below. The one place to change when a plan gains a field."""
 
+from pathlib import Path
+
+from distill.embedding_cache import EmbeddingCachePlan
 from distill.engine import LabelPlan
+from distill.teachers.fetch import checkpoint_folder
 from distill.wavefront import AskSettings
 from flows.recipe import Recipe
 from flows.results import TEACHER_SET
 from storage import ClassInfo
+from storage.store import local_path
 from students.spec import StudentSpec
 
 _COLOURS: tuple[tuple[int, int, int], ...] = ((228, 60, 60), (60, 140, 228), (70, 180, 90), (240, 170, 40), (150, 90, 200), (40, 190, 190))
@@ -24,13 +29,26 @@ def label_plan(recipe: Recipe) -> LabelPlan:
         classes=class_infos(recipe),
         teacher=recipe.teacher.checkpoint,
         profile=recipe.teacher.profile,
+        base=recipe.teacher.base,
+        precision=recipe.teacher.precision,
         ask=AskSettings(
             boxes=recipe.uncertainty.boxes,
             jitter=recipe.uncertainty.jitter,
             flips=recipe.uncertainty.flips,
             planes=recipe.uncertainty.planes,
         ),
+        intensity=recipe.intensity,
+        embedding_cache=_embedding_cache(recipe),
     )
+
+
+def _embedding_cache(recipe: Recipe) -> EmbeddingCachePlan | None:
+    block = recipe.teacher.embedding_cache
+    if block is None:
+        return None
+    local = local_path(recipe.archive)
+    beside = checkpoint_folder().parent / "embeddings" if local is None else Path(f"{local}.embeddings")
+    return EmbeddingCachePlan(folder=str(block.folder or beside), budget_bytes=block.size, storage=block.precision)
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:

@@ -4,13 +4,18 @@ Every key has a default that works, except ``archive`` and ``classes``. Relative
 ``${NAME}`` in a path or address is taken from the environment.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from distill.intensity import IntensitySpec
+from distill.teachers.fetch import OFFICIAL
 from flows.durations import seconds_from
 from flows.places import resolve_address, resolve_path
+from flows.sizes import bytes_from
+from storage.wording import check_modality, check_pattern
 
 
 def _path_from_context(value: object, info: ValidationInfo) -> object:
@@ -37,7 +42,19 @@ Address = Annotated[str, BeforeValidator(_address_from_context)]
 ClassId = Annotated[int, Field(ge=1, le=254)]
 """0 is background and 255 is ``ignore``."""
 ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _plain(name: str) -> str:
+    """Names become folders and columns; say what to write instead of one that cannot."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        return name
+    instead = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("._-")[:64]
+    cure = f" Write {instead}." if instead else ""
+    message = f"must be 1 to 64 letters, digits, '.', '_' or '-', without blanks, beginning with a letter or digit, but is {name!r}.{cure}"
+    raise ValueError(message)
+
+
+Name = Annotated[str, AfterValidator(_plain)]
 
 
 class _Block(BaseModel):
@@ -51,7 +68,7 @@ class ClassBlock(_Block):
 
     name: Name
     volume_mm3: tuple[float, float] | None = None
-    """Smallest and largest volume that anatomy allows; an object outside is not believed."""
+    """Smallest and largest volume that anatomy allows; an object outside is not believed. Not judged where the spacing is unknown."""
 
     @field_validator("volume_mm3")
     @classmethod
@@ -77,11 +94,11 @@ class IngestBlock(_Block):
     """Where scans and weak prompts come from."""
 
     images: SourcePath
-    modality: str | None = None
-    """DICOM's code, such as ``MR``; without it what DICOM files say."""
+    modality: Annotated[str | None, AfterValidator(check_modality)] = None
+    """DICOM's code, such as ``MR``, or ``other``; without it what DICOM files say."""
     exclude: tuple[str, ...] = ()
     """Shell patterns of names to leave out, such as ``gold/*``."""
-    patient_from: str | None = None
+    patient_from: Annotated[str | None, AfterValidator(check_pattern)] = None
     """A regular expression whose first group is the patient in a file's name; without it every file is its own patient."""
     prompts: SourcePath | None = None
     gold: GoldBlock | None = None
@@ -95,17 +112,39 @@ class PromptsBlock(_Block):
     source: Literal["weak"] = "weak"
 
 
+class EmbeddingCacheBlock(_Block):
+    """How much of the encoder's work is kept for later runs over the same pictures."""
+
+    size: Annotated[int, BeforeValidator(bytes_from)]
+    """Written as 500MB, 20GB or 1.5TiB; what was not used for longest goes first."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """``fp32`` loses nothing; the others take half the room and change the last digits of the answers."""
+    folder: RecipePath | None = None
+    """Beside the archive, or in the user's cache where the archive is not on this machine."""
+
+
+def _sized(value: object) -> object:
+    """Let a size alone stand for the block."""
+    return {"size": value} if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+
+
 class TeacherBlock(_Block):
     """Which promptable model draws."""
 
     checkpoint: str = "bundled"
     profile: str | None = None
-    """How the checkpoint wants its images (``sam``), where the file itself cannot tell."""
+    """How the checkpoint wants its images (``sam``, ``medsam``), where the file itself cannot tell; see docs/checkpoints.md."""
+    base: str | None = None
+    """Of a LoRA delta: the checkpoint it was trained on."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``bf16`` is faster and changes the last digits; ``auto`` takes it on GPUs, except for the bundled teacher."""
+    embedding_cache: Annotated[EmbeddingCacheBlock | None, BeforeValidator(_sized)] = None
+    """Off unless a size is given, such as ``20GB``: worth it where the same pictures are asked again with other prompts."""
 
-    @field_validator("checkpoint")
+    @field_validator("checkpoint", "base")
     @classmethod
-    def _known_or_there(cls, value: str, info: ValidationInfo) -> str:
-        if value == "bundled":
+    def _known_or_there(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None or value == "bundled" or value in OFFICIAL:
             return value
         return str(_existing(resolve_path(value, folder=(info.context or {}).get("folder"))))
 
@@ -163,6 +202,8 @@ class Recipe(_Block):
     classes: dict[ClassId, ClassBlock] = Field(min_length=1)
     prompts: PromptsBlock = PromptsBlock()
     teacher: TeacherBlock = TeacherBlock()
+    intensity: IntensitySpec = IntensitySpec()
+    """How native intensities become the teacher's pictures, see docs/intensity.md; the defaults go by modality."""
     uncertainty: UncertaintyBlock = UncertaintyBlock()
     refine: RefineBlock = RefineBlock()
     student: StudentBlock = StudentBlock()

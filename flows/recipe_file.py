@@ -13,6 +13,7 @@ from flows.recipe import Recipe
 
 TEMPLATE = """\
 # Run with: samdistill run recipe.yaml      (safe to run again: only what is missing is done)
+# Every key with its meaning and default: docs/recipe.md
 archive: ./archive.zarr                # made by the first run; or s3://bucket/archive.zarr
 results: ./results                     # students and reports go here
 
@@ -25,10 +26,13 @@ ingest:
   # split: ./split.csv                 # columns case,part with archive, calibration or test
 
 classes:
-  1: {name: organ, volume_mm3: [1000, 9000]}
+  1: {name: organ}                     # a name without blanks; volume_mm3: [1000, 9000] says how large it can be (needs a known spacing)
 
-teacher: {checkpoint: bundled}         # or the path of a Segment Anything checkpoint
+teacher: {checkpoint: bundled}         # or the path of a Segment Anything checkpoint, or a name of 'samdistill fetch --list'
+# teacher: {checkpoint: vit_b, embedding_cache: 20GB}    # keep embeddings for another run over the same pictures; off by default
+# intensity: {ct: {windows: [soft-tissue, lung, bone]}}   # what the teacher sees, see docs/intensity.md; by default one window
 uncertainty: {boxes: 5, jitter: 0.05, flips: true}
+# Fewer than 3 calibration patients with expert labels: 'risk' cannot be set, and default thresholds decide what is believed.
 refine: {consistency: 3d, largest_component: true, risk: 0.10}
 student: {kind: compact, name: compact, budget: 20min}
 evaluate: {arms: [ellipse]}            # also ellipse-student, few-gold, all-gold: each trains another student
@@ -56,6 +60,9 @@ def save_recipe(path: Path, content: Mapping[str, Any]) -> None:
 
 def _mapping(path: Path) -> dict[Any, Any]:
     """Parse the YAML, or say why there is none."""
+    if path.is_dir():
+        message = f"{path} is a folder; give the recipe file in it. 'samdistill recipe > recipe.yaml' writes one to start from."
+        raise RecipeError(message)
     if not path.is_file():
         message = f"{path}: there is no such recipe file. 'samdistill recipe > {path.name}' writes one to start from."
         raise RecipeError(message)
@@ -66,8 +73,12 @@ def _mapping(path: Path) -> dict[Any, Any]:
         where = f" in line {mark.line + 1}" if mark else ""
         message = f"{path}: not readable as YAML{where} ({getattr(error, 'problem', None) or error}). Check indentation and brackets."
         raise RecipeError(message) from None
+    if content is None:
+        message = f"{path}: the recipe is empty. 'samdistill recipe > {path.name}' writes one to start from."
+        raise RecipeError(message)
     if not isinstance(content, dict):
-        message = f"{path}: a recipe is a list of 'key: value' lines, but this file holds {type(content).__name__}."
+        found = "a list" if isinstance(content, list) else "a table or plain text" if isinstance(content, str) else f"only {content!r}"
+        message = f"{path}: a recipe has lines such as 'archive: ./archive.zarr', but this file holds {found}. See 'samdistill recipe'."
         raise RecipeError(message)
     return content
 

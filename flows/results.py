@@ -1,7 +1,8 @@
 """What stages hand back: small values that a table, an exit code and Prefect can use. Arrays never travel in them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Stage = Literal["ingest", "label", "refine", "train", "evaluate"]
@@ -19,6 +20,21 @@ LEDGER_STAGES: dict[Stage, str] = {
     "evaluate": "evaluate",
 }
 """The name under which each stage keeps its units in the ledger."""
+
+UNIT_NAMES: dict[str, tuple[str, str]] = {
+    "ingest": ("file or row", "files or rows"),
+    "prompts": ("row", "rows"),
+    "label": ("case", "cases"),
+    "refine": ("case", "cases"),
+    "train": ("student", "students"),
+    "evaluate": ("report", "reports"),
+}
+"""What a stage does one of at a time, as people call it: one, and several."""
+
+
+def counted(count: int, one: str, several: str) -> str:
+    """Write a number with its noun: ``1 case``, ``3 cases``."""
+    return f"{count:,} {one if count == 1 else several}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +55,13 @@ class StageResult:
     """Where the result lies: a label set, a folder, a file."""
     note: str = ""
     """One sentence for the table."""
+    tally: Mapping[str, int] = field(default_factory=dict)
+    """What was counted, such as ``{"accept": 249, "review": 11}``; shards add theirs up."""
+
+    @property
+    def remark(self) -> str:
+        """The tally in words, and the note."""
+        return "; ".join(part for part in (", ".join(f"{count:,} {what}" for what, count in self.tally.items()), self.note) if part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +73,22 @@ class RunSummary:
     """True when a look at the ledger showed that there was nothing to do."""
     report: str = ""
     """The HTML report, once there is one."""
+    archive: str = ""
+    """The archive that was worked on."""
+    student: str = ""
+    """The student's folder, once there is one."""
 
     @property
     def left(self) -> int:
         """Units that have no result."""
         return sum(result.failed + result.quarantined for result in self.stages)
+
+    @property
+    def left_in_words(self) -> str:
+        """The same by kind: ``2 files or rows and 1 case have no result``."""
+        counts = [(result.failed + result.quarantined, UNIT_NAMES.get(result.stage, ("unit", "units"))) for result in self.stages]
+        named = [counted(count, *names) for count, names in counts if count]
+        return f"{' and '.join(named)} {'has' if self.left == 1 else 'have'} no result"
 
     @property
     def work(self) -> int:
@@ -63,9 +97,10 @@ class RunSummary:
 
 
 def merged(stage: str, results: Iterable[StageResult]) -> StageResult:
-    """Add up the results of the shards of one stage; output and note are those of the last."""
+    """Add up the results of the shards of one stage; the output is that of the last, notes that differ stand beside each other."""
     total = StageResult(stage=stage)
     for result in results:
+        notes = dict.fromkeys(note for note in (total.note, result.note) if note)
         total = replace(
             result,
             stage=stage,
@@ -74,5 +109,7 @@ def merged(stage: str, results: Iterable[StageResult]) -> StageResult:
             failed=total.failed + result.failed,
             quarantined=total.quarantined + result.quarantined,
             seconds=total.seconds + result.seconds,
+            note="; ".join(notes),
+            tally=dict(Counter(total.tally) + Counter(result.tally)),
         )
     return total

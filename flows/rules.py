@@ -1,8 +1,11 @@
 """The rules by which a recipe believes its teacher: what the recipe fixes, and what gold calibration cases decide."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from distill.calibration import SMOOTHING_MM, ClassCalibration, calibrate
 from distill.refine import ClassRule, RefinePlan
@@ -17,11 +20,27 @@ UNCALIBRATED_SMOOTHING_MM = 1.0
 
 
 class CalibrationFile(BaseModel):
-    """``calibration.json`` in the report's folder: a person can read what was decided, and from how much."""
+    """``calibration.json`` in the report's folder: a person can read what was decided, and from how much.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    What was not measured is NaN here and ``null`` in the file, since JSON knows no NaN.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
     classes: dict[int, ClassCalibration]
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _null_is_not_measured(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: _measured(each) if isinstance(each, dict) else each for key, each in value.items()}
+
+
+def _measured(fields: dict[str, Any]) -> dict[str, Any]:
+    """Put NaN where the file says ``null`` for one of the figures."""
+    figures = ("dice_before", "dice_after", "volume_bias_before", "volume_bias_after")
+    return {name: math.nan if name in figures and value is None else value for name, value in fields.items()}
 
 
 def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], gold: dict[str, str]) -> StageResult:
@@ -34,7 +53,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
         gold: Calibration case -> fingerprint of the expert's.
     """
     start = starting_rules(recipe)
-    return perform_once(
+    result = perform_once(
         archive.ledger,
         stage="calibrate",
         unit=recipe.student.name,
@@ -42,6 +61,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
         output=calibration_file(recipe),
         work=lambda: _calibrate(archive, recipe),
     )
+    return replace(result, note=calibration_note(recipe)) if result.skipped else result
 
 
 def _calibrate(archive: Archive, recipe: Recipe) -> str:
@@ -52,7 +72,19 @@ def _calibrate(archive: Archive, recipe: Recipe) -> str:
     path = calibration_file(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(CalibrationFile(classes=found).model_dump_json(indent=1), encoding="utf-8")
-    return "; ".join(each.note for each in found.values() if each.note)
+    return calibration_note(recipe)
+
+
+def calibration_note(recipe: Recipe) -> str:
+    """What a person must know of the thresholds, as the last calibration left them; a note that differs by class names its class."""
+    path = calibration_file(recipe)
+    if not path.is_file():
+        return ""
+    found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8")).classes
+    notes = {key: each.note for key, each in sorted(found.items()) if each.note}
+    if len(set(notes.values())) <= 1 and len(notes) == len(found):
+        return next(iter(notes.values()), "")
+    return "; ".join(f"{recipe.classes[key].name if key in recipe.classes else key}: {note}" for key, note in notes.items())
 
 
 def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
@@ -67,13 +99,20 @@ def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
     }
 
 
-def refine_plan(recipe: Recipe) -> RefinePlan:
-    """What is to be believed of the teacher's drawing; calibrated rules if there are any."""
+def refine_plan(recipe: Recipe, *, volumes: bool = True) -> RefinePlan:
+    """What is to be believed of the teacher's drawing; calibrated rules if there are any.
+
+    Args:
+        recipe: The recipe.
+        volumes: Whether volumes may be judged; not where the spacing is unknown, since a pixel then has no size.
+    """
     path = calibration_file(recipe)
     rules = starting_rules(recipe)
     if path.is_file():
         calibrated = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
         rules |= {key: each.rule for key, each in calibrated.classes.items()}
+    if not volumes:
+        rules = {key: replace(rule, volume_mm3=None) for key, rule in rules.items()}
     return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET)
 
 

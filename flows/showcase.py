@@ -1,17 +1,27 @@
 """What commands print besides the table of a run. Each function returns the exit code of its command, or nothing."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from flows.console import BARS, OUT, Follow, show_error, show_summary, show_table
+from flows.console import BARS, OUT, Follow, show_error, show_next, show_summary, show_table
 from flows.doctor import Check
 from flows.errors import StageError
 from flows.inspection import Inspection
+from flows.places import shortest
 from flows.recipe_file import load_recipe
+from flows.results import PSEUDO_SET, RunSummary, counted
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
+
+BUNDLED_FACTS: dict[str, str | int | float | bool | None] = {
+    "trained on": "58 % generated scenes, 42 % public nuclei, CT and MR (CC0 and Apache-2.0), see the card",
+    "licence": "Apache-2.0, as samdistill",
+    "card": str(Path(__file__).parents[1] / "distill" / "teachers" / "bundled" / "CARD.md"),
+}
+"""What the file of the bundled teacher does not say itself."""
 
 
 def show_demo(out: Path) -> int:
@@ -23,15 +33,29 @@ def show_demo(out: Path) -> int:
         recipe_file = make_demo(out, progress=Follow("scans"))
     summary = launch(recipe_file)
     show_summary(summary)
-    folder, student = _short(out.resolve()), _short(load_recipe(recipe_file).student_folder)
-    OUT.print("\nNext:")
-    for line in (
-        f"samdistill inspect {folder / 'archive.zarr'}",
-        f"samdistill predict {student} {folder / 'images'} -o {folder / 'predictions'}",
-        "samdistill recipe > recipe.yaml      then fill in your own scans and prompts",
-    ):
-        OUT.print(f"  {line}", soft_wrap=True, highlight=False)
+    folder, student = Path(shortest(str(out.resolve()))), shortest(str(load_recipe(recipe_file).student_folder))
+    show_next(
+        (
+            f"inspect {folder / 'archive.zarr'}",
+            f"predict {student} {folder / 'images'} -o {folder / 'predictions'}",
+            "recipe > recipe.yaml      then fill in your own scans and prompts",
+        )
+    )
     return INCOMPLETE if summary.left else OK
+
+
+def show_after_run(summary: RunSummary) -> None:
+    """Say what a person may do with what a run made, where it did anything and there is a student."""
+    if summary.up_to_date or not summary.student:
+        return
+    archive = shortest(summary.archive)
+    show_next(
+        (
+            f"predict {shortest(summary.student)} NEW_SCANS/ -o labels/",
+            f"inspect {archive}",
+            f"export {archive} --labels {PSEUDO_SET} --images -o look/      to see what was believed",
+        )
+    )
 
 
 def print_report(recipe_file: Path) -> None:
@@ -47,18 +71,24 @@ def print_report(recipe_file: Path) -> None:
     OUT.print_json(report.read_text(encoding="utf-8"))
 
 
-def predict_anywhere(student: Path, sources: Sequence[Path], out: Path | None, *, device: str) -> int:
-    """Segment files into a folder, or the cases of one archive into a label set of it.
+def predict_anywhere(student: Path, sources: Sequence[Path], out: Path | None, *, device: str, nifti: bool = False) -> int:
+    """Segment scans in files into a folder, or the cases of one archive into a label set of it.
 
     Raises:
-        StageError: if files are given without a folder to write to.
+        StageError: if files are given without a folder to write to, or an archive beside other things.
     """
-    if len(sources) == 1 and (sources[0] / "zarr.json").is_file():
-        return predict_to_archive(student, sources[0], device=device)
+    archives = [source for source in sources if (source / "zarr.json").is_file()]
+    if archives and len(sources) == 1:
+        return predict_to_archive(student, archives[0], device=device)
+    if archives:
+        message = (
+            f"{archives[0]} is an archive, and takes its labels itself. Give it alone, and the other {len(sources) - 1} in another call."
+        )
+        raise StageError(message)
     if out is None:
         message = "say where the labels go: add -o FOLDER (only an archive takes them itself)."
         raise StageError(message)
-    return predict_to_files(student, sources, out, device=device)
+    return predict_to_files(student, sources, out, device=device, nifti=nifti)
 
 
 def predict_to_archive(student: Path, archive: Path, *, device: str) -> int:
@@ -73,31 +103,40 @@ def predict_to_archive(student: Path, archive: Path, *, device: str) -> int:
     follow, seen = Follow("predict"), iter(range(1, len(cases) + 1))
     with BARS.shown():
         written = predict_cases(model, store, cases, progress=lambda _: follow(next(seen), len(cases)))
-    OUT.print(f"{written} of {len(cases)} cases segmented into label set student/{model.name}; the others had it already", soft_wrap=True)
+    before = len(cases) - written
+    had = f"; {counted(before, 'case', 'cases')} had it already" if before else ""
+    OUT.print(f"{counted(written, 'case', 'cases')} segmented into label set student/{model.name}{had}", soft_wrap=True)
     return OK
 
 
-def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device: str) -> int:
-    """Segment files with a student and list those that could not be."""
+def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device: str, nifti: bool = False) -> int:
+    """Segment scans with a student, list those that could not be, and files that are no scans."""
     from students import load_student
-    from students.predict import FilePrediction, predict_files
+    from students.files import FilePrediction, predict_files
 
     model = load_student(student, device=device)
-    done: list[FilePrediction] = []
+    follow, seen = Follow("predict"), iter(range(1, sys.maxsize))
 
-    def note(record: FilePrediction) -> None:
-        done.append(record)
-        follow(len(done), max(len(done), len(files)))
+    def note(_: FilePrediction, total: int) -> None:
+        follow(next(seen), total)
 
-    follow = Follow("predict")
     with BARS.shown():
-        predict_files(model, files, out, note)
-    for record in done:
+        found = predict_files(model, files, out, note, nifti_only=nifti)
+    for record in found.scans:
         if record.problem:
             show_error(record.problem)
-    written = sum(record.output is not None for record in done)
-    OUT.print(f"{written} of {len(done)} files segmented into {out}", soft_wrap=True)
-    return OK if written == len(done) > 0 else INCOMPLETE if written else FAILED
+        for remark in record.notes:
+            OUT.print(remark, soft_wrap=True, highlight=False, markup=False)
+    written = sum(record.output is not None for record in found.scans)
+    if found.passed_over:
+        names = ", ".join(found.passed_over)
+        OUT.print(f"passed over, as no scans: {names}", soft_wrap=True, highlight=False, markup=False)
+    OUT.print(
+        f"{written} of {counted(len(found.scans), 'scan', 'scans')} segmented into {out}", soft_wrap=True, highlight=False, markup=False
+    )
+    if found.private_list is not None:
+        OUT.print(f"which DICOM series is which: {found.private_list} (for its owner only)", soft_wrap=True, highlight=False, markup=False)
+    return OK if written == len(found.scans) > 0 else INCOMPLETE if written else FAILED
 
 
 def show_inspection(found: Inspection, *, as_json: bool) -> None:
@@ -105,8 +144,8 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
     if as_json:
         OUT.print_json(found.model_dump_json())
         return
-    rows = [(name, "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)) for name, value in found.facts.items()]
-    show_table(f"{found.kind} {found.path}", ("", ""), rows)
+    about = BUNDLED_FACTS if found.path == "bundled" else {}
+    show_table(f"{found.kind} {found.path}", ("what", "value"), [(name, _readable(value)) for name, value in (found.facts | about).items()])
     if found.refused:
         shown = [(refusal.what, refusal.reason, refusal.message) for refusal in found.refused[:50]]
         show_table(f"without a result: {len(found.refused)} (first 50; all with --json)", ("what", "reason", "message"), shown)
@@ -124,6 +163,19 @@ def show_checks(checks: Sequence[Check], *, as_json: bool) -> int:
     return FAILED if any(check.verdict == "problem" for check in checks) else OK
 
 
-def _short(path: Path) -> Path:
-    """Relative to the working folder where that is shorter to type."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _readable(value: str | float | None) -> str:
+    """Write a fact for a table; what a checkpoint keeps as JSON becomes a list of words."""
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return "; ".join(f"{name.replace('_', ' ')} {_listed(entry)}" for name, entry in json.loads(value).items())
+        except ValueError:
+            return value
+    return str(value)
+
+
+def _listed(entry: object) -> str:
+    return ", ".join(str(each) for each in entry) if isinstance(entry, list) else str(entry)

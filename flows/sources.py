@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from flows.console import Follow
+from flows.errors import StageError
 from flows.recipe import ClassBlock, IngestBlock
-from flows.results import StageResult
+from flows.results import StageResult, counted
 from storage import Archive, ClassInfo
-from storage.ingest import import_labels, import_parts, import_prompts, ingest
+from storage.ingest import PromptSummary, import_labels, import_parts, import_prompts, ingest
 
 
 def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBlock], follow: Follow) -> StageResult:
@@ -18,19 +20,25 @@ def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBl
         block: What from.
         classes: The recipe's classes, for the names in the gold label set.
         follow: Draws the bar.
+
+    Raises:
+        StageError: if not one row of the prompts or of the split could be used; later stages would only fail less clearly.
     """
     started = time.monotonic()
     summary = ingest(
         archive, block.images, modality=block.modality, patient_from=block.patient_from, exclude=block.exclude, progress=follow
     )
+    notes: list[str] = []
     if block.split is not None:
-        import_parts(archive, block.split)
+        notes += set_parts(archive, block.split)
     if block.gold is not None:
         infos = tuple(ClassInfo(id=key, name=value.name) for key, value in sorted(classes.items()))
         import_labels(archive, block.gold.path, classes=infos, mapping=block.gold.map or None, suffix=block.gold.suffix)
     if block.prompts is not None:
-        import_prompts(archive, block.prompts, names={value.name: key for key, value in classes.items()})
+        notes += _prompts(archive, block.prompts, classes)
     problems = len(archive.catalog.problems())
+    if problems:
+        notes.append(f"{counted(problems, 'file or row', 'files or rows')} refused")
     return StageResult(
         stage="ingest",
         done=summary.added + summary.replaced,
@@ -38,5 +46,42 @@ def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBl
         quarantined=problems,
         seconds=time.monotonic() - started,
         output=archive.url,
-        note=f"{problems} files or rows refused, see 'samdistill inspect'" if problems else "",
+        note="; ".join(notes),
+    )
+
+
+def set_parts(archive: Archive, split: Path) -> list[str]:
+    """Set the parts of the cases, and say how many rows of the split name none.
+
+    Raises:
+        StageError: if no row does.
+    """
+    summary = import_parts(archive, split)
+    if not summary.unknown:
+        return []
+    like = next((record.id for record in archive.cases(limit=1)), "")
+    example = (
+        f"such as {summary.unknown[0]!r}. Cases are called after their files, without the ending{f', such as {like!r}' if like else ''}"
+    )
+    if len(summary.unknown) == summary.named:
+        message = f"none of the {counted(summary.named, 'row', 'rows')} of {split.name} names a case of the archive, {example}."
+        raise StageError(message)
+    return [f"{len(summary.unknown):,} of {counted(summary.named, 'row', 'rows')} of {split.name} name no case, {example}"]
+
+
+def _prompts(archive: Archive, path: Path, classes: Mapping[int, ClassBlock]) -> list[str]:
+    """Import the prompts, and return what a person should know of them."""
+    summary = import_prompts(archive, path, names={value.name: key for key, value in classes.items()})
+    if summary.added + summary.unchanged == 0:
+        raise StageError(_nothing_usable(path, summary, archive.url))
+    return list(summary.notes)
+
+
+def _nothing_usable(path: Path, summary: PromptSummary, archive: str) -> str:
+    if not summary.problems:
+        return f"{path.name} holds no prompt, so there is nothing that the teacher could draw. docs/prompts.md shows what goes in."
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())
+    return (
+        f"none of the prompts of {path.name} can be used ({reasons}), so there is nothing that the teacher could draw. "
+        f"The first: {summary.first_problem} All: samdistill inspect {archive}"
     )

@@ -4,15 +4,15 @@ Every stage may be called again at any time; the ledger in the archive knows wha
 functions, so that a stage with nothing to do costs nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.console import Follow
 from flows.errors import StageError
-from flows.once import perform_once
+from flows.once import left_to_another_run, perform_once
 from flows.recipe import Recipe
-from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
+from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult, merged
 from storage import Archive, ArchiveNotFoundError, CaseRecord, StudentRecord, fingerprint
 from students.results import Evaluation
 from students.spec import StudentCard
@@ -35,13 +35,16 @@ def ingest(recipe: Recipe) -> StageResult:
     """Read scans, expert labels, prompts and split into the archive.
 
     Raises:
-        StageError: if the recipe names no sources and there is no archive yet.
+        StageError: if the recipe names no sources and there is no archive yet, or if nothing of what it names can be used.
+        IngestError: if there is no image; no archive is made then.
     """
     from flows import sources
+    from storage.ingest import check_any
 
     if recipe.ingest is None:
         cases = len(open_archive(recipe))
         return StageResult(stage="ingest", skipped=cases, output=recipe.archive, note="the recipe names no sources")
+    check_any(recipe.ingest.images, exclude=recipe.ingest.exclude)
     archive = Archive.open_or_create(recipe.archive, catalog=recipe.catalog)
     return sources.bring_in(archive, recipe.ingest, recipe.classes, Follow("ingest"))
 
@@ -66,7 +69,7 @@ def label(recipe: Recipe, shard: Shard) -> StageResult:
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
         output=plan.label_set,
-        note=f"{len(summary.without_prompts)} cases have no prompt and get no label" if summary.without_prompts else "",
+        tally={"without a prompt, so without a label": len(summary.without_prompts)} if summary.without_prompts else {},
     )
 
 
@@ -91,20 +94,48 @@ def calibrate(recipe: Recipe) -> StageResult:
 
 def refine(recipe: Recipe, shard: Shard) -> StageResult:
     """Decide what to believe in the cases of one shard."""
+    archive = open_archive(recipe)
+    sized, unsized = _by_spacing(archive, recipe, shard)
+    follow = _follow("refine", shard)
+    first = _refine_some(archive, recipe, sized, lambda done, total: follow(done, total + len(unsized)))
+    second = _refine_some(archive, recipe, unsized, follow, volumes=False)
+    return merged("refine", [result for result in (first, second) if result is not None])
+
+
+def _refine_some(
+    archive: Archive, recipe: Recipe, cases: list[str], follow: Callable[[int, int], None], *, volumes: bool = True
+) -> StageResult | None:
+    """Refine cases whose volumes can all be judged, or none of them."""
     from distill.refine import refine_archive
     from flows.rules import refine_plan
 
-    plan = refine_plan(recipe)
-    summary = refine_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("refine", shard))
+    if not cases:
+        return None
+    summary = refine_archive(archive, refine_plan(recipe, volumes=volumes), cases=cases, progress=follow)
+    unjudged = {} if volumes else {"without known spacing, where volume_mm3 cannot be judged": len(cases)}
     return StageResult(
         stage="refine",
         done=summary.done,
         skipped=summary.skipped,
+        failed=len(archive.ledger.unfinished(LEDGER_STAGES["refine"], cases)),
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
-        output=plan.target,
-        note=", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items()),
+        output=summary.label_set,
+        tally=ordered_verdicts(summary.verdicts) | unjudged,
     )
+
+
+def _by_spacing(archive: Archive, recipe: Recipe, shard: Shard) -> tuple[list[str], list[str]]:
+    """Part the cases of a shard into those whose volumes can be judged, or need not be, and those without a known spacing."""
+    if all(block.volume_mm3 is None for block in recipe.classes.values()):
+        return list(shard.cases), []
+    unknown = {record.id for record in archive.cases() if not record.geometry.spacing_known}
+    return [case for case in shard.cases if case not in unknown], [case for case in shard.cases if case in unknown]
+
+
+def ordered_verdicts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts of verdicts, the best first."""
+    return {keep: counts[keep] for keep in ("accept", "review", "reject") if counts.get(keep)}
 
 
 def train(recipe: Recipe) -> StageResult:
@@ -146,8 +177,9 @@ def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
 def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
     from flows.plans import class_infos, student_spec
     from students.compact import train as train_compact
+    from students.outcome import stop_words, training_doubts
 
-    follow = Follow("train")
+    follow = Follow("train", percent=True)
     student = train_compact(
         archive,
         label_set=PSEUDO_SET,
@@ -158,7 +190,8 @@ def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
         progress=lambda now: follow(round(100 * now.fraction), 100, f"loss {now.loss:.3f}"),
     )
     archive.catalog.record_student(_record(student.card, student.path))
-    return f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps"
+    doubts = "".join(f" WARNING: {doubt}" for doubt in training_doubts(student.card))
+    return f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{doubts}"
 
 
 def _record(card: StudentCard, path: Path) -> StudentRecord:
@@ -176,8 +209,16 @@ def _record(card: StudentCard, path: Path) -> StudentRecord:
 
 
 def evaluate(recipe: Recipe) -> StageResult:
-    """Score student and teacher against experts and write the report, once per student and state of the labels."""
+    """Score student and teacher against experts and write the report, once per student and state of the labels.
+
+    While another live run trains the student, this stage has nothing to score: it is reported as left, with the one who trains.
+
+    Raises:
+        StageError: if there is no student, and nobody who trains it.
+    """
     archive = open_archive(recipe)
+    if archive.ledger.holder("train", recipe.student.name) is not None:
+        return left_to_another_run(archive.ledger, stage="train", unit=recipe.student.name, reported_as="evaluate")
     if not (recipe.student_folder / "student.json").is_file():
         message = f"there is no student in {recipe.student_folder} to evaluate. Run 'samdistill train RECIPE' first."
         raise StageError(message)
@@ -210,6 +251,7 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     from flows.arms import evaluation_plan
     from students import load_student
     from students.evaluate import evaluate as compare
+    from students.outcome import evaluation_note
     from students.report import write_report
 
     follow = Follow("evaluate")
@@ -224,7 +266,8 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
     write_report(found, archive, recipe.report_folder / "report.html")
     follow(steps, steps, "report written")
-    return ", ".join(f"{name} {dice:.3f}" for name in ("student - gold", "teacher - gold") if (dice := _dice(found, name)) is not None)
+    scores = ", ".join(f"{name} {dice:.3f}" for name in ("student - gold", "teacher - gold") if (dice := _dice(found, name)) is not None)
+    return scores + evaluation_note(found)
 
 
 def _dice(found: Evaluation, name: str) -> float | None:
@@ -236,6 +279,11 @@ def report_of(recipe: Recipe) -> str:
     """Path of the HTML report, or nothing while there is none."""
     report = recipe.report_folder / "report.html"
     return str(report) if report.is_file() else ""
+
+
+def student_of(recipe: Recipe) -> str:
+    """The student's folder, or nothing while there is none."""
+    return str(recipe.student_folder) if (recipe.student_folder / "student.json").is_file() else ""
 
 
 def open_archive(recipe: Recipe) -> Archive:
@@ -258,9 +306,7 @@ def label_fingerprints(archive: Archive, records: Iterable[CaseRecord], label_se
 
 def _some(records: list[CaseRecord], recipe: Recipe) -> list[CaseRecord]:
     if not records:
-        message = (
-            f"the archive {recipe.archive} holds no case. Check 'ingest.images' in the recipe; 'samdistill inspect' lists what was refused."
-        )
+        message = f"the archive {recipe.archive} holds no case. Check 'ingest.images' in the recipe; 'samdistill inspect {recipe.archive}' lists what was refused."
         raise StageError(message)
     return records
 

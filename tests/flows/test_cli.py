@@ -11,7 +11,22 @@ import pytest
 from flows import cli, launch
 from flows.results import STAGES, RunSummary, Stage, StageResult
 
-COMMANDS = ("demo", "recipe", "ingest", "run", "label", "refine", "train", "evaluate", "predict", "export", "inspect", "doctor", "prompts")
+COMMANDS = (
+    "demo",
+    "recipe",
+    "ingest",
+    "run",
+    "label",
+    "refine",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "inspect",
+    "doctor",
+    "prompts",
+    "fetch",
+)
 
 
 def ask(*words: str) -> int:
@@ -94,7 +109,7 @@ def test_the_exit_code_tells_whether_units_are_left(
     result = StageResult(stage="label", done=5, quarantined=quarantined)
     monkeypatch.setattr(launch, "launch", lambda recipe, stages: RunSummary(stages=(result,)))
     assert ask("run", "recipe.yaml") == code
-    assert ("2 units have no result" in capsys.readouterr().out) == bool(quarantined)
+    assert ("2 cases have no result" in capsys.readouterr().out) == bool(quarantined)
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])

@@ -1,5 +1,8 @@
 """What is printed stays readable where there is no terminal, and what is to be typed next agrees with itself."""
 
+import io
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,102 @@ def test_the_next_commands_of_the_demonstration_name_paths_in_one_form(
     said = capsys.readouterr().out
     assert f"samdistill inspect {start}/archive.zarr" in said
     assert f"samdistill predict {start}/results/students/demo {start}/images -o {start}/predictions" in said
+
+
+def logged(clock: list[float], steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, *, percent: bool = False) -> console.Bars:
+    """Report steps at given times (seconds) where there is no terminal."""
+    monkeypatch.setattr(console, "ERR", console.Console(file=io.StringIO()))
+    bars = console.Bars(clock=lambda: clock[0])
+    with bars.shown():
+        for done, when in steps:
+            clock[0] = when
+            bars.advance("label", done, 1000, percent=percent)
+    return bars
+
+
+def test_a_log_has_a_line_every_ten_seconds_and_at_each_quarter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged([0.0], [(1, 0), (2, 5), (3, 11), (4, 15), (5, 22), (300, 23), (301, 24)], monkeypatch)
+    assert capsys.readouterr().err.splitlines() == ["label: 3 of 1,000", "label: 5 of 1,000", "label: 300 of 1,000"]
+
+
+def test_steps_that_nobody_counts_are_shown_in_per_cent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    logged([0.0], [(250, 1)], monkeypatch, percent=True)
+    assert capsys.readouterr().err == "label: 25 %\n"
+
+
+def test_training_reports_per_cent(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(console.BARS, "advance", lambda *_, percent: seen.append(percent))
+    console.Follow("train", percent=True)(1, 100)
+    assert seen == [True]
+
+
+def test_paths_and_notes_stand_whole_on_lines_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "OUT", console.Console(width=80))
+    far = "/another/folder/" + "deep/" * 20 + "report.html"
+    results = (
+        StageResult(stage="train", done=1, output=str(tmp_path / "results" / "student.json"), note="a sentence that is longer " * 4),
+        StageResult(stage="evaluate", done=1, output=far, tally={"accept": 2}),
+    )
+    console.show_summary(RunSummary(stages=results))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("train    results/student.json | a sentence") and line.count("longer") == 4 for line in lines)
+    assert f"evaluate {far} | 2 accept" in lines
+
+
+def test_a_run_with_nothing_to_do_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_summary(RunSummary(stages=(StageResult(stage="label"), StageResult(stage="train")), up_to_date=True))
+    assert capsys.readouterr().out == "Nothing to do: everything in this recipe is done, and no input has changed.\n"
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        pytest.param({"label": 1}, "1 case has no result: 'samdistill inspect a.zarr' says which and why.", id="one case"),
+        pytest.param({"ingest": 3}, "3 files or rows have no result: 'samdistill inspect a.zarr'", id="three files"),
+        pytest.param({"ingest": 2, "label": 1}, "2 files or rows and 1 case have no result: 'samdistill inspect a.zarr'", id="both"),
+    ],
+)
+def test_what_has_no_result_is_counted_in_words_and_the_command_names_the_archive(
+    left: dict[str, int], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tuple(StageResult(stage=stage, quarantined=count) for stage, count in left.items())
+    console.show_summary(RunSummary(stages=results, archive="a.zarr"))
+    assert said in capsys.readouterr().out
+
+
+def test_commands_are_printed_as_the_program_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [".venv/bin/samdistill", "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    console.show_next(("inspect a.zarr",))
+    assert "\n  .venv/bin/samdistill inspect a.zarr\n" in capsys.readouterr().out
+
+
+def test_commands_are_short_where_the_program_is_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "samdistill"
+    here.write_text("#!/bin/sh\n")
+    here.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(here), "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    console.show_next(("inspect a.zarr",))
+    assert "\n  samdistill inspect a.zarr\n" in capsys.readouterr().out
+
+
+def test_after_a_run_that_did_something_the_next_commands_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    made = RunSummary(stages=(StageResult(stage="train", done=1),), archive="a.zarr", student="results/students/compact")
+    showcase.show_after_run(made)
+    said = capsys.readouterr().out
+    assert "samdistill predict results/students/compact NEW_SCANS/ -o labels/" in said
+    assert "samdistill inspect a.zarr" in said
+    showcase.show_after_run(replace(made, student=""))
+    showcase.show_after_run(replace(made, up_to_date=True))
+    assert capsys.readouterr().out == ""

@@ -1,12 +1,15 @@
 """A stage with one unit is done once per fingerprint."""
 
+import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from flows.once import perform_once
-from flows.results import StageResult
-from storage import Ledger
+from flows.results import RunSummary, StageResult
+from storage import Ledger, heartbeat
 
 
 @pytest.fixture
@@ -70,9 +73,32 @@ def test_a_failure_is_tried_again_and_given_up_after_the_third(ledger: Ledger, w
 def test_a_unit_that_another_run_is_at_stays_with_it_although_its_output_is_not_there_yet(ledger: Ledger, work: Work) -> None:
     ledger.plan("train", {"compact": "a"})
     assert ledger.claim("train", "compact")
-    assert perform(ledger, work).note == "another run is at it"
+    assert perform(ledger, work).failed == 1
     assert (work.calls, ledger.state("train", "compact")) == (0, "claimed")
     ledger.done("train", "compact")
+
+
+def test_a_unit_that_another_run_is_at_is_left_and_not_done_and_the_note_names_that_run(ledger: Ledger, work: Work) -> None:
+    ledger.plan("train", {"compact": "a"})
+    ledger.claim("train", "compact")
+    result = perform(ledger, work)
+    assert (result.done, result.skipped, result.failed, result.output) == (0, 0, 1, "")
+    assert result.note == f"another run is (process {os.getpid()} on {socket.gethostname()}) at it. Run again when that one has ended."
+    assert RunSummary(stages=(result,)).left == 1
+
+
+def test_the_claim_is_renewed_while_the_work_goes_on(ledger: Ledger, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed = threading.Event()
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+    monkeypatch.setattr(ledger, "heartbeat", renewed.set)
+    seen: list[bool] = []
+
+    def slow() -> str:
+        seen.append(renewed.wait(20))
+        return work()
+
+    perform_once(ledger, stage="train", unit="compact", fingerprint="a", output=work.output, work=slow)
+    assert seen == [True]
 
 
 def test_failures_without_an_output_add_up_to_three(ledger: Ledger, work: Work) -> None:

@@ -118,5 +118,89 @@ def test_only_passing_faults_are_retried() -> None:
     assert not verdict(StageError("no archive"))
 
 
+def database_errors(folder: Path) -> dict[str, BaseException]:
+    """Real faults of a real database, by what went wrong."""
+    import sqlite3
+
+    import sqlalchemy as sa
+
+    path = folder / "catalog.sqlite"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("CREATE TABLE units (id INTEGER)")
+    holder.execute("BEGIN EXCLUSIVE")
+    tries = {
+        "locked": (f"sqlite:///{path}?timeout=0", "INSERT INTO units VALUES (1)"),
+        "read-only": (f"sqlite:///file:{path}?mode=ro&uri=true", "INSERT INTO units VALUES (1)"),
+        "no table": ("sqlite://", "SELECT * FROM nowhere"),
+        "no folder": (f"sqlite:///{folder}/nowhere/catalog.sqlite", "SELECT 1"),
+    }
+    found: dict[str, BaseException] = {}
+    for name, (url, statement) in tries.items():
+        if name == "read-only":
+            holder.execute("ROLLBACK")
+        engine = sa.create_engine(url)
+        try:
+            with engine.begin() as connection:
+                connection.exec_driver_sql(statement)
+        except sa.exc.OperationalError as error:
+            found[name] = error
+        engine.dispose()
+    holder.close()
+    return found
+
+
+def test_a_locked_database_or_a_lost_connection_is_a_passing_fault_and_a_wrong_statement_is_not(tmp_path: Path) -> None:
+    from typing import cast
+
+    from prefect.states import Failed
+    from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+
+    from flows.pipeline import is_passing_fault
+
+    def verdict(error: BaseException) -> bool:
+        return is_passing_fault(cast("Any", None), cast("Any", None), Failed(data=error))
+
+    verdicts = {name: verdict(error) for name, error in database_errors(tmp_path).items()}
+    assert verdicts == {"locked": True, "read-only": False, "no table": False, "no folder": False}
+    assert verdict(OperationalError("SELECT 1", {}, ConnectionError("server closed the connection unexpectedly")))
+    assert verdict(InterfaceError("SELECT 1", {}, Exception("connection already closed"), connection_invalidated=True))
+    assert not verdict(InterfaceError("SELECT 1", {}, Exception("bad parameter")))
+    assert not verdict(IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed")))
+
+
+def test_nothing_is_refined_while_another_run_is_at_the_thresholds(
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+
+    held = StageResult(stage="calibrate", failed=1, note="another run is (process 7 on elsewhere) at it.")
+    monkeypatch.setattr(stages, "calibrate", lambda recipe: held)
+    summary = launch(write_recipe(SMALLEST), ("refine",))
+    assert stand_ins.asked == []
+    assert summary.stages == (StageResult(stage="refine", failed=1, note=f"thresholds: {held.note}"),)
+    assert summary.left == 1
+
+
 def test_an_empty_summary_has_nothing_left() -> None:
     assert (RunSummary(stages=()).left, RunSummary(stages=()).work) == (0, 0)
+
+
+def test_counts_of_all_shards_are_added_and_notes_are_said_once() -> None:
+    parts = [
+        StageResult(stage="refine", tally={"accept": 245, "review": 9, "reject": 2}, note="defaults stand"),
+        StageResult(stage="refine", tally={"accept": 4}, note="defaults stand"),
+        StageResult(stage="refine", note="and more"),
+    ]
+    total = merged("refine", parts)
+    assert total.remark == "249 accept, 9 review, 2 reject; defaults stand; and more"
+
+
+def test_what_calibration_has_to_say_stands_in_the_line_of_refine(
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+
+    monkeypatch.setattr(stages, "calibrate", lambda recipe: StageResult(stage="calibrate", done=1, note="2 gold patients, 3 needed"))
+    monkeypatch.setattr(stages, "refine", lambda recipe, shard: StageResult(stage="refine", tally={"accept": 2}))
+    (refined,) = launch(write_recipe(SMALLEST), ("refine",)).stages
+    assert refined.remark == "2 accept; 2 gold patients, 3 needed"

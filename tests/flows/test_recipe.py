@@ -1,5 +1,6 @@
 """What a recipe means, and what is said about a wrong one."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from flows.durations import as_text, seconds_from
 from flows.errors import RecipeError
 from flows.recipe_file import TEMPLATE, load_recipe
+from storage.ingest.source import patient_of
 
 WriteRecipe = Callable[[str], Path]
 SMALLEST = "archive: ./archive.zarr\nclasses: {1: {name: organ}}\n"
@@ -105,7 +107,63 @@ def test_a_file_that_is_not_there_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 def test_a_list_is_no_recipe(write_recipe: WriteRecipe) -> None:
-    assert "holds list" in complaint(write_recipe("- a\n- b\n"))
+    assert "holds a list" in complaint(write_recipe("- a\n- b\n"))
+
+
+def test_an_empty_file_is_no_recipe(write_recipe: WriteRecipe) -> None:
+    assert "the recipe is empty. 'samdistill recipe > recipe.yaml' writes one" in complaint(write_recipe("# nothing yet\n"))
+
+
+def test_a_table_is_no_recipe(write_recipe: WriteRecipe) -> None:
+    said = complaint(write_recipe("case,part\na,test\n"))
+    assert "holds a table or plain text" in said
+    assert "str" not in said.replace("./archive.zarr", "")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder; give the recipe file in it." in complaint(tmp_path)
+
+
+def test_a_class_name_with_blanks_is_answered_with_one_without(write_recipe: WriteRecipe) -> None:
+    said = complaint(write_recipe("archive: a.zarr\nclasses: {1: {name: left ventricle cavity}}\n"))
+    assert "without blanks" in said
+    assert "but is 'left ventricle cavity'. Write left-ventricle-cavity." in said
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("modality: MRI", "'ingest.modality' there is no modality 'MRI'. Did you mean MR?"),
+        ("patient_from: '^(P'", "'ingest.patient_from' the patient pattern '^(P' is no regular expression"),
+    ],
+    ids=["modality", "pattern"],
+)
+def test_a_wrong_word_about_the_scans_is_found_when_the_recipe_is_read(
+    key: str, said: str, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    assert said in complaint(write_recipe(SMALLEST + f"ingest: {{images: {tmp_path}, {key}}}\n"))
+
+
+def test_the_template_judges_no_volume_and_says_when_thresholds_are_not_set(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "weak_prompts.json").write_text("[]")
+    assert load_recipe(write_recipe(TEMPLATE)).classes[1].volume_mm3 is None
+    assert "volume_mm3: [1000, 9000]" in TEMPLATE
+    assert "Fewer than 3 calibration patients" in TEMPLATE
+
+
+def test_the_example_for_pictures_is_a_recipe_and_its_split_is_as_it_says(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMDISTILL_TEST_DATA", str(real_data))
+    recipe = load_recipe(Path(__file__).parents[2] / "docs" / "recipes" / "cardiac.yaml")
+    assert recipe.ingest is not None
+    assert recipe.ingest.split is not None
+    assert recipe.ingest.patient_from is not None
+    with recipe.ingest.split.open(encoding="utf-8") as file:
+        parts = {row["case"]: row["part"] for row in csv.DictReader(file)}
+    assert sorted(parts) == sorted(path.stem for path in recipe.ingest.images.glob("*.png"))
+    patients = {case: patient_of(case, recipe.ingest.patient_from) for case in parts}
+    expected = dict(zip(sorted(set(patients.values())), ["archive", "archive", "archive", "calibration", "test"] * 3, strict=True))
+    assert parts == {case: expected[patient] for case, patient in patients.items()}
 
 
 def test_the_template_is_a_recipe(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """What a report depends on, and what of a labelling run reaches the summary."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from flows import arms, stages
+from flows.errors import StageError
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import TEACHER_SET
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
+from storage.database import Database
+from storage.tables import UnitRow
 
 WriteRecipe = Callable[[str], Path]
 CLASSES = (ClassInfo(id=1, name="organ"),)
@@ -95,6 +100,29 @@ def test_cases_that_another_process_holds_are_left_for_the_next_run(
     assert (result.done, result.failed) == (1, 2)
 
 
+def test_a_report_waits_for_the_student_that_another_run_trains(archive: Archive, recipe: Recipe) -> None:
+    (recipe.student_folder / "student.json").unlink()
+    archive.ledger.plan("train", {recipe.student.name: "a"})
+    archive.ledger.claim("train", recipe.student.name)
+    result = stages.evaluate(recipe)
+    assert (result.stage, result.skipped, result.failed) == ("evaluate", 0, 1)
+    assert result.note.startswith(f"waits for train: another run is (process {os.getpid()} on ")
+    archive.ledger.release("train", recipe.student.name)
+    with pytest.raises(StageError, match="no student"):
+        stages.evaluate(recipe)
+
+
+def test_a_case_that_another_run_refines_is_left(archive: Archive, recipe: Recipe) -> None:
+    history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint="drawn")
+    archive["tested"].write_labels(history, np.zeros((2, 3, 4), np.uint8), probability_kzyx=np.zeros((1, 2, 3, 4), np.uint8))
+    archive.ledger.plan("refine:pseudo/r1", {"learnt": "a"})
+    archive.ledger.claim("refine:pseudo/r1", "learnt")
+    with Database(archive.catalog.url).writing() as connection:
+        connection.execute(sa.update(UnitRow).values(host="elsewhere"))
+    result = stages.refine(recipe, stages.Shard(name="1/1", cases=tuple(PARTS), offset=0, total=2))
+    assert (result.done, result.skipped, result.failed) == (1, 0, 1)
+
+
 def test_the_teacher_is_timed_on_the_recipes_classes_and_in_all_its_planes(
     archive: Archive, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,5 +134,22 @@ def test_the_teacher_is_timed_on_the_recipes_classes_and_in_all_its_planes(
     monkeypatch.setattr(arms, "measure_cost", lambda _name, _models, ask, **__: ask())
     monkeypatch.setattr(arms, "run_wavefront", lambda _teacher, works, _ask: asked.append(("axial", list(works[0].classes))))
     monkeypatch.setattr(arms, "ask_other_planes", lambda _teacher, works, _ask: asked.append(("others", list(works[0].classes))))
-    arms.teacher_cost(archive, recipe, archive["tested"].record)
+    arms.teacher_cost(archive, recipe, [archive["tested"].record])
     assert asked == [("axial", [1]), ("others", [1])]
+
+
+def test_the_teacher_is_timed_on_the_pictures_that_the_recipe_asks_for(
+    archive: Archive, write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    shown: list[float] = []
+    archive.catalog.add_prompts([box("tested")])
+    text = (
+        "archive: ./a.zarr\nclasses: {1: {name: organ}}\nuncertainty: {boxes: 1, planes: axial}\nintensity: {other: {windows: [[7, 9]]}}\n"
+    )
+    monkeypatch.setattr(arms, "load_teacher", lambda *_, **__: SimpleNamespace(sam=None, device="cpu"))
+    monkeypatch.setattr(arms, "measure_cost", lambda _name, _models, ask, **__: ask())
+    monkeypatch.setattr(arms, "run_wavefront", lambda _teacher, works, _ask: shown.append(works[0].window.low))
+    arms.teacher_cost(archive, load_recipe(write_recipe(text)), [archive["tested"].record])
+    assert shown == [7.0]

@@ -1,0 +1,95 @@
+"""The predict command: exit codes, what is listed, and what it says of archives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import students
+from flows import showcase
+from flows.errors import StageError
+from storage import Archive, CaseRecord, Geometry
+from students import predict
+from students.predict import Prediction
+
+
+class FakeStudent:
+    """Answers nothing but background."""
+
+    name = "fake"
+
+    def predict(self, volume: np.ndarray, _spacing: object, *, largest_component: bool = False) -> Prediction:
+        assert not largest_component
+        return Prediction(labels=np.zeros(volume.shape[1:], np.uint8), probability=np.zeros((1, *volume.shape[1:]), np.float32))
+
+
+@pytest.fixture(autouse=True)
+def fake_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(students, "load_student", lambda *_, **__: FakeStudent())
+
+
+def picture(path: Path) -> Path:
+    Image.fromarray(np.add.outer(np.arange(20), np.arange(30)).astype(np.uint8)).save(path)
+    return path
+
+
+def answer(*sources: Path, out: Path) -> int:
+    return showcase.predict_anywhere(Path("student"), sources, out, device="cpu")
+
+
+def test_all_scans_segmented_is_0_and_strangers_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture(folder / "a.png")
+    (folder / "readme.txt").write_text("hello")
+    assert answer(folder, out=tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "passed over, as no scans: readme.txt" in said
+    assert "1 of 1 scan segmented" in said
+
+
+def test_some_scans_segmented_is_3_with_the_reason_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    assert answer(tmp_path / "a.png", tmp_path / "b.png", out=tmp_path / "out") == 3
+    said = capsys.readouterr()
+    assert "error: b.png: the file has no bytes" in said.err
+    assert "1 of 2 scans segmented" in said.out
+
+
+def test_no_scan_segmented_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b.png").write_bytes(b"")
+    assert answer(tmp_path / "b.png", out=tmp_path / "out") == 1
+    assert "0 of 1 scan segmented" in capsys.readouterr().out
+
+
+def test_a_folder_without_any_scan_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    assert answer(tmp_path / "in", out=tmp_path / "out") == 1
+    assert "0 of 0 scans" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [(2, "2 cases segmented into label set student/fake\n"), (1, "1 case segmented into label set student/fake; 1 case had it already\n")],
+    ids=["none had it", "one had it"],
+)
+def test_an_archive_is_told_of_cases_that_had_the_labels_only_where_there_are_some(
+    written: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    identity = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    for case in ("one", "two"):
+        geometry = Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=identity)
+        record = CaseRecord(id=case, patient=case, shape_czyx=(1, 1, 2, 3), dtype="uint8", geometry=geometry)
+        archive.add_case(record, np.zeros((1, 1, 2, 3), np.uint8))
+    monkeypatch.setattr(predict, "predict_cases", lambda *_, **__: written)
+    assert showcase.predict_anywhere(Path("student"), [tmp_path / "a.zarr"], None, device="cpu") == 0
+    assert capsys.readouterr().out == said
+
+
+def test_an_archive_beside_other_scans_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    Archive.create(str(tmp_path / "a.zarr"))
+    with pytest.raises(StageError, match="is an archive, and takes its labels itself"):
+        answer(tmp_path / "a.zarr", picture(tmp_path / "a.png"), out=tmp_path / "out")

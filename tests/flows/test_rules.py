@@ -1,0 +1,98 @@
+"""What calibration leaves behind, and what is said about volumes where nobody knows the size of a pixel."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.refine import Verdict
+from flows import rules, stages
+from flows.inspection import inspect_path
+from flows.recipe import Recipe
+from flows.recipe_file import load_recipe
+from flows.results import PSEUDO_SET, TEACHER_SET
+from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+
+WriteRecipe = Callable[[str], Path]
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+CLASSES = (ClassInfo(id=1, name="organ"),)
+
+
+@pytest.fixture
+def recipe(write_recipe: WriteRecipe) -> Recipe:
+    return load_recipe(
+        write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ, volume_mm3: [1000, 9000]}}\nrefine: {consistency: none}\n")
+    )
+
+
+@pytest.fixture
+def archive(recipe: Recipe) -> Archive:
+    """A scan and a picture, each with the same small object drawn with full agreement."""
+    made = Archive.create(recipe.archive)
+    mask = np.zeros((1, 6, 7), np.uint8)
+    mask[0, 2:4, 2:5] = 1
+    for name, known in (("scan", True), ("picture", False)):
+        geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=IDENTITY, spacing_known=known)
+        record = CaseRecord(id=name, patient=name, shape_czyx=(1, 1, 6, 7), dtype="uint8", geometry=geometry)
+        made.add_case(record, mask[None] * 9)
+        history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint=name)
+        made[name].write_labels(history, mask, probability_kzyx=mask[None] * 255, scores={"pairwise_dice/1": 0.95})
+    return made
+
+
+def verdict(archive: Archive, case: str) -> Verdict:
+    told = archive[case].labels(PSEUDO_SET).history.parameters
+    return Verdict(keep=told["verdict/1"], reason=str(told["reason/1"]))  # type: ignore[arg-type]  # one of three words
+
+
+def test_a_volume_is_judged_only_where_the_spacing_is_known_and_the_table_says_so(archive: Archive, recipe: Recipe) -> None:
+    result = stages.refine(recipe, stages.Shard(name="1/1", cases=("picture", "scan"), offset=0, total=2))
+    assert verdict(archive, "scan") == Verdict(keep="review", reason="volume-outside-prior")
+    assert verdict(archive, "picture") == Verdict(keep="accept", reason="good-agreement")
+    assert result.done == 2
+    assert result.remark == "1 review, 1 accept, 1 without known spacing, where volume_mm3 cannot be judged"
+
+
+def test_inspect_counts_the_verdicts(archive: Archive, recipe: Recipe) -> None:
+    stages.refine(recipe, stages.Shard(name="1/1", cases=("picture", "scan"), offset=0, total=2))
+    assert inspect_path(recipe.archive).facts["verdicts of pseudo/r1"] == "1 accept, 1 review"
+
+
+def test_too_few_calibration_patients_are_told_now_and_by_every_later_run(archive: Archive, recipe: Recipe) -> None:
+    said = "0 gold patients in the calibration part, 3 needed: the default thresholds stand and are not calibrated"
+    assert stages.calibrate(recipe).note == said
+    again = stages.calibrate(recipe)
+    assert (again.skipped, again.note) == (1, said)
+
+
+def test_what_was_not_measured_is_null_in_the_file_and_can_be_read_back(archive: Archive, recipe: Recipe) -> None:
+    stages.calibrate(recipe)
+    text = rules.calibration_file(recipe).read_text(encoding="utf-8")
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    assert json.loads(text, parse_constant=refuse)["classes"]["1"]["dice_before"] is None
+    assert np.isnan(rules.CalibrationFile.model_validate_json(text).classes[1].dice_before)
+    assert rules.refine_plan(recipe).rules[1].volume_mm3 == (1000, 9000)
+
+
+def test_a_file_of_an_older_version_with_bare_nan_is_still_read(archive: Archive, recipe: Recipe) -> None:
+    stages.calibrate(recipe)
+    path = rules.calibration_file(recipe)
+    path.write_text(path.read_text(encoding="utf-8").replace("null", "NaN"), encoding="utf-8")
+    assert rules.refine_plan(recipe, volumes=False).rules[1].volume_mm3 is None
+
+
+def test_notes_that_differ_name_their_classes(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: left}, 2: {name: right}}\n"))
+    Archive.create(recipe.archive)
+    stages.calibrate(recipe)
+    path = rules.calibration_file(recipe)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["classes"]["2"]["note"] = "all within the risk"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert rules.calibration_note(recipe).startswith("left: 0 gold patients")
+    assert rules.calibration_note(recipe).endswith("; right: all within the risk")

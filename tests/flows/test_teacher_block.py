@@ -1,0 +1,94 @@
+"""A teacher of any family, from the recipe and the command line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distill.engine import ENGINE, LabelPlan, _LabelRun
+from flows import cli
+from flows.errors import RecipeError
+from flows.plans import label_plan
+from flows.recipe_file import load_recipe
+from storage import CaseRecord, ClassInfo, Geometry, fingerprint
+
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["inspect", str(path), "--json"])
+    assert not ended.value.code
+    facts: dict[str, object] = json.loads(capsys.readouterr().out)["facts"]
+    return facts
+
+
+def test_inspect_says_of_a_sam_which_profiles_are_possible(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = inspect(real_data / "upstream_outputs" / "medsam.pth", capsys)
+    assert facts["family"] == "sam-vit"
+    assert facts["image size (px)"] == 1024
+    assert "possible: sam, medsam, sam-med2d" in str(facts["profile"])
+
+
+def test_inspect_says_of_an_adapter_file_its_profile_adapters_and_prompts(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = inspect(real_data / "upstream_outputs" / "sammed2d.pth", capsys)
+    assert (facts["family"], facts["profile"], facts["adapters"]) == ("sam-med2d", "sam-med2d", "Adapter")
+    assert (facts["image size (px)"], facts["trained prompts"]) == (256, "box, point, mask")
+
+
+def test_inspect_says_of_a_delta_which_base_it_needs(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = inspect(real_data / "upstream_outputs" / "samed_lora.pth", capsys)
+    assert facts["needs"] == "base: the file it was trained on, a ViT of width 48 with 4 blocks"
+    assert facts["image size (px)"] == "its base's"
+
+
+def test_base_and_precision_of_a_recipe_reach_the_labelling_plan(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("delta.pth", "base.pth"):
+        (tmp_path / name).touch()
+    path = write_recipe("archive: a.zarr\nclasses: {1: {name: x}}\nteacher: {checkpoint: delta.pth, base: base.pth, precision: bf16}\n")
+    plan = label_plan(load_recipe(path))
+    assert (plan.teacher, plan.base, plan.precision) == (str(tmp_path / "delta.pth"), str(tmp_path / "base.pth"), "bf16")
+
+
+def test_a_base_that_is_not_there_is_an_error_of_the_recipe(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "delta.pth").touch()
+    with pytest.raises(RecipeError, match=r"base\.pth"):
+        load_recipe(write_recipe("archive: a.zarr\nclasses: {1: {name: x}}\nteacher: {checkpoint: delta.pth, base: base.pth}\n"))
+
+
+def test_the_precision_that_was_named_is_part_of_a_labels_fingerprint_and_the_default_changes_none() -> None:
+    geometry = Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
+    record = CaseRecord(id="a", shape_czyx=(1, 2, 3, 4), dtype="int16", geometry=geometry, patient="p", modality="MR")
+    plan = LabelPlan(classes=(ClassInfo(id=1, name="x", rgba=(1, 2, 3, 255)),))
+    prints = {
+        precision: _LabelRun(None, replace(plan, precision=precision))._fingerprint(record, [], "t")  # type: ignore[arg-type]
+        for precision in ("auto", "fp32", "bf16")
+    }
+    before = fingerprint(engine=ENGINE, case=["", "MR"], prompts=[], teacher="t", ask=plan.ask, classes=plan.classes, profile="")
+    assert prints["auto"] == before
+    assert len(set(prints.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        pytest.param("checkpoint: '{}/medsam.pth'", "does not say how it wants its images. Name its profile", id="no profile"),
+        pytest.param("checkpoint: '{}/sammed2d.pth', profile: medsam", "cannot be used with profile 'medsam'", id="wrong profile"),
+        pytest.param("checkpoint: '{}/samed_lora.pth'", "needs base: the file it was trained on", id="no base"),
+        pytest.param("checkpoint: recipe.yaml", "recipe.yaml", id="no checkpoint"),
+    ],
+)
+def test_a_teacher_that_cannot_be_used_ends_a_run_before_anything_is_made(
+    teacher: str, said: str, real_data: Path, write_recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = teacher.format(real_data / "upstream_outputs")
+    path = write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{{block}}}\ningest: {{images: .}}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(path)])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
