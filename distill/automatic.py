@@ -39,7 +39,7 @@ class GridSettings:
     crop_nms_iou: float = 0.70
     crop_overlap: float = 512 / 1500
     crop_points_divisor: int = 1
-    """Layer ``n`` uses ``points_per_side / divisor ** n`` points per side."""
+    """Layer ``n`` uses ``points_per_side / divisor ** n`` points per side, at least one."""
     least_region_px: int = 0
     """Islands and holes smaller than this are removed from each mask."""
 
@@ -100,7 +100,7 @@ def find_objects(teacher: Teacher, image: np.ndarray, settings: GridSettings | N
     for crop, layer in crop_boxes((height, width), settings.crop_layers, settings.crop_overlap):
         x0, y0, x1, y1 = crop
         embeddings = teacher.encode([np.ascontiguousarray(image[y0:y1, x0:x1])])
-        grid = point_grid(int(settings.points_per_side / settings.crop_points_divisor**layer))
+        grid = point_grid(max(1, int(settings.points_per_side / settings.crop_points_divisor**layer)))
         inside = _ask_grid(teacher, embeddings, grid * np.array([x1 - x0, y1 - y0]), crop, (height, width), settings)
         found += _in_picture(inside, crop, (height, width))
     if settings.crop_layers and found:
@@ -127,7 +127,9 @@ def crop_boxes(size_px: tuple[int, int], layers: int, overlap_share: float) -> l
         crop_w, crop_h = (ceil((overlap * (count - 1) + side) / count) for side in (width, height))
         for i, j in product(range(count), repeat=2):
             x0, y0 = (crop_w - overlap) * i, (crop_h - overlap) * j
-            boxes.append(((x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)), layer))
+            x1, y1 = min(x0 + crop_w, width), min(y0 + crop_h, height)
+            if x0 < x1 and y0 < y1:  # rounding up pushes the last crops of a picture of a few pixels outside
+                boxes.append(((x0, y0, x1, y1), layer))
     return boxes
 
 

@@ -11,12 +11,15 @@ The third, row blocks that stay in the cache, is for CPUs (``distill.teachers.vi
 Letters: ``B`` batch (images or windows), ``A`` heads, ``D`` channels per head, ``y x`` a token's place in a grid of ``Y X``.
 """
 
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch.nn import functional
+
+from distill.teachers.batching import ran_out
 
 ALIGN = 8
 """A mask's last dimension is stored in multiples of this: fused kernels of CUDA refuse or copy others."""
@@ -90,19 +93,38 @@ def choose_variant(
         clock: seconds; a test may bring its own.
 
     Returns:
-        A key of ``VARIANTS``, or ``"plain"`` if none agrees.
+        A key of ``VARIANTS``; ``"plain"`` if none agrees; ``"augmented"``, which needs the least memory, if there is not enough to measure.
     """
+    seconds: dict[str, float] = {}
+    refused = 0
+    for name in VARIANTS:
+        try:
+            seconds |= _measure(name, shape, dtype, device, clock)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            refused += 1
+        if refused:  # outside the handler, whose error keeps tensors alive
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    if not seconds:
+        return "augmented" if refused else "plain"
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _measure(
+    name: str, shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Return the seconds of one variant by its name, or nothing if it does not agree with the plain formula."""
+    attend = VARIANTS[name]
     batch, heads, height, width, channels = shape
     make = partial(_noise, torch.Generator().manual_seed(0), dtype, device)
     q, k, v = (make(batch, heads, height * width, channels) for _ in range(3))
     table_h, table_w = make(2 * height - 1, channels), make(2 * width - 1, channels)
     exact = attend_plain(q[:1, :1].float(), k[:1, :1].float(), v[:1, :1].float(), table_h.float(), table_w.float())
-    seconds = {}
-    for name, attend in VARIANTS.items():
-        error = (attend(q[:1, :1], k[:1, :1], v[:1, :1], table_h, table_w).float() - exact).norm() / exact.norm()
-        if float(error) <= GATE[dtype]:
-            seconds[name] = _time(partial(attend, q, k, v, table_h, table_w), device, clock)
-    return min(seconds, key=lambda name: seconds[name]) if seconds else "plain"
+    error = (attend(q[:1, :1], k[:1, :1], v[:1, :1], table_h, table_w).float() - exact).norm() / exact.norm()
+    return {name: _time(partial(attend, q, k, v, table_h, table_w), device, clock)} if float(error) <= GATE[dtype] else {}
 
 
 def _noise(generator: torch.Generator, dtype: torch.dtype, device: torch.device, *shape: int) -> torch.Tensor:

@@ -14,8 +14,15 @@ from distill.errors import TeacherError
 SHARE = 0.6
 """Of the free memory that batches may take; the rest is for fragmentation and for what runs beside them."""
 CGROUP = Path("/sys/fs/cgroup")
-CPU_REFUSALS = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "bad_alloc")
-"""What PyTorch's errors say when a CPU allocation fails; their type is only RuntimeError."""
+REFUSALS = (
+    "can't allocate memory",
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What PyTorch's errors say when an allocation fails on a CPU or inside a library of CUDA's; their type is only RuntimeError."""
 
 Part = TypeVar("Part")
 
@@ -96,7 +103,7 @@ def ran_out(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return not isinstance(error, OutOfMemoryError)
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_REFUSALS)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in REFUSALS)
 
 
 def free_memory(device: torch.device) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ class _Opened:
     build_as: Family | None
     """How to build it; None for a delta whose base was not named."""
     sha256: str
-    """Of the file; for a delta on a base, of both files' and its scale."""
+    """Of the file; for a delta on a base, of both files' and its scale; for a whole model with scaled factors inside, of it and the scale."""
 
 
 def bundled_path() -> Path:
@@ -116,7 +117,8 @@ def load_teacher(
     sam = _build(opened)
     load_strictly(sam, opened.tensors, opened.build_as, opened.path.name)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    own = profile_for(chosen, info.image_size, logit_shift=float(opened.contents.header.get("logit_shift", 0.0)))
+    shift = _own_header(opened)[1] if opened.family.name == "samdistill-conv" else 0.0
+    own = profile_for(chosen, info.image_size, logit_shift=shift)
     return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision)
 
 
@@ -131,10 +133,18 @@ def _open(checkpoint: Path | str, base: Path | str | None) -> _Opened:
             raise CheckpointError(message)
         return _Opened(path, contents, family, contents.tensors, family, digest)
     if base is None:
-        whole = family.name == "lora" and not lora.needs_base(contents.tensors)
-        tensors = lora.merge_lora(contents.tensors, None, (path.name, path.name), lora.read_scale(path, contents.header)) if whole else {}
-        return _Opened(path, contents, family, tensors or contents.tensors, SAM_VIT if whole else None, digest)
+        if family.name != "lora" or lora.needs_base(contents.tensors):
+            return _Opened(path, contents, family, contents.tensors, None, digest)
+        strength = _strength(path, contents)
+        tensors = lora.merge_lora(contents.tensors, None, (path.name, path.name), strength)
+        digest = hashlib.sha256(f"{digest} times {strength.scale}".encode()).hexdigest() if strength else digest
+        return _Opened(path, contents, family, tensors, SAM_VIT, digest)
     return _with_base(path, contents, family, resolve_checkpoint(base))
+
+
+def _strength(path: Path, contents: Contents) -> lora.Strength | None:
+    """Return how strong the factors are, where the file has some that do not say it; a stranger's configuration beside others is not read."""
+    return lora.read_strength(path, contents.header) if lora.needs_strength(contents.tensors) else None
 
 
 def _with_base(path: Path, contents: Contents, family: Family, base: Path) -> _Opened:
@@ -147,20 +157,20 @@ def _with_base(path: Path, contents: Contents, family: Family, base: Path) -> _O
         )
         raise CheckpointError(message)
     names = (path.name, base.name)
-    scale = None
+    strength = None
     if family.name == "samed":
         merged = lora.merge_samed(contents.tensors, below.tensors, names)
     else:
-        scale = lora.read_scale(path, contents.header)
-        merged = lora.merge_lora(contents.tensors, below.tensors, names, scale)
-    both = f"{sha256_file(path)} on {sha256_file(base)} times {scale}"
+        strength = _strength(path, contents)
+        merged = lora.merge_lora(contents.tensors, below.tensors, names, strength)
+    both = f"{sha256_file(path)} on {sha256_file(base)} times {strength.scale if strength else None}"
     return _Opened(path, contents, family, merged, SAM_VIT, hashlib.sha256(both.encode()).hexdigest())
 
 
 def _describe(opened: _Opened) -> CheckpointInfo:
     family, contents = opened.family, opened.contents
     if family.name == "samdistill-conv":
-        image_size, details = int(json.loads(contents.header["config"])["image_size"]), dict(contents.header)
+        image_size, details = _own_header(opened)[0].image_size, dict(contents.header)
     else:
         image_size, details = _sizes(opened)
     notes = {"left out": ", ".join(contents.left_out), "pickled classes not read": ", ".join(contents.foreign)}
@@ -177,6 +187,25 @@ def _describe(opened: _Opened) -> CheckpointInfo:
         fingerprint=opened.sha256[:16],
         details=details | {key: value for key, value in notes.items() if value} | _prompts(profile),
     )
+
+
+def _own_header(opened: _Opened) -> tuple[ConvSamConfig, float]:
+    """Return the network's sizes and the logit shift that the header of this package's own files carries.
+
+    Raises:
+        CheckpointError: if it lacks them or they are none.
+    """
+    header = opened.contents.header
+    try:
+        config = ConvSamConfig.from_json(json.loads(header["config"]))
+        sizes = (config.image_size, config.stride, config.embed_dim, *config.widths)
+        shift = float(header.get("logit_shift", 0.0))
+        if not (all(isinstance(each, int) and each > 0 for each in sizes) and isfinite(shift)):
+            raise ValueError(sizes, shift)  # noqa: TRY301 - one place says what a broken header is
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        message = f"{opened.path.name} says it is {opened.family.title}, but its header is broken: {type(error).__name__} at {error}. Fetch or export it again."
+        raise CheckpointError(message) from error
+    return config, shift
 
 
 def _sizes(opened: _Opened) -> tuple[int, dict[str, str]]:
@@ -227,5 +256,5 @@ def _choose_profile(opened: _Opened, info: CheckpointInfo, wanted: str | None) -
 
 def _build(opened: _Opened) -> Sam:
     if opened.family.name == "samdistill-conv":
-        return build_conv_sam(ConvSamConfig.from_json(json.loads(opened.contents.header["config"])))
+        return build_conv_sam(_own_header(opened)[0])
     return build_network(opened.build_as or opened.family, opened.tensors, opened.path.name)

@@ -9,6 +9,7 @@ PyTorch's (``torch.compile`` uses it), but not part of its promised interface: i
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 
 import torch
 from torch.nn import functional
@@ -80,18 +81,31 @@ def fast_float32() -> Iterator[None]:
         yield
 
 
+_LOCK = Lock()
+_INSIDE: list[None] = []
+"""One entry per block that is open, in any thread: the switch is the process's, and the last one out turns it back."""
+_BEFORE: list[str] = []
+"""What the switch was before the first block."""
+
+
 @contextmanager
 def _switched() -> Iterator[None]:
     setting = getattr(torch.backends.mkldnn, "matmul", None)  # PyTorch 2.9; the older switch would also change CUDA's precision
     if setting is None:
         yield
         return
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    with _LOCK:
+        if not _INSIDE:
+            _BEFORE.append(setting.fp32_precision)
+            setting.fp32_precision = "bf16"
+        _INSIDE.append(None)
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        with _LOCK:
+            _INSIDE.pop()
+            if not _INSIDE:
+                setting.fp32_precision = _BEFORE.pop()
 
 
 def _probe(rows: int, columns: int) -> torch.Tensor:

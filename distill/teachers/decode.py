@@ -57,7 +57,8 @@ def decode_prompts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode ``P`` prompts about ``B`` images at once. All prompts carry the same kinds of hint, or none at all.
 
-    Inside ``torch.autocast`` the image side is computed in its type, and the few tokens of each prompt in float32.
+    Inside ``torch.autocast`` the image side is computed in its type; prompts are encoded, and their few tokens computed, in float32:
+    a coordinate in bfloat16 would be off by up to a pixel.
 
     Args:
         sam: the model.
@@ -74,7 +75,8 @@ def decode_prompts(
     """
     encoder = sam.prompt_encoder
     pairs = None if points is None else (points, point_labels)
-    sparse, dense = encoder(points=pairs, boxes=boxes, masks=mask_inputs)
+    with in_float32(embeddings):
+        sparse, dense = encoder(points=pairs, boxes=boxes, masks=mask_inputs)
     if mask_inputs is not None and has_mask is not None:
         nothing = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         dense = torch.where(has_mask[:, None, None, None], dense, nothing)
@@ -82,7 +84,7 @@ def decode_prompts(
     sparse = sparse.expand(count, -1, -1)  # without any hint segment-anything gives one row
     dense = dense[:1] if mask_inputs is None else dense  # without masks its rows are all the same
     if torch.is_grad_enabled() or not count:
-        return decode_tokens(sam.mask_decoder, embeddings[image_index] + dense, encoder.get_dense_pe(), sparse)
+        return decode_tokens(sam.mask_decoder, embeddings[image_index] + dense, _dense_pe(sam, embeddings), sparse)
     step = CPU_CHUNK if embeddings.device.type == "cpu" else count
     if folds(sam.mask_decoder, sparse.shape[1]):
         dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1) if mask_inputs is None else dense
@@ -91,8 +93,19 @@ def decode_prompts(
     for n in range(0, count, step):
         some = slice(n, n + step)
         src = embeddings[image_index[some]] + (dense if mask_inputs is None else dense[some])
-        parts.append(decode_tokens(sam.mask_decoder, src, encoder.get_dense_pe(), sparse[some]))
+        parts.append(decode_tokens(sam.mask_decoder, src, _dense_pe(sam, embeddings), sparse[some]))
     return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+
+
+def in_float32(embeddings: torch.Tensor) -> torch.autocast:
+    """Suspend ``torch.autocast`` where the embeddings are."""
+    return torch.autocast(embeddings.device.type, enabled=False)
+
+
+def _dense_pe(sam: Sam, embeddings: torch.Tensor) -> torch.Tensor:
+    with in_float32(embeddings):
+        places: torch.Tensor = sam.prompt_encoder.get_dense_pe()
+    return places
 
 
 def decode_promising(
@@ -111,7 +124,8 @@ def decode_promising(
     Returns:
         The prompts drawn ``(K,)``, their logits ``(K, M, 4h, 4w)`` and predicted IoU ``(P, M)`` of all prompts.
     """
-    sparse, _ = sam.prompt_encoder(points=(points, point_labels), boxes=None, masks=None)
+    with in_float32(embeddings):
+        sparse, _ = sam.prompt_encoder(points=(points, point_labels), boxes=None, masks=None)
     if folds(sam.mask_decoder, sparse.shape[1]):
         step = CPU_CHUNK if embeddings.device.type == "cpu" else len(image_index)
         return decode_confident(sam, embeddings, image_index, sparse, chunk=step, least_iou=least_iou)

@@ -245,7 +245,8 @@ def _plan_for(sam: Sam, dtype: torch.dtype, device: torch.device) -> _Plan:
     plans = _PLANS.setdefault(sam, {})
     plan = plans.get((dtype, device))
     if plan is None or plan.signature != _signature(sam):
-        plan = plans[dtype, device] = _Plan(sam, dtype)
+        with torch.autocast(device.type, enabled=False):  # positions in bfloat16 would be off by up to a pixel
+            plan = plans[dtype, device] = _Plan(sam, dtype)
     return plan
 
 

@@ -230,8 +230,11 @@ def _go_on(file: OfficialFile, part: Path, progress: Progress) -> None:
             _write_mark(part, str(answer.headers.get("ETag") or ""))
         with part.open("ab" if resumed else "wb") as stream:
             while block := answer.read(BLOCK_BYTES):
-                stream.write(block)
                 here += len(block)
+                if here > file.size_bytes:  # possible only where the server announced no length
+                    message = f"{file.url} sends more than the {file.size_bytes} bytes of {file.file_name}. It is another file, or a proxy answers in its place."
+                    raise CheckpointError(message)
+                stream.write(block)
                 progress(here, file.size_bytes)
 
 

@@ -1,25 +1,22 @@
 """Read the tensors of a checkpoint file without ever running what the file pickles.
 
-Two readers, tried in this order: torch's own ``weights_only``, and, where a trainer pickled more than tensors beside them (an
-optimizer, ``argparse.Namespace``, numpy scalars), one that rebuilds tensors and plain containers and puts an inert ``Placeholder``
-wherever the file names anything else. A file that is nothing but foreign classes is refused.
+safetensors have a reader of their own. What ``torch.save`` wrote is read by ``distill.teachers.pickles``, which rebuilds tensors and
+plain containers and puts an inert placeholder wherever the file names anything else (an optimizer, ``argparse.Namespace``, numpy
+scalars). A file that is nothing but foreign classes is refused.
 """
 
 import hashlib
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from distill.errors import CheckpointError
+from distill.teachers.pickles import ProgramError, read_pickled
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
 """Names under which trainers save the weights: SAM-Med2D and MedSAM; Medical-SAM-Adapter; SAM-Med3D; micro-sam."""
@@ -28,14 +25,8 @@ LEADING = ("module", "sam", "model", "base_model")
 ANYWHERE = ("_orig_mod", "module")
 """Name parts that ``torch.compile`` and DistributedDataParallel put wherever a submodule was wrapped."""
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
-HARMLESS: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # noqa: SLF001 - the name that torch.save writes
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,  # noqa: SLF001
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # noqa: SLF001
-}
-"""All that the restricted reader calls; a function that is not listed here is never looked up, let alone run."""
+DEEPEST_WRAPPER = 8
+"""Dictionaries in dictionaries before the weights; a dictionary that holds itself would never end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,57 +43,6 @@ class Contents:
     """Classes that were pickled into the file and not rebuilt, such as ``torch.optim.adam.Adam``."""
 
 
-class Placeholder:
-    """Stands where a file pickled a class that is not rebuilt; accepts whatever the pickle does to it and does nothing."""
-
-    origin = ""
-
-    def __new__(cls, *_: object, **__: object) -> Self:
-        """Ignore all arguments."""
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        """Ignore all arguments."""
-
-    def __call__(self, *_: object, **__: object) -> "Placeholder":
-        """Answer a call, as of a pickled bound method, with itself."""
-        return self
-
-    def __setstate__(self, _: object) -> None:
-        """Forget the state."""
-
-    def __setitem__(self, _: object, __: object) -> None:
-        """Forget an item."""
-
-    def __hash__(self) -> int:
-        """Be usable as a key."""
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        """Equal only itself."""
-        return self is other
-
-    def append(self, _: object) -> None:
-        """Forget an element."""
-
-    extend = append
-    add = append
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """A pickle machine that can build tensors, containers and placeholders, and nothing else."""
-
-    foreign: list[str]
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what ``HARMLESS`` lists under this name, else a placeholder class; nothing is imported."""
-        if (module, name) in HARMLESS:
-            return HARMLESS[module, name]
-        origin = f"{module}.{name}"
-        self.foreign.append(origin)
-        return type("Placeholder", (Placeholder,), {"origin": origin})
-
-
 def read_tensors(path: Path) -> Contents:
     """Read a file's tensors and header; unwrap trainers' dictionaries and strip their prefixes.
 
@@ -115,11 +55,9 @@ def read_tensors(path: Path) -> Contents:
     if _is_safetensors(path):
         return _read_safetensors(path)
     foreign: list[str] = []
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - damaged, foreign or hostile: the restricted reader finds out which
-        loaded = _read_restricted(path, foreign)
+    loaded = _read_pickled(path, foreign)
     state, left_out = _unwrap(loaded, path, foreign)
+    _check_extents(state, path)
     return Contents(tensors=_strip(state, path), header={}, left_out=left_out, foreign=tuple(dict.fromkeys(foreign)))
 
 
@@ -143,23 +81,25 @@ def _read_safetensors(path: Path) -> Contents:
     return Contents(tensors=_strip(tensors, path), header=header)
 
 
-def _read_restricted(path: Path, foreign: list[str]) -> object:
-    """Let torch's reader of both file formats work on the restricted pickle machine.
-
-    ``torch.load`` takes any module with an ``Unpickler``; it wraps that class, so that every global the file names goes through
-    ``RestrictedUnpickler.find_class`` and only the names of storage types through torch's own table.
-    """
-    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-        message = f"{path.name} is a TorchScript program, which is code and not only weights. Save the model's state_dict instead."
-        raise CheckpointError(message)
-    machine = type("Machine", (RestrictedUnpickler,), {"foreign": foreign})
-    module = SimpleNamespace(__name__="restricted_pickle", Unpickler=machine, load=lambda stream, **kw: machine(stream, **kw).load())
+def _read_pickled(path: Path, foreign: list[str]) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
+        return read_pickled(path, foreign)
+    except ProgramError as error:
+        message = f"{path.name} is a TorchScript program, which is code and not only weights. Save the model's state_dict instead."
+        raise CheckpointError(message) from error
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
         if foreign:
             _refuse_code(path, foreign, error)
         _refuse_damaged(path, error)
+
+
+def _check_extents(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that claim more numbers than the file holds, as steps of zero allow, before anything computes with them."""
+    for name, tensor in state.items():
+        here = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.itemsize > here:
+            message = f"{path.name}: {name} claims {tuple(tensor.shape)} of {tensor.dtype}, but {here} bytes are there. The file is damaged or made to harm."
+            raise CheckpointError(message)
 
 
 def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
@@ -183,7 +123,12 @@ def _refuse_code(path: Path, foreign: list[str], error: Exception | None = None)
 def _unwrap(loaded: object, path: Path, foreign: list[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Descend to the weights; return them and the names of all that lies beside them."""
     left_out: list[str] = []
+    depth = 0
     while isinstance(loaded, dict) and (inner := _inner(loaded)) is not None:
+        depth += 1
+        if depth > DEEPEST_WRAPPER:
+            message = f"{path.name} wraps its weights in more than {DEEPEST_WRAPPER} dictionaries, or one that holds itself. Save the model's state_dict."
+            raise CheckpointError(message)
         left_out += [str(key) for key in loaded if key != inner]
         loaded = loaded[inner]
     if isinstance(loaded, dict) and loaded and all(key in PARTS for key in loaded):

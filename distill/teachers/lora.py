@@ -26,7 +26,7 @@ from distill.errors import CheckpointError
 Tensors = Mapping[str, torch.Tensor]
 
 SAMED = re.compile(r"^w_(?P<side>[ab])_(?P<index>\d+)$")
-PEFT = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?!weight$)[^.]+)?\.weight$")
+PEFT = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?!weight$)(?P<adapter>[^.]+))?\.weight$")
 INLINE = re.compile(r"^(?P<block>.+\.attn)\.qkv\.linear_(?P<side>[ab])_(?P<third>[qv])\.weight$")
 THIRD = re.compile(r"^(?P<block>.+\.attn)\.(?P<third>[qkv])(?:_proj)?$")
 UNMERGEABLE = re.compile(r"\.(lora_E|lora_magnitude_vector|lora_embedding_[AB]|lora_[AB])(\.|$)")
@@ -51,6 +51,15 @@ class LowRank:
     scale: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """What a configuration says of the factors under peft's names."""
+
+    rank: float
+    scale: float
+    """``lora_alpha / r``, or over its root for rank-stabilised LoRA."""
+
+
 def is_samed_delta(tensors: Tensors) -> bool:
     """Whether this is what SAMed saves: pairs of matrices and decoders, no image encoder."""
     return "w_a_000" in tensors and "w_b_000" in tensors
@@ -59,6 +68,11 @@ def is_samed_delta(tensors: Tensors) -> bool:
 def has_lora(tensors: Tensors) -> bool:
     """Whether some tensors are low-rank factors under peft's, or SAMed's in-model, names."""
     return any(PEFT.match(key) or INLINE.match(key) or UNMERGEABLE.search(key) for key in tensors)
+
+
+def needs_strength(tensors: Tensors) -> bool:
+    """Whether a configuration must say how strong the factors are; SAMed's, under names of their own, are never scaled."""
+    return any(PEFT.match(key) for key in tensors)
 
 
 def needs_base(tensors: Tensors) -> bool:
@@ -133,39 +147,49 @@ def resize_base(base: Tensors) -> Tensors:
     return resized
 
 
-def merge_lora(tensors: Tensors, base: Tensors | None, names: tuple[str, str], scale: float | None) -> dict[str, torch.Tensor]:
+def merge_lora(tensors: Tensors, base: Tensors | None, names: tuple[str, str], strength: Strength | None) -> dict[str, torch.Tensor]:
     """Merge peft-style or in-model factors; ``base`` is None where the file has all other tensors itself.
 
     Args:
         tensors: the file's.
         base: the file's it was trained on.
         names: of both files, for messages.
-        scale: ``lora_alpha / r``; None if nothing tells it.
+        strength: of factors under peft's names; None if nothing tells it. SAMed's in-model factors are added as they are.
 
     Raises:
-        CheckpointError: if factors do not fit, are of a kind that cannot be merged, or their scale is unknown.
+        CheckpointError: if factors do not fit, are of a kind that cannot be merged, are those of several adapters, or their scale is unknown.
     """
     if base is not None and size_it_fits(tensors)[0]:
         _require_width(tensors, base, names)
     rest, factors = dict(base or {}), dict[tuple[str, str], dict[str, torch.Tensor]]()
+    unscaled = set[tuple[str, str]]()
     for key, value in tensors.items():
         peft, inline = PEFT.match(key), INLINE.match(key)
         if peft:
             third = THIRD.match(peft["module"])
             where = (f"{third['block']}.qkv.weight", third["third"]) if third else (f"{peft['module']}.weight", "")
-            factors.setdefault(where, {})[peft["side"].lower()] = value
+            _add_factor(factors.setdefault(where, {}), peft["side"].lower(), value, (names[0], key))
         elif inline:
-            factors.setdefault((f"{inline['block']}.qkv.weight", inline["third"]), {})[inline["side"]] = value
+            where = (f"{inline['block']}.qkv.weight", inline["third"])
+            _add_factor(factors.setdefault(where, {}), inline["side"], value, (names[0], key))
+            unscaled.add(where)
         elif UNMERGEABLE.search(key):
             message = f"{names[0]}: {key} is a kind of LoRA that is not merged here (AdaLoRA, DoRA, or loralib, whose files do not say whether they are merged). Merge it where it was trained and save the whole model."
             raise CheckpointError(message)
         else:
             rest[PLAIN.sub(".", key.replace(".attn.qkv.qkv.", ".attn.qkv."))] = value
-    if scale is None and any(PEFT.match(key) for key in tensors):
+    if strength is None and needs_strength(tensors):
         message = f'{names[0]} does not say how strong its LoRA is. Put the adapter_config.json that peft wrote beside it, or one with {{"r": ..., "lora_alpha": ...}}.'
         raise CheckpointError(message)
-    inline_scale = 1.0 if scale is None else scale
-    return _apply([_pair(where, each, inline_scale, names[0]) for where, each in factors.items()], rest, names[0])
+    updates = [_pair(where, each, None if where in unscaled else strength, names[0]) for where, each in factors.items()]
+    return _apply(updates, rest, names[0])
+
+
+def _add_factor(sides: dict[str, torch.Tensor], side: str, value: torch.Tensor, where: tuple[str, str]) -> None:
+    if side in sides:
+        message = f"{where[0]} holds more than one adapter for the same weight ({where[1]} is one). Save the one that is meant on its own."
+        raise CheckpointError(message)
+    sides[side] = value
 
 
 def _require_width(tensors: Tensors, base: Tensors, names: tuple[str, str]) -> None:
@@ -177,11 +201,14 @@ def _require_width(tensors: Tensors, base: Tensors, names: tuple[str, str]) -> N
         raise CheckpointError(message)
 
 
-def _pair(where: tuple[str, str], sides: dict[str, torch.Tensor], scale: float, name: str) -> LowRank:
+def _pair(where: tuple[str, str], sides: dict[str, torch.Tensor], strength: Strength | None, name: str) -> LowRank:
     if sides.keys() != {"a", "b"} or sides["a"].shape[0] != sides["b"].shape[1]:
         message = f"{name}: the factors of {where[0]} are missing or do not belong together; is the file whole?"
         raise CheckpointError(message)
-    return LowRank(where[0], sides["a"], sides["b"], where[1], scale)
+    if strength is not None and sides["a"].shape[0] != strength.rank:
+        message = f"{name}: the factors of {where[0]} have rank {sides['a'].shape[0]}, but the configuration says r = {strength.rank:g}. It belongs to another file."
+        raise CheckpointError(message)
+    return LowRank(where[0], sides["a"], sides["b"], where[1], 1.0 if strength is None else strength.scale)
 
 
 def _apply(updates: list[LowRank], tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -199,8 +226,8 @@ def _apply(updates: list[LowRank], tensors: dict[str, torch.Tensor], name: str) 
     return tensors
 
 
-def read_scale(path: Path, header: Mapping[str, str]) -> float | None:
-    """Return ``lora_alpha / r`` (or over its root, for rank-stabilised LoRA) as the file's header or ``adapter_config.json`` has it.
+def read_strength(path: Path, header: Mapping[str, str]) -> Strength | None:
+    """Return rank and scale as the file's header or ``adapter_config.json`` has it.
 
     Raises:
         CheckpointError: if the configuration asks for what is not merged here.
@@ -224,4 +251,4 @@ def read_scale(path: Path, header: Mapping[str, str]) -> float | None:
             f"{beside} asks for {', '.join(odd) or f'rank {rank}'}, which is not merged here. Merge it with peft and save the whole model."
         )
         raise CheckpointError(message)
-    return alpha / (sqrt(rank) if config.get("use_rslora") in (True, "true") else rank)
+    return Strength(rank, alpha / (sqrt(rank) if config.get("use_rslora") in (True, "true") else rank))

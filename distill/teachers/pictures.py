@@ -41,6 +41,8 @@ def to_square(image: np.ndarray, profile: TeacherProfile, *, index: int, device:
         PromptError: if the picture has another shape, type or range.
     """
     image = _checked(image, profile, index)
+    if profile.resize == "longest-side":
+        _require_side(image, profile.image_size, index)
     resized = _resize(image, profile)
     height, width = resized.shape[:2]
     pixels = _normalise(resized, profile, device)
@@ -69,6 +71,13 @@ def _checked_unit(image: np.ndarray, index: int) -> np.ndarray:
         message = f"picture {index}: floats must lie in [0, 1], but range from {unit.min():.3g} to {unit.max():.3g}. Window it first (distill.intensity)."
         raise PromptError(message)
     return np.repeat(unit[..., None], 3, axis=2) if unit.ndim == 2 else unit
+
+
+def _require_side(image: np.ndarray, size: int, index: int) -> None:
+    """Refuse what PIL would have to shrink to nothing."""
+    if min(image.shape[:2]) < 1 or min(ResizeLongestSide.get_preprocess_shape(*image.shape[:2], size)) < 1:
+        message = f"picture {index}: {image.shape[:2]} pixels is too thin: with its longest side at {size}, the other has less than half a pixel. Crop it."
+        raise PromptError(message)
 
 
 def _resize(image: np.ndarray, profile: TeacherProfile) -> np.ndarray:

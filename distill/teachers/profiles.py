@@ -53,7 +53,9 @@ SAMED = TeacherProfile(
     restore="nearest",
     prompts=(),
 )
-"""``test.py`` and ``utils.py`` of SAMed (Zhang and Liu 2023): one mask token per class, token 0 the background, no prompt."""
+"""After ``test.py`` and ``utils.py`` of SAMed (Zhang and Liu 2023): one mask token per class, token 0 the background, no prompt.
+
+One thing differs: that script brings slices to 224 px first and from there to 512 px, both with splines; here they go to 512 px at once."""
 MEDICAL_SAM_ADAPTER = TeacherProfile(
     name="medical-sam-adapter",
     image_size=_ANY,

@@ -70,21 +70,24 @@ class SamTeacher:
         """Encode pictures of any sizes: ``(H, W, 3)`` uint8 RGB; for SAMed also ``(H, W)`` and floats in [0, 1].
 
         Raises:
-            PromptError: if a picture has another shape or type.
+            PromptError: if there is no picture, or one has another shape or type.
         """
-        squares = [to_square(image, self.profile, index=n, device=self.device) for n, image in enumerate(images)]
-        stacked = [square for square, _ in squares]
+        if not len(images):
+            message = "encode was given no pictures; give at least one."
+            raise PromptError(message)
 
-        def encode_some(some: slice) -> torch.Tensor:
+        def encode_some(some: slice) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+            here = range(some.start, some.stop)  # squares of this batch only: a volume's would fill the memory
+            squares = [to_square(images[n], self.profile, index=n, device=self.device) for n in here]
             with self._arithmetic():
-                features: torch.Tensor = self.sam.image_encoder(torch.stack(stacked[some]))
-            return features.float()
+                features: torch.Tensor = self.sam.image_encoder(torch.stack([square for square, _ in squares]))
+            return features.float(), [size for _, size in squares]
 
-        chunks = in_batches(encode_some, len(stacked), self.encode_batch)
+        chunks = in_batches(encode_some, len(images), self.encode_batch)
         return Embeddings(
-            features=torch.cat(chunks),
+            features=torch.cat([features for features, _ in chunks]),
             sizes_px=tuple((i.shape[0], i.shape[1]) for i in images),
-            input_sizes_px=tuple(size for _, size in squares),
+            input_sizes_px=tuple(size for _, sizes in chunks for size in sizes),
         )
 
     @torch.inference_mode()
@@ -101,6 +104,8 @@ class SamTeacher:
             PromptError: if a teacher that segments without prompts is given some, or another is given none.
         """
         self._check_kind(prompts)
+        if not len(prompts):
+            return self._select(*self._no_answers(), multimask=multimask)
         parts = in_batches(partial(self._decode_chunk, embeddings, prompts), len(prompts), self.decode_batch)
         return self._select(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), multimask=multimask)
 
@@ -122,6 +127,10 @@ class SamTeacher:
             message = "only prompts by points, without boxes and masks, can be drawn selectively. Use decode."
             raise PromptError(message)
         self._check_kind(prompts)
+        if not len(prompts):
+            logits, _ = self._no_answers()
+            nowhere = torch.zeros(0, dtype=torch.long, device=self.device)
+            return Promising(prompt=nowhere, token=nowhere, low_res_logits=logits[:, :1], iou=logits[:, 0, 0, 0])
         parts = in_batches(partial(self._decode_promising, embeddings, prompts, least_iou), len(prompts), self.decode_batch)
         return Promising(
             prompt=torch.cat([part.prompt for part in parts]),
@@ -135,7 +144,7 @@ class SamTeacher:
         scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
         points = self._tensor(np.asarray(prompts.points_xy_px)[part] * scale[:, None])
         labels = self._tensor(np.asarray(prompts.point_labels)[part])
-        where = torch.as_tensor(index, device=self.device)
+        where = self._places(index)
         with self._arithmetic():
             drawn, logits, iou = decode_promising(self.sam, embeddings.features, where, points, labels, least_iou)
         row, token = (iou[drawn, 1:] > least_iou).nonzero(as_tuple=True)
@@ -143,6 +152,11 @@ class SamTeacher:
         return Promising(
             prompt=drawn[row] + part.start, token=token, low_res_logits=shifted[:, None], iou=iou[drawn[row], token + 1].float()
         )
+
+    def _no_answers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits ``(0, M, m, m)`` and predicted IoU ``(0, M)`` of no prompts."""
+        logits = torch.zeros(0, self.sam.mask_decoder.num_mask_tokens, self.mask_size_px, self.mask_size_px, device=self.device)
+        return logits, logits[:, :, 0, 0]
 
     def _check_kind(self, prompts: PromptBatch) -> None:
         if not self.profile.prompts and not prompts.prompt_free:
@@ -178,13 +192,17 @@ class SamTeacher:
         return decode_prompts(
             self.sam,
             embeddings.features,
-            torch.as_tensor(index, device=self.device),
+            self._places(index),
             boxes=boxes,
             points=points,
             point_labels=None if prompts.point_labels is None else self._tensor(prompts.point_labels[part]),
             mask_inputs=None if prompts.mask_logits is None else self._tensor(prompts.mask_logits[part])[:, None],
             has_mask=None if prompts.has_mask is None else torch.as_tensor(prompts.has_mask[part], device=self.device),
         )
+
+    def _places(self, index: np.ndarray) -> torch.Tensor:
+        """Return int64: torch takes uint8 for a mask, not for places."""
+        return torch.as_tensor(np.asarray(index), device=self.device).long()
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array, np.float32), device=self.device)
@@ -236,8 +254,14 @@ def resolve_precision(precision: Precision, device: torch.device, profile: Teach
     """Return what ``"auto"`` means: bfloat16 on CUDA devices that have it, but never for the bundled teacher, whose labels stay as they are."""
     if precision != "auto":
         return precision
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported() and profile.name != "samdistill-conv"
+    fast = device.type == "cuda" and profile.name != "samdistill-conv" and _has_bf16(device)
     return "bf16" if fast else "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Tell whether a GPU computes in bfloat16 itself; where it is emulated, it is slower than float32."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _one_picture_batch(

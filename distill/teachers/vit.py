@@ -138,7 +138,7 @@ class Attention(nn.Module):
         return full
 
     def _key(self, q: torch.Tensor) -> tuple[object, ...]:
-        return (q.shape, q.dtype, q.device.type)
+        return (tuple(q.shape[1:]), q.dtype, q.device.type)  # whatever the batch: the last one is smaller, and memory may have shrunk it
 
     def tune(self, batch: int, grid: int, dtype: torch.dtype, device: torch.device, known: dict[tuple[object, ...], str]) -> None:
         """Choose the fastest exact variant for ``batch`` images, unless ``known`` holds it already."""
@@ -146,8 +146,7 @@ class Attention(nn.Module):
         shape = (windows, self.heads, self.span, self.span, self.rel_pos_h.shape[1])
         if (shape, dtype) not in known:
             known[shape, dtype] = choose_variant(shape, dtype, device)
-        q = torch.empty(windows, self.heads, self.span**2, shape[-1], dtype=dtype, device="meta")
-        self.variants[q.shape, dtype, device.type] = known[shape, dtype]
+        self.variants[(self.heads, self.span**2, shape[-1]), dtype, device.type] = known[shape, dtype]
 
 
 class Block(nn.Module):
@@ -256,4 +255,4 @@ class ImageEncoder(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the plan out: packed weights can neither be copied nor pickled."""
-        return {**self.__dict__, "_plan": None}
+        return {**super().__getstate__(), "_plan": None}

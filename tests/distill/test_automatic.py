@@ -133,3 +133,15 @@ def test_small_islands_and_holes_go_but_the_last_island_stays() -> None:
     lone = np.zeros((12, 15), bool)
     lone[3, 3] = True
     assert without_small_regions(lone, 4).sum() == 1
+
+
+def test_a_grid_that_the_divisor_would_empty_keeps_one_point(teacher: SamTeacher) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    settings = GridSettings(points_per_side=2, crop_layers=2, crop_points_divisor=2, least_predicted_iou=5)
+    assert find_objects(teacher, image, settings) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 5), (1, 9), (3, 2)])
+def test_crops_of_a_picture_of_a_few_pixels_are_never_empty(size: tuple[int, int]) -> None:
+    boxes = crop_boxes(size, 3, 512 / 1500)
+    assert all(0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0] for (x0, y0, x1, y1), _ in boxes)

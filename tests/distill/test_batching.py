@@ -88,3 +88,10 @@ def test_a_container_s_limit_counts_as_memory(tmp_path: Path, monkeypatch: pytes
     assert free_memory(torch.device("cpu")) == 600
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+)
+def test_a_library_of_cuda_that_cannot_allocate_means_out_of_memory(text: str) -> None:
+    assert batching.ran_out(RuntimeError(text))

@@ -97,3 +97,23 @@ def test_the_bundled_teacher_loads_and_says_what_it_is() -> None:
     assert info.family == "samdistill-conv"
     assert 2_000_000 < info.parameters < 8_000_000
     assert teacher.fingerprint == info.fingerprint
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"config": "{"},
+        {"config": "[1]"},
+        {"config": '{"image_size": 64, "bogus": 1}'},
+        {"config": '{"image_size": "64"}'},
+        {"config": '{"image_size": 64}', "logit_shift": "x"},
+        {"config": '{"image_size": 64}', "logit_shift": "nan"},
+    ],
+    ids=str,
+)
+def test_a_broken_header_of_this_package_s_own_kind_is_refused(tmp_path: Path, header: dict[str, str]) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"family": "samdistill-conv", **header})
+    with pytest.raises(CheckpointError, match="its header is broken"):
+        inspect_checkpoint(path)

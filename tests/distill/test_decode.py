@@ -6,7 +6,7 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from distill.teachers import decode
+from distill.teachers import decode, decode_folded
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.decode import decode_prompts
 from distill.teachers.decode_folded import folds
@@ -157,3 +157,34 @@ def test_weights_written_after_the_first_answer_are_used(sam: Sam) -> None:
     after, _ = answer(sam, asked)
     assert not torch.allclose(before, after, atol=1e-3)
     assert error(after, one_by_one(sam, asked)[0]) < EXACT
+
+
+@pytest.mark.parametrize("points", [1, 20], ids=["reordered", "own modules"])
+def test_prompts_and_positions_are_encoded_in_float32_inside_autocast(sam: Sam, points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ask("box and point", points=points)
+    made = []
+    for name in ("_embed_points", "_embed_boxes"):
+        own = getattr(sam.prompt_encoder, name)
+        monkeypatch.setattr(sam.prompt_encoder, name, lambda *args, own=own, **kw: made.append(own(*args, **kw)) or made[-1])
+    places = sam.prompt_encoder.get_dense_pe
+    monkeypatch.setattr(sam.prompt_encoder, "get_dense_pe", lambda: made.append(places()) or made[-1])
+    answer(sam, asked)
+    exact = list(made)
+    made.clear()
+    decode_folded._PLANS.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer(sam, asked)
+    assert len(made) == len(exact) >= 3
+    assert all(torch.equal(found, expected) and found.dtype == torch.float32 for found, expected in zip(made, exact, strict=True))
+
+
+def test_points_are_encoded_in_float32_where_only_what_promises_something_is_drawn(sam: Sam) -> None:
+    asked = ask("point")
+    with torch.inference_mode():
+        _, _, exact = decode.decode_promising(sam, asked.images, asked.index, *asked.hints.values(), 9.0)
+        decode_folded._PLANS.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = sam.prompt_encoder(points=tuple(asked.hints.values()), boxes=None, masks=None)[0]
+            _, _, found = decode.decode_promising(sam, asked.images, asked.index, *asked.hints.values(), 9.0)
+            rough = decode_folded.decode_confident(sam, asked.images, asked.index, rounded, chunk=8, least_iou=9.0)[2]
+    assert error(found, exact) < error(rough, exact)

@@ -2,16 +2,20 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
+from zarr.storage import LocalStore
 
+from distill import embedding_cache
 from distill.embedding_cache import CachedTeacher, EmbeddingCache, EmbeddingCachePlan, Entry, Storage
 from distill.engine import LabelPlan, label_archive
 from distill.errors import PlanError
@@ -141,6 +145,14 @@ def test_two_teachers_and_two_storages_do_not_mix(tmp_path: Path) -> None:
     CachedTeacher(third, cache_in(tmp_path, storage="fp16")).encode(pictures(1))
     assert third.calls == [1]
     assert len(cache.keys()) == 3
+
+
+def test_another_version_of_the_encoder_s_code_does_not_find_older_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Counting(), Counting()
+    CachedTeacher(first, cache_in(tmp_path)).encode(pictures(1))
+    monkeypatch.setattr(embedding_cache, "ENCODING", embedding_cache.ENCODING + 1)
+    CachedTeacher(second, cache_in(tmp_path)).encode(pictures(1))
+    assert second.calls == [1]
 
 
 def test_a_precision_of_its_own_has_entries_of_its_own(tmp_path: Path) -> None:
@@ -341,3 +353,56 @@ def test_a_cache_that_rounds_makes_labels_of_its_own_and_their_history_says_so(t
     assert label(archive, checkpoint, "fp16") == 1
     assert archive["one"].labels("teacher/r1").history.parameters["embedding_storage"] == "fp16"
     assert label(archive, checkpoint, "fp16") == 0
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def _damaged_index(*_: object, **__: object) -> None:
+    message = "database disk image is malformed"
+    raise sqlite3.DatabaseError(message)
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        pytest.param("put", _full_disk, id="a full disk"),
+        pytest.param("get", _damaged_index, id="a damaged index"),
+        pytest.param("put", _damaged_index, id="an index that cannot be written"),
+    ],
+)
+def test_a_cache_that_fails_is_told_once_and_the_teacher_goes_on_without_it(
+    where: str, fault: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = Counting()
+    cached = CachedTeacher(teacher, cache_in(tmp_path))
+    monkeypatch.setattr(cached.cache, where, fault)
+    own = teacher.encode(pictures(1, 2))
+    for _ in range(2):
+        assert torch.equal(cached.encode(pictures(1, 2)).features, own.features)
+    assert teacher.calls == [2, 2, 2]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "samdistill.embeddings"]
+    assert str(tmp_path) in told
+    assert "Make room there" in told
+
+
+def test_a_write_that_fails_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_in(tmp_path)
+
+    def half_written(store: LocalStore, **_: object) -> None:
+        Path(store.root).mkdir(parents=True)
+        _full_disk()
+
+    monkeypatch.setattr(zarr, "create_array", half_written)
+    with pytest.raises(OSError, match="No space left"):
+        cache.put({key(1): entry(1)})
+    assert not list(tmp_path.glob("new-*"))
+
+
+def test_a_full_disk_under_the_cache_quarantines_no_case(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_in(tmp_path / "full")
+    monkeypatch.setattr(EmbeddingCache, "_write", _full_disk)
+    label(archive, checkpoint, "fp32")
+    assert archive.ledger.quarantined("label:teacher/r1") == []
+    assert archive.ledger.counts("label:teacher/r1")["done"] == len(archive.cases())

@@ -298,3 +298,43 @@ def test_a_case_whose_inputs_changed_while_another_live_run_is_at_it_stays_with_
     assert (summary.done, summary.skipped, summary.unfinished) == (1, 0, 1)
     assert archive.ledger.state(stage, "case01") == "claimed"
     assert archive["case01"].label_sets() == []
+
+
+def test_a_case_that_was_given_up_does_not_count_as_one_that_had_these_labels(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tmp_path, 2)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run_wavefront", broken)
+        label_archive(archive, plan_for(checkpoint), cases=["case00"])
+    label_archive(archive, plan_for(checkpoint), cases=["case01"])
+    summary = label_archive(archive, plan_for(checkpoint))
+    assert (summary.done, summary.skipped, summary.quarantined) == (0, 1, ("case00",))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["labelled", "failed"])
+def test_a_case_that_another_run_has_taken_meanwhile_is_left_to_it_and_the_others_are_labelled(
+    fails: bool,
+    tmp_path: Path,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    archive = archive_of(tmp_path, 3)
+    wavefront = engine.run_wavefront
+
+    def taken(teacher: object, works: list[engine.CaseWork], ask: AskSettings) -> None:
+        if any(work.record.id == "case01" for work in works):
+            with Database(archive.catalog.url).writing() as connection:
+                connection.execute(sa.update(UnitRow).where(UnitRow.unit == "case01").values(host="elsewhere"))
+            if fails:
+                raise RuntimeError
+        wavefront(teacher, works, ask)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(engine, "run_wavefront", taken)
+    summary = label_archive(archive, plan_for(checkpoint))
+    assert (summary.done, summary.unfinished, summary.quarantined) == (2, 1, ())
+    assert archive.ledger.state("label:teacher/r1", "case01") == "claimed"

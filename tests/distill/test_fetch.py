@@ -27,6 +27,8 @@ class Server:
     content: bytes = CONTENT
     etag: str = '"one"'
     supports_range: bool = True
+    announces: bool = True
+    """Say how long the answer is."""
     cuts: list[int] = field(default_factory=list)
     """Break the next answers off after so many bytes."""
     asked: list[str] = field(default_factory=list)
@@ -55,7 +57,8 @@ class Server:
                     start = 0
                     self.send_response(200)
                 body = server.content[start:]
-                self.send_header("Content-Length", str(len(body)))
+                if server.announces:
+                    self.send_header("Content-Length", str(len(body)))
                 if server.etag:
                     self.send_header("ETag", server.etag)
                 self.end_headers()
@@ -279,3 +282,10 @@ def test_every_official_file_can_be_told_apart_and_names_its_profile() -> None:
 def test_fetching_needs_no_torch() -> None:
     code = "import sys, distill.teachers.fetch; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_an_answer_of_unknown_length_is_not_written_beyond_the_file_s_size(server: Server) -> None:
+    server.announces, server.content = False, CONTENT + bytes(4_000_000)
+    with pytest.raises(CheckpointError, match="sends more than the 5000001 bytes"):
+        fetch("toy")
+    assert (checkpoint_folder() / "toy.pth.part").stat().st_size <= len(CONTENT)

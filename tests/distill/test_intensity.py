@@ -274,3 +274,10 @@ def test_a_new_rule_for_ct_relabels_ct_alone_and_its_history_states_it(archive: 
 def test_a_case_that_lacks_the_channel_is_quarantined_by_name_and_the_other_is_labelled(archive: Archive, checkpoint: str) -> None:
     assert label(archive, checkpoint, channels="channel:1") == (1, ("ct",))
     assert "case ct: intensity.channels is 'channel:1'" in archive.ledger.quarantined("label:teacher/r1")[0].traceback
+
+
+def test_the_first_channel_of_a_case_with_one_is_the_default_and_relabels_nothing() -> None:
+    one, two = np.zeros((1, 3, 5, 6), np.int16), np.zeros((2, 3, 5, 6), np.int16)
+    assert intensity_inputs(spec(channels="channel:0"), record_of(one)) == {}
+    assert intensity_inputs(spec(channels="channel:0"), record_of(two))
+    assert choose_window(record_of(one), one, spec(channels="channel:0")) == choose_window(record_of(one), one)

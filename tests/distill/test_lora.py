@@ -194,3 +194,47 @@ def test_a_whole_model_with_samed_s_layers_inside_needs_no_base(tmp_path: Path) 
     path = saved(tmp_path, {f"sam.{key}": value for key, value in tensors.items()}, "whole.pth")
     assert inspect_checkpoint(path).family == "lora"
     assert torch.allclose(weight_of(path, profile="sam"), expected, atol=1e-5)
+
+
+def with_factors(adapter: str = "") -> Tensors:
+    """A whole model with peft's factors inside."""
+    factors = peft("image_encoder.blocks.1.attn.qkv", 3 * WIDTH, prefix="", adapter=adapter)
+    return small_sam.weights() | factors
+
+
+def test_the_fingerprint_of_a_whole_model_with_factors_inside_covers_their_strength(tmp_path: Path) -> None:
+    path = saved(tmp_path, with_factors(), "whole.pth")
+    seen = set()
+    for alpha in (2, 200):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": alpha}))
+        seen.add(inspect_checkpoint(path).fingerprint)
+    assert len(seen) == 2
+
+
+def test_a_stranger_s_configuration_does_not_scale_samed_s_layers_inside_a_model(tmp_path: Path) -> None:
+    tensors = small_sam.weights()
+    block, expected = QKV.removesuffix(".weight"), tensors[QKV].clone()
+    a, b = torch.ones(RANK, WIDTH), torch.ones(WIDTH, RANK)
+    for part in ("weight", "bias"):
+        tensors[f"{block}.qkv.{part}"] = tensors.pop(f"{block}.{part}")
+    tensors |= {f"{block}.linear_a_q.weight": a, f"{block}.linear_b_q.weight": b}
+    path = saved(tmp_path, tensors, "whole.pth")
+    alone = inspect_checkpoint(path).fingerprint
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 200}))
+    expected[:WIDTH] += b @ a
+    assert torch.allclose(weight_of(path, profile="sam"), expected, atol=1e-5)
+    assert inspect_checkpoint(path).fingerprint == alone
+
+
+def test_two_adapters_for_one_weight_are_refused(tmp_path: Path, base: Path) -> None:
+    module = "image_encoder.blocks.1.attn.qkv"
+    both = peft(module, 3 * WIDTH, adapter=".liver") | peft(module, 3 * WIDTH, adapter=".kidney")
+    save_file(both, tmp_path / "delta.safetensors", metadata={"r": str(RANK), "lora_alpha": "2"})
+    with pytest.raises(CheckpointError, match="holds more than one adapter for the same weight"):
+        load_teacher(tmp_path / "delta.safetensors", base=base, profile="sam")
+
+
+def test_a_configuration_of_another_rank_than_the_factors_is_refused(tmp_path: Path, base: Path) -> None:
+    save_file(peft("image_encoder.blocks.1.attn.qkv", 3 * WIDTH), tmp_path / "d.safetensors", metadata={"r": "16", "lora_alpha": "16"})
+    with pytest.raises(CheckpointError, match=r"have rank 2, but the configuration says r = 16"):
+        load_teacher(tmp_path / "d.safetensors", base=base, profile="sam")

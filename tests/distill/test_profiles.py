@@ -203,3 +203,14 @@ def test_bfloat16_answers_nearly_alike_and_returns_single() -> None:
     first, second = (each.predict(picture((40, 50)), boxes=box).logits for each in (exact, fast))
     assert second.dtype == np.float32
     assert 0 < np.abs(first - second).max() < 0.1 * np.abs(first).max()
+
+
+@pytest.mark.parametrize("shape", [(3000, 1, 3), (1, 3000, 3)], ids=["tall", "wide"])
+@pytest.mark.parametrize("name", [name for name in PROFILES if name != "samed"])
+def test_a_picture_of_one_pixel_s_width_is_prepared_or_refused_by_its_number(name: str, shape: tuple[int, int, int]) -> None:
+    image, profile = np.zeros(shape, np.uint8), profile_for(name, 64)
+    if profile.resize == "longest-side":
+        with pytest.raises(PromptError, match=r"picture 7: .* is too thin"):
+            to_square(image, profile, index=7, device=CPU)
+    else:
+        assert to_square(image, profile, index=7, device=CPU)[0].shape == (3, 64, 64)

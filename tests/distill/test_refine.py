@@ -1,10 +1,13 @@
 """What refinement keeps, what it ignores, and what it never calls background."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
+from distill import refine
 from distill.errors import PlanError
 from distill.refine import (
     ClassRule,
@@ -18,7 +21,9 @@ from distill.refine import (
     smooth_probability,
     worst,
 )
-from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Geometry, LabelHistory, heartbeat
+from storage.database import Database
+from storage.tables import UnitRow
 
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 A, B = ClassInfo(id=1, name="a"), ClassInfo(id=2, name="b")
@@ -174,3 +179,54 @@ def test_a_class_that_nobody_prompted_does_not_bar_the_case_from_training(tmp_pa
     assert accepted_cases(archive, "pseudo/r1") == ["one"]
     ids = archive["one"].labels("pseudo/r1").read()
     assert not (ids == 0).any(), "where class b may be, nothing may be called background"
+
+
+def broken_case(*_: object) -> None:
+    raise RuntimeError
+
+
+def test_a_case_that_was_given_up_does_not_count_as_refined_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_with(tmp_path, {"a": OBJECT * 0.9, "b": OBJECT * 0.9})
+    with monkeypatch.context() as patch:
+        patch.setattr(refine, "refine_case", broken_case)
+        refine_archive(archive, RefinePlan(classes=(A,)), cases=["a"])
+    refine_archive(archive, RefinePlan(classes=(A,)), cases=["b"])
+    summary = refine_archive(archive, RefinePlan(classes=(A,)))
+    assert (summary.done, summary.skipped, summary.quarantined) == (0, 1, ("a",))
+
+
+def test_claims_are_renewed_while_a_case_is_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_with(tmp_path, {"a": OBJECT * 0.9})
+    renewed, refine_case = threading.Event(), refine.refine_case
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+    monkeypatch.setattr(archive.ledger, "heartbeat", renewed.set)
+
+    def slow(*args: object) -> refine.Refined:
+        assert renewed.wait(30)
+        return refine_case(*args)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(refine, "refine_case", slow)
+    assert refine_archive(archive, RefinePlan(classes=(A,))).done == 1
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["refined", "failed"])
+def test_a_case_that_another_run_has_taken_meanwhile_is_left_to_it_and_the_others_are_refined(
+    fails: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    archive = archive_with(tmp_path, {"a": OBJECT * 0.9, "b": OBJECT * 0.9})
+    refine_case = refine.refine_case
+
+    def taken(case: Case, plan: RefinePlan) -> refine.Refined:
+        if case.id == "a":
+            with Database(archive.catalog.url).writing() as connection:
+                connection.execute(sa.update(UnitRow).where(UnitRow.unit == "a").values(host="elsewhere"))
+            if fails:
+                raise RuntimeError
+        return refine_case(case, plan)
+
+    monkeypatch.setattr(refine, "refine_case", taken)
+    summary = refine_archive(archive, RefinePlan(classes=(A,)))
+    assert (summary.done, summary.quarantined) == (1, ())
+    assert archive.ledger.state("refine:pseudo/r1", "a") == "claimed"

@@ -1,5 +1,7 @@
 """The teacher's answers are segment-anything's own, however they are batched."""
 
+import contextlib
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from segment_anything import SamPredictor
 
 from distill import load_teacher
 from distill.errors import PromptError
+from distill.teachers import sam as sam_module
 from distill.teachers.base import PromptBatch, Teacher
 from distill.teachers.sam import SamTeacher
 
@@ -152,3 +155,60 @@ def test_boxes_cannot_be_drawn_selectively(teacher: SamTeacher) -> None:
     embeddings = teacher.encode(pictures(np.random.default_rng(9))[:1])
     with pytest.raises(PromptError, match="only prompts by points"):
         teacher.decode_promising(embeddings, PromptBatch(image_index=np.zeros(1, int), boxes_xyxy_px=np.array([[1, 1, 9, 9]])), 0.5)
+
+
+@pytest.mark.parametrize("multimask", [None, False, True])
+def test_no_prompts_have_no_answers_of_the_usual_shape(teacher: SamTeacher, *, multimask: bool | None) -> None:
+    embeddings = teacher.encode([np.zeros((30, 40, 3), np.uint8)])
+    nothing = PromptBatch(image_index=np.zeros(0, np.int64), boxes_xyxy_px=np.zeros((0, 4), np.float32))
+    decoded = teacher.decode(embeddings, nothing, multimask=multimask)
+    masks, side = 3 if multimask else 1, teacher.mask_size_px
+    assert (tuple(decoded.low_res_logits.shape), tuple(decoded.iou.shape)) == ((0, masks, side, side), (0, masks))
+    assert teacher.upsample(decoded.low_res_logits, (30, 40), embeddings.input_sizes_px[0]).shape == (0, masks, 30, 40)
+
+
+def test_no_points_promise_nothing(teacher: SamTeacher) -> None:
+    embeddings = teacher.encode([np.zeros((30, 40, 3), np.uint8)])
+    nothing = PromptBatch(image_index=np.zeros(0, np.int64), points_xy_px=np.zeros((0, 1, 2)), point_labels=np.zeros((0, 1)))
+    found = teacher.decode_promising(embeddings, nothing, 0.5)
+    assert (found.prompt.shape, found.token.shape, found.iou.shape) == ((0,), (0,), (0,))
+    assert found.low_res_logits.shape == (0, 1, teacher.mask_size_px, teacher.mask_size_px)
+
+
+def test_no_pictures_are_refused(teacher: SamTeacher) -> None:
+    with pytest.raises(PromptError, match="no pictures"):
+        teacher.encode([])
+
+
+def test_a_picture_s_number_may_have_any_integer_type(teacher: SamTeacher) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = teacher.encode([rng.integers(0, 256, (30, 40, 3), dtype=np.uint8) for _ in range(2)])
+    box = np.array([[3, 4, 20, 25], [5, 6, 30, 28]], np.float32)
+    points = {"points_xy_px": box.reshape(2, 2, 2), "point_labels": np.ones((2, 2), np.float32)}
+    answers, drawn = [], []
+    for kind in (np.int64, np.uint8):
+        index = np.array([1, 0], kind)
+        answers.append(teacher.decode(embeddings, PromptBatch(image_index=index, boxes_xyxy_px=box)).low_res_logits)
+        drawn.append(teacher.decode_promising(embeddings, PromptBatch(image_index=index, **points), -9.0).low_res_logits)
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_squares_are_made_for_one_batch_at_a_time(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    own, encoder = sam_module.to_square, teacher.sam.image_encoder
+    monkeypatch.setattr(sam_module, "to_square", lambda *args, **kw: events.append("square") or own(*args, **kw))
+    hook = encoder.register_forward_hook(lambda *_: events.append("encoded"))
+    teacher.encode_batch.size = 2
+    embeddings = teacher.encode([np.zeros((30, 40 + n, 3), np.uint8) for n in range(3)])
+    hook.remove()
+    assert events == ["square", "square", "encoded", "square", "encoded"]
+    assert [size[1] for size in embeddings.sizes_px] == [40, 41, 42]
+    assert len(embeddings.input_sizes_px) == 3
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_taken(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    profile = dataclasses.replace(teacher.profile, name="sam")
+    assert sam_module.resolve_precision("auto", torch.device("cuda"), profile) == "fp32"

@@ -280,3 +280,49 @@ def test_the_precision_switch_is_put_back() -> None:
     with cpu_products.fast_float32():
         pass
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_blocks_that_overlap_in_two_threads_leave_products_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "onednn_is_exact", lambda: True)
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    first, second = cpu_products.fast_float32(), cpu_products.fast_float32()
+    try:
+        first.__enter__()
+        second.__enter__()
+        inside = setting.fp32_precision
+        first.__exit__(None, None, None)
+        assert setting.fp32_precision == inside != before
+        second.__exit__(None, None, None)
+        assert setting.fp32_precision == before
+    finally:
+        setting.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("short", "expected"), [({"bias"}, "augmented"), ({"augmented"}, "bias"), ({"bias", "augmented"}, "augmented")], ids=str
+)
+def test_a_variant_for_which_memory_is_too_short_is_not_chosen(short: set[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    for name in short:
+        monkeypatch.setitem(attention.VARIANTS, name, refuse)
+    assert choose_variant((2, 3, 5, 7, 8), torch.float32, torch.device("cpu")) == expected
+
+
+def test_what_was_measured_holds_for_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ImageEncoder(sizes_of(96))
+    monkeypatch.setattr(vit, "choose_variant", lambda *_: "augmented")
+    encoder.prepare(8)
+    asked: list[str] = []
+    for name, own in dict(attention.VARIANTS).items():
+        monkeypatch.setitem(attention.VARIANTS, name, lambda *args, name=name, own=own: asked.append(name) or own(*args))
+    encoder._plain(torch.zeros(3, 3, encoder.img_size, encoder.img_size))
+    assert set(asked) == {"augmented"}
+
+
+def test_a_pickled_encoder_leaves_out_what_module_leaves_out() -> None:
+    encoder = ImageEncoder(sizes_of(96))
+    encoder._compiled_call_impl = lambda: None
+    assert encoder.__getstate__().get("_compiled_call_impl") is None
