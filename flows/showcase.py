@@ -131,6 +131,10 @@ def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device:
     if found.passed_over:
         names = ", ".join(found.passed_over)
         OUT.print(f"passed over, as no scans: {names}", soft_wrap=True, highlight=False, markup=False)
+    if found.unnamed:
+        # No names: beside DICOM they may be those of patients.
+        kinds = ", ".join(f"{what}: {number}" for what, number in found.unnamed)
+        OUT.print(f"passed over beside DICOM, as no scans: {kinds}", soft_wrap=True, highlight=False, markup=False)
     OUT.print(
         f"{written} of {counted(len(found.scans), 'scan', 'scans')} segmented into {out}", soft_wrap=True, highlight=False, markup=False
     )

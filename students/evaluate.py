@@ -7,6 +7,7 @@ side by side, case by case.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -96,8 +97,14 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         gold=plan.gold,
         classes=student.card.classes,
         warnings=evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES),
-        spacing_known=all(record.geometry.spacing_known for record in records),
+        spacing_known=spacing_known(records),
     )
+
+
+def spacing_known(records: Sequence[CaseRecord]) -> bool | Literal["mixed"]:
+    """Tell whether voxel sizes are known of all, of none, or of some of the cases."""
+    known = {record.geometry.spacing_known for record in records}
+    return "mixed" if len(known) > 1 else known.pop()
 
 
 def unseen_cases(archive: Archive, student: Student, plan: EvaluationPlan) -> list[CaseRecord]:

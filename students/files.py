@@ -1,7 +1,9 @@
 """Use a student on scans in files: one answer beside the others for each, and a bad file does not stop the rest."""
 
+import os
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -38,7 +40,9 @@ class FilePredictions:
 
     scans: tuple[FilePrediction, ...]
     passed_over: tuple[str, ...]
-    """Files in the folders that are no scans."""
+    """Files in the folders that are no scans, where these hold no DICOM."""
+    unnamed: tuple[tuple[str, int], ...] = ()
+    """Kind and number of what else was passed over beside DICOM: localizers, reports and segmentations, other files."""
     private_list: Path | None = None
     """Says which DICOM pseudonym is which file, where there are any."""
 
@@ -59,7 +63,8 @@ def predict_files(
         paths: Files, and folders that are searched with all that is below them.
         out: Folder for the answers; below it they lie as their scans do. A volume becomes ``NAME.nii.gz``, and a picture of one slice
             ``NAME.png``, an 8-bit grey image of the same size whose values are class ids (so it looks black). A DICOM series is named
-            by a pseudonym; ``OUT.dicom-names.csv`` beside the folder says which is which, for its owner only.
+            by a pseudonym; ``OUT.dicom-names.csv`` beside the folder says which is which, for its owner only. No answer takes the
+            place of a scan, nor of any other file that already lies in the folder of its scan.
         progress: Called after each scan, with the number of all.
         largest_component: As in `Student.predict`.
         nifti_only: Write NIfTI for pictures too.
@@ -67,7 +72,8 @@ def predict_files(
     Returns:
         One record per scan, in the order of their names, those that could not be segmented among them with the reason.
     """
-    folder = Path(out)
+    # Absolute and without dots, since it must have a name: the private list is called after it.
+    folder = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links, and absolute() keeps "."
     done: list[FilePrediction] = []
 
     def note(record: FilePrediction) -> None:
@@ -81,12 +87,20 @@ def predict_files(
         total = len(found.refused) + len(found.scans)
         for source, reason in found.refused:
             note(FilePrediction(source=source, output=None, problem=reason, seconds=0.0))
+        given = {scan.path.resolve() for scan in found.scans if scan.path is not None}
         for scan in found.scans:
-            note(_predict_scan(student, scan, taken, largest_component=largest_component, nifti_only=nifti_only))
-    return FilePredictions(scans=tuple(done), passed_over=tuple(found.passed_over), private_list=found.private_list)
+            note(_predict_scan(student, scan, taken, given, largest_component=largest_component, nifti_only=nifti_only))
+    return FilePredictions(
+        scans=tuple(done),
+        passed_over=tuple(found.passed_over),
+        unnamed=tuple(sorted(found.unnamed.items())),
+        private_list=found.private_list,
+    )
 
 
-def _predict_scan(student: Student, scan: Scan, taken: set[Path], *, largest_component: bool, nifti_only: bool) -> FilePrediction:
+def _predict_scan(
+    student: Student, scan: Scan, taken: set[Path], given: AbstractSet[Path], *, largest_component: bool, nifti_only: bool
+) -> FilePrediction:
     """Read, ask, write; every way of failing becomes a reason."""
     started = time.perf_counter()
     target, problem, notes = scan.target, "", tuple[str, ...]()
@@ -94,7 +108,7 @@ def _predict_scan(student: Student, scan: Scan, taken: set[Path], *, largest_com
         source = scan.read()
         flat = scan.picture and not nifti_only and source.record.shape_czyx[1] == 1
         target = scan.target.with_name(scan.target.name + (".png" if flat else ".nii.gz"))
-        _check_free(target, scan, taken)
+        _check_free(target, scan, taken, given)
         geometry = source.record.geometry
         labels = student.predict(source.image_czyx, geometry.spacing_zyx_mm, largest_component=largest_component).labels
         if flat:
@@ -104,7 +118,8 @@ def _predict_scan(student: Student, scan: Scan, taken: set[Path], *, largest_com
         taken.add(target)
         notes = tuple(each.replace("case scan", scan.name) for each in source.notes)
     except (IngestError, InvalidCaseError, VolumeError) as error:
-        problem = str(error) if str(error).startswith((scan.name, "DICOM", "case ")) else f"{scan.name}: {error}"
+        said = str(error).replace("then ingest again", "then predict again")
+        problem = said if said.startswith((scan.name, "DICOM", "case ")) else f"{scan.name}: {said}"
     except Exception as error:  # noqa: BLE001 - codecs and full disks raise anything; one scan must not stop the others
         # Only the type: the messages of DICOM readers quote headers.
         problem = f"{scan.name}: {type(error).__name__} while it was segmented{f' ({error})' if scan.path else ''}."
@@ -112,14 +127,20 @@ def _predict_scan(student: Student, scan: Scan, taken: set[Path], *, largest_com
     return FilePrediction(source=scan.name, output=output, problem=problem, seconds=time.perf_counter() - started, notes=notes)
 
 
-def _check_free(target: Path, scan: Scan, taken: set[Path]) -> None:
-    """Refuse to write over another answer of this run, or over the scan itself.
+def _check_free(target: Path, scan: Scan, taken: set[Path], given: AbstractSet[Path]) -> None:
+    """Refuse to write over another answer of this run, over a scan, or over what lies beside the scan already.
+
+    Args:
+        target: Where the answer would go.
+        scan: What it answers.
+        taken: Targets of this run that are written.
+        given: Every file that is a scan of this run, links followed.
 
     Raises:
         VolumeError: saying what would be lost.
     """
-    itself = scan.path is not None and target.resolve() == scan.path.resolve()
-    if itself or target in taken:
+    beside = scan.path is not None and target.exists() and target.parent.resolve() == scan.path.parent.resolve()
+    if beside or target in taken or target.resolve() in given:
         message = f"its output {target} would overwrite another file. Give another folder, or rename one."
         raise VolumeError(message)
 

@@ -1,6 +1,7 @@
 """What a person should know of a training or a score at one glance: why it ended, and what speaks against using the student."""
 
 import math
+from collections import defaultdict
 
 from students.results import Comparison, Evaluation
 from students.spec import StudentCard
@@ -27,7 +28,13 @@ _REASONS = {"budget": "the time budget was spent", "steps": "all steps were made
 
 def stop_words(card: StudentCard) -> str:
     """Return why the training ended, and with which agreement."""
-    agreement = "nobody held out" if card.agreement is None else f"agreement with held-out pseudo-labels {card.agreement:.3f}"
+    if card.agreement is not None:
+        agreement = f"agreement with held-out pseudo-labels {card.agreement:.3f}"
+    elif card.validation_cases:
+        held = f"{len(card.validation_cases)} {'case' if len(card.validation_cases) == 1 else 'cases'}"
+        agreement = f"agreement with the pseudo-labels of {held} held out is not known"
+    else:
+        agreement = "nobody held out"
     return f"stopped because {_REASONS[card.stopped]}; {agreement}"
 
 
@@ -53,6 +60,8 @@ def training_doubts(card: StudentCard) -> tuple[str, ...]:
 def evaluation_doubts(comparisons: tuple[Comparison, ...], labels: Comparison | None, card: StudentCard, ellipses: str) -> tuple[str, ...]:
     """Return what the scores say against the student, class by class, before what its training says.
 
+    Student, teacher and ellipses are compared on the cases that both have a Dice for; the labels are those of other cases by nature.
+
     Args:
         comparisons: Of the evaluation, the student's first.
         labels: The training labels against gold, where that is known.
@@ -60,13 +69,16 @@ def evaluation_doubts(comparisons: tuple[Comparison, ...], labels: Comparison | 
         ellipses: Label set of the ellipses in the boxes, the baseline that needs no model.
     """
     found = []
-    for name, own in _dice_by_class(comparisons[0]).items():
-        drawn = next((_dice_by_class(c)[name] for c in comparisons if c.first == ellipses and c.role == "arm"), None)
-        teacher = next((_dice_by_class(c)[name] for c in comparisons if c.role == "teacher"), None)
+    drawn = next((c for c in comparisons if c.first == ellipses and c.role == "arm"), None)
+    teacher = next((c for c in comparisons if c.role == "teacher"), None)
+    for result in comparisons[0].classes:
+        name, own = result.class_name, result.metrics["dice"].mean
         taught = None if labels is None else _dice_by_class(labels)[name]
-        if own is not None and drawn is not None and own < drawn:
-            remedy = _longer(card) if teacher is None or teacher >= drawn else _TEACHER_BELOW.format(teacher)
-            found.append(f"{name}: the student (Dice {own:.3f}) is worse than ellipses in the boxes ({drawn:.3f}). {remedy}")
+        pair = _on_shared_cases(comparisons[0], drawn, result.class_id)
+        if pair and pair[0] < pair[1]:
+            above = _on_shared_cases(teacher, drawn, result.class_id)
+            remedy = _TEACHER_BELOW.format(above[0]) if above and above[0] < above[1] else _longer(card)
+            found.append(f"{name}: the student (Dice {pair[0]:.3f}) is worse than ellipses in the boxes ({pair[1]:.3f}). {remedy}")
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
             found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {_longer(card)}")
     return (*found, *training_doubts(card))
@@ -79,6 +91,22 @@ def evaluation_note(evaluation: Evaluation) -> str:
 
 def _dice_by_class(comparison: Comparison) -> dict[str, float | None]:
     return {result.class_name: result.metrics["dice"].mean for result in comparison.classes}
+
+
+def _on_shared_cases(first: Comparison | None, second: Comparison | None, class_id: int) -> tuple[float, float] | None:
+    """Return the Dice of both, as means over patients, on the cases that have one in both; None where there are none."""
+    if first is None or second is None:
+        return None
+    others = {score.case: score.dice for score in second.scores if score.class_id == class_id}
+    by_patient: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for score in first.scores:
+        other = others.get(score.case)
+        if score.class_id == class_id and score.dice is not None and other is not None:
+            by_patient[score.patient].append((score.dice, other))
+    if not by_patient:
+        return None
+    one, two = (math.fsum(math.fsum(p[side] for p in pairs) / len(pairs) for pairs in by_patient.values()) for side in (0, 1))
+    return one / len(by_patient), two / len(by_patient)
 
 
 def _longer(card: StudentCard) -> str:

@@ -29,6 +29,8 @@ class Units:
 MILLIMETRES = Units(length="mm", volume="ml", per_ml=1.0)
 PIXELS = Units(length="px", volume="px", per_ml=1000.0)
 """For cases without a spacing: one pixel was taken for a millimetre."""
+MIXED = Units(length="mm or px", volume="ml or 1000 px", per_ml=1.0)
+"""For cases of both kinds in one table."""
 
 
 def columns_in(units: Units, tolerance: float) -> tuple[Column, ...]:
@@ -77,7 +79,7 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
     environment = Environment(
         loader=PackageLoader("students"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    units = MILLIMETRES if evaluation.spacing_known else PIXELS
+    units = MIXED if evaluation.spacing_known == "mixed" else MILLIMETRES if evaluation.spacing_known else PIXELS
     page = environment.get_template("report.html").render(
         e=evaluation,
         columns=columns_in(units, evaluation.tolerance_mm),

@@ -119,8 +119,9 @@ class Evaluation(Frozen):
     classes: tuple[ClassInfo, ...] = Field(default=())
     warnings: tuple[str, ...] = ()
     """What speaks against using this student, each with its remedy."""
-    spacing_known: bool = True
-    """False when a scored case had no spacing: one pixel was taken for a millimetre, so every mm here is a pixel, every ml 1000 of them."""
+    spacing_known: bool | Literal["mixed"] = True
+    """False when no scored case had a spacing: one pixel was taken for a millimetre, so every mm here is a pixel, every ml 1000 of them.
+    Mixed when some had none: lengths and volumes are means over millimetres and pixels, and say little."""
 
     def comparison(self, name: str) -> Comparison:
         """Return a comparison by name.

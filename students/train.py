@@ -8,7 +8,7 @@ A batch depends on (seed, step) alone, so a resumed run continues as if nothing 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +62,9 @@ class Progressing:
     best: float | None = None
     best_weights: dict[str, Tensor] | None = None
     waited: int = 0
-    """Validations since the best one."""
+    """Validations in the second half since agreement last rose."""
+    risen: float | None = None
+    """Agreement when it last rose: what the next rise is measured from. In 2D, later weights may be kept without a rise."""
     skipped: int = 0
     """Steps in a row whose gradient was not finite."""
     losses: list[float] = field(default_factory=list)
@@ -184,11 +186,20 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(list(self._average.parameters()), list(self.network.parameters()), 1 - decay)
 
-    def _validate_when_due(self, started: float) -> None:
+    def _is_due(self) -> bool:
+        """Tell whether the next look is due."""
         times = self._looks().times
-        if int(self.fraction * times) <= int(self.state.looked_at * times):
+        return int(self.fraction * times) > int(self.state.looked_at * times)
+
+    def _validate_when_due(self, started: float) -> None:
+        if not self._is_due():
             return
-        agreement = self._agreement()
+        tried = self._settle()
+        if tried:
+            self.state.seconds = time.monotonic() - started
+            if not self._is_due():
+                return
+        agreement = self._agreement(tried)
         self.state.seconds = time.monotonic() - started
         self.state.looked_at = self.fraction
         self.state.history.append(
@@ -203,13 +214,16 @@ class Training:
         self.state.losses = []
         self._keep_if_best(agreement)
 
-    def _agreement(self) -> float | None:
-        """Return the mean foreground Dice of the averaged network with held-out pseudo-labels, ignored voxels left out."""
+    def _agreement(self, tried: Mapping[str, list[float]]) -> float | None:
+        """Return the mean foreground Dice of the averaged network with held-out pseudo-labels, ignored voxels left out.
+
+        Args:
+            tried: Case -> Dice of each class, of cases that these very weights answered for already.
+        """
         if self._held_out is None:
             return None
-        self._settle(self._held_out)
         cases = spread(self._held_out.cases, self._looks().cases)
-        found = [dice for case in cases for dice in self._dice(self._held_out, case)]
+        found = [dice for case in cases for dice in (tried.get(case) or self._dice(self._held_out, case))]
         known = [value for value in found if not np.isnan(value)]
         return float(np.mean(known)) if known else None
 
@@ -225,25 +239,39 @@ class Training:
             return Looks(times=self.state.looks[0], cases=self.state.looks[1])
         return self._wanted
 
-    def _settle(self, held_out: PatchSource) -> None:
-        """Before the first look of a training on time, see what a case costs; steps alone decide for a training of so many steps."""
-        if self.state.looks is not None or self.spec.steps is not None or self.spec.budget_seconds is None:
-            return
-        for case in held_out.cases[:TRIALS]:
+    def _settle(self) -> dict[str, list[float]]:
+        """Before the first look of a training on time, see what a case costs; steps alone decide for a training of so many steps.
+
+        Returns:
+            Case -> Dice of each class, of the cases that were tried: one where that showed it to be dear, else two.
+        """
+        tried: dict[str, list[float]] = {}
+        if self._held_out is None or self.state.looks is not None or self.spec.steps is not None or self.spec.budget_seconds is None:
+            return tried
+        found = self._wanted
+        for number in range(TRIALS):
+            # Of the cases that the look itself would take next; the first of them is the same for every number of cases.
+            coming = spread(self._held_out.cases, found.cases)
+            if number >= len(coming) or (number and found.times * found.cases <= TRIALS):
+                break
             began = time.monotonic()
-            self._dice(held_out, case)
+            tried[coming[number]] = self._dice(self._held_out, coming[number])
             found = looks_in_time(self._wanted, time.monotonic() - began, self.spec.budget_seconds)
         self.state.looks = (found.times, found.cases)
+        return tried
 
     def _keep_if_best(self, agreement: float | None) -> None:
         if agreement is None:
             return
         top = max(point.agreement or 0.0 for point in self.state.history)
-        late = self.plan.dimensions == "2d" and self.fraction >= _PATIENT_FROM
+        second_half = self.fraction >= _PATIENT_FROM
+        late = self.plan.dimensions == "2d" and second_half
         if self.state.best is None or agreement > self.state.best + _GAIN or (late and agreement >= top - _NOISE):
-            self.state.best, self.state.waited = agreement, 0
+            self.state.best = agreement
             self.state.best_weights = self._averaged()
-        else:
+        if self.state.risen is None or agreement > self.state.risen + _GAIN:
+            self.state.risen, self.state.waited = agreement, 0
+        elif second_half:
             self.state.waited += 1
 
     def _decide(self) -> None:

@@ -9,7 +9,7 @@ MOST_CASES = 12
 """At most so many held-out cases are looked at; more would eat the budget without changing the choice."""
 
 TRIALS = 2
-"""Cases that are timed before a training on time settles its looks; the first one warms up."""
+"""Cases that are timed at most before a training on time settles its looks; the first one warms up."""
 
 _SHARE = 0.1
 """Of the budget, for all looks together."""
@@ -25,12 +25,12 @@ class Looks:
     times: int
     cases: int
 
-    def within(self, cases_in_all: float) -> "Looks":
-        """Return as many looks as that many cases allow: both numbers shrink alike, and two cases are looked at once at least."""
+    def within(self, cases_in_all: float, *, least: int = TRIALS) -> "Looks":
+        """Return as many looks as that many cases allow: both numbers shrink alike, and ``least`` cases are looked at once at least."""
         if self.times * self.cases <= cases_in_all:
             return self
         share = (max(cases_in_all, 0.0) / (self.times * self.cases)) ** 0.5
-        cases = max(min(TRIALS, self.cases), int(self.cases * share))
+        cases = max(min(least, self.cases), int(self.cases * share))
         return Looks(times=max(1, min(self.times, int(cases_in_all / cases))), cases=cases)
 
 
@@ -53,8 +53,9 @@ def looks_wanted(spec: StudentSpec, plan: NetworkPlan, held_out: int, depth: int
 
 
 def looks_in_time(wanted: Looks, seconds_per_case: float, budget_seconds: float) -> Looks:
-    """Return the looks that a budget in time pays for."""
-    return wanted.within(_SHARE * budget_seconds / max(seconds_per_case, 1e-9))
+    """Return the looks that a budget in time pays for; where it does not pay for two cases, one of them is looked at."""
+    paid = _SHARE * budget_seconds / max(seconds_per_case, 1e-9)
+    return wanted.within(paid, least=TRIALS if paid >= TRIALS else 1)
 
 
 def spread(cases: Sequence[str], count: int) -> list[str]:

@@ -10,7 +10,8 @@ import students
 from flows import showcase
 from flows.errors import StageError
 from storage import Archive, CaseRecord, Geometry
-from students import predict
+from students import files, predict
+from students.files import FilePrediction, FilePredictions
 from students.predict import Prediction
 
 
@@ -68,6 +69,16 @@ def test_a_folder_without_any_scan_is_1(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "in").mkdir()
     assert answer(tmp_path / "in", out=tmp_path / "out") == 1
     assert "0 of 0 scans" in capsys.readouterr().out
+
+
+def test_what_lies_beside_dicom_is_counted_and_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = FilePrediction(source="s-1", output=tmp_path / "s-1.nii.gz", problem="", seconds=0.1)
+    found = FilePredictions(scans=(done,), passed_over=(), unnamed=(("localizer", 2), ("other file", 1)), private_list=tmp_path / "l.csv")
+    monkeypatch.setattr(files, "predict_files", lambda *_, **__: found)
+    assert answer(tmp_path, out=tmp_path / "out") == 0
+    assert "passed over beside DICOM, as no scans: localizer: 2, other file: 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

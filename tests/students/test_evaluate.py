@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHisto
 from students import baselines, compact, load_student
 from students.cost import measure_cost, student_cost
 from students.errors import GoldLeakError
-from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, unseen_cases
+from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, spacing_known, unseen_cases
 from students.predict import Student
 from students.report import write_report
 from students.results import Evaluation
@@ -159,6 +160,20 @@ def test_a_page_about_pictures_without_a_spacing_speaks_of_pixels(archive: Archi
     assert "mean of student and gold (px)" in text
     assert "Pixel sizes of these pictures are not known" in text
     assert not re.findall(r"\d ml|\(ml\)|\(mm\)|\d mm", text)
+
+
+def test_a_page_about_cases_of_both_kinds_says_that_its_units_are_mixed(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
+    record = archive["test0"].record
+    unknown = replace(record, geometry=replace(record.geometry, spacing_known=False))
+    assert spacing_known([record, unknown]) == "mixed"
+    assert spacing_known([record]) is True
+    assert spacing_known([unknown, unknown]) is False
+    page = write_report(evaluation.model_copy(update={"spacing_known": "mixed"}), archive, tmp_path / "mixed.html")
+    text = page.read_text(encoding="utf-8")
+    assert "HD95 (mm or px)" in text
+    assert "Mixed: pixel sizes of only some of these cases are known" in text
+    again = Evaluation.model_validate_json(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert again.spacing_known == "mixed"
 
 
 def test_warnings_stand_at_the_top_of_the_page_and_only_where_there_are_some(

@@ -55,18 +55,19 @@ def picture(path: Path, mode: str = "L") -> Path:
     return path
 
 
-def dicom_series(folder: Path, slices: int = 3) -> None:
-    folder.mkdir(parents=True)
+def dicom_series(folder: Path, slices: int = 3, *, modality: str = "CT", kind: str = "AXIAL", stem: str = "DOE_JANE") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     series = generate_uid()
     for z in range(slices):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = CTImageStorage
         meta.MediaStorageSOPInstanceUID = generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"DOE_JANE_{z}.dcm"
+        path = folder / f"{stem}_{z}.dcm"
         ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
         ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID, series
-        ds.PatientName, ds.PatientID, ds.Modality = "DOE^JANE", "4711", "CT"
+        ds.PatientName, ds.PatientID, ds.Modality = "DOE^JANE", "4711", modality
+        ds.ImageType = ["ORIGINAL", "PRIMARY", kind]
         ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 20, 24, 1, "MONOCHROME2"
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.ImageOrientationPatient, ds.ImagePositionPatient, ds.PixelSpacing = [1, 0, 0, 0, 1, 0], [0, 0, 2.5 * z], [0.8, 0.7]
@@ -190,6 +191,109 @@ def test_a_scan_is_never_overwritten_by_its_own_answer(student: Student, tmp_pat
     (record,) = predict_files(student, [tmp_path / "a.png"], tmp_path).scans
     assert "overwrite" in record.problem
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_no_answer_takes_the_place_of_another_scan_of_the_run(student: Student, tmp_path: Path) -> None:
+    picture(tmp_path / "scans" / "x.jpg")
+    before = picture(tmp_path / "scans" / "x.png").read_bytes()
+    for out in (tmp_path / "scans", tmp_path / "link"):
+        if out.name == "link":
+            out.symlink_to(tmp_path / "scans")
+        records = predict_files(student, [tmp_path / "scans"], out).scans
+        assert ["would overwrite" in record.problem for record in records] == [True, True]
+    assert (tmp_path / "scans" / "x.png").read_bytes() == before
+
+
+def test_no_answer_takes_the_place_of_a_scan_that_was_not_asked_for(volume: np.ndarray, student: Student, tmp_path: Path) -> None:
+    before = oblique(volume, tmp_path / "q" / "a.nii.gz").read_bytes()
+    source = oblique(volume, tmp_path / "q" / "a.nii")
+    (record,) = predict_files(student, [source], tmp_path / "q").scans
+    assert "would overwrite another file" in record.problem
+    assert (tmp_path / "q" / "a.nii.gz").read_bytes() == before
+
+
+def test_an_answer_may_be_renewed_where_it_lies_in_a_folder_of_its_own(volume: np.ndarray, student: Student, tmp_path: Path) -> None:
+    source = oblique(volume, tmp_path / "a.nii")
+    for _ in range(2):
+        assert predict_files(student, [source], tmp_path / "out").scans[0].problem == ""
+
+
+@pytest.mark.parametrize("out", [".", "..", "../.."], ids=["here", "above", "two above"])
+def test_a_folder_for_answers_above_the_scans_hides_none_of_them(
+    out: str, student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "one" / "two"
+    picture(here / "scans" / "sub" / "a.png")
+    monkeypatch.chdir(here)
+    (record,) = predict_files(student, ["scans"], out).scans
+    assert record.problem == ""
+    assert (here / out / "sub" / "a.png").is_file()
+
+
+def test_dicom_can_be_answered_into_the_folder_one_is_in(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    dicom_series(here / "in")
+    monkeypatch.chdir(here)
+    found = predict_files(student, ["in"], ".")
+    assert [record.problem for record in found.scans] == [""]
+    assert found.private_list == tmp_path / "here.dicom-names.csv"
+    assert (here / f"{found.scans[0].source}.nii.gz").is_file()
+
+
+def test_the_private_list_keeps_the_series_of_earlier_runs(student: Student, tmp_path: Path) -> None:
+    names = []
+    for folder in ("first", "second", "first"):
+        if not (tmp_path / folder).exists():
+            dicom_series(tmp_path / folder)
+        found = predict_files(student, [tmp_path / folder], tmp_path / "out")
+        names.append(found.scans[0].source)
+    assert found.private_list is not None
+    rows = found.private_list.read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "name,file"
+    assert len(rows) == len(set(rows)) == 1 + 3 + 3
+    assert {row.split(",")[0] for row in rows[1:]} == set(names)
+    assert stat.S_IMODE(found.private_list.stat().st_mode) == 0o600
+
+
+def test_no_name_beside_dicom_is_said_and_a_slice_without_bytes_is_a_failure(student: Student, tmp_path: Path) -> None:
+    dicom_series(tmp_path / "in")
+    (tmp_path / "in" / "SMITH_JOHN_1960").write_bytes(b"")
+    (tmp_path / "in" / "SMITH_JOHN.txt").write_text("a letter")
+    found = predict_files(student, [tmp_path / "in"], tmp_path / "out")
+    said = repr((found.scans, found.passed_over, found.unnamed))
+    assert "SMITH" not in said
+    (broken,) = [record for record in found.scans if record.problem]
+    assert "the file has no bytes" in broken.problem
+    assert found.unnamed == (("other file", 1),)
+    assert found.private_list is not None
+    listed = found.private_list.read_text(encoding="utf-8")
+    assert "SMITH_JOHN_1960" in listed
+    assert "SMITH_JOHN.txt" in listed
+
+
+def test_localizers_and_objects_without_a_picture_are_passed_over_and_counted(student: Student, tmp_path: Path) -> None:
+    dicom_series(tmp_path / "in")
+    dicom_series(tmp_path / "in", 2, kind="LOCALIZER", stem="SCOUT")
+    dicom_series(tmp_path / "in", 1, modality="SR", stem="REPORT")
+    found = predict_files(student, [tmp_path / "in"], tmp_path / "out")
+    assert [record.problem for record in found.scans] == [""]
+    assert found.unnamed == (("DICOM object without a picture", 1), ("localizer", 2))
+    assert found.private_list is not None
+    assert "SCOUT_1.dcm" in found.private_list.read_text(encoding="utf-8")
+
+
+def test_a_scan_that_is_given_twice_is_answered_once(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = picture(tmp_path / "in" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    found = predict_files(student, [first, "in/a.png", "in", tmp_path / "in"], tmp_path / "out")
+    assert [(record.source, record.problem) for record in found.scans] == [("a.png", "")]
+
+
+def test_advice_for_a_bad_scan_speaks_of_predicting_and_not_of_an_ingest(volume: np.ndarray, student: Student, tmp_path: Path) -> None:
+    bad = volume.copy()
+    bad[0, 0, 0] = np.nan
+    (record,) = predict_files(student, [oblique(bad, tmp_path / "a.nii")], tmp_path / "out").scans
+    assert record.problem.endswith("Replace them by the value of the background, then predict again.")
 
 
 def test_a_dicom_series_is_one_volume_under_a_pseudonym_that_stays(student: Student, tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from students.results import ClassResult, Comparison, Measured
 from students.spec import StudentCard, StudentSpec
 
 
-def card(*, steps: int = 1000, agreement: float | None = 0.9, budget: float | None = 200.0, stopped: str = "budget") -> StudentCard:
+def card(
+    *,
+    steps: int = 1000,
+    agreement: float | None = 0.9,
+    budget: float | None = 200.0,
+    stopped: str = "budget",
+    held_out: tuple[str, ...] = (),
+) -> StudentCard:
     plan = {
         "dimensions": "2d",
         "in_channels": 1,
@@ -28,7 +35,7 @@ def card(*, steps: int = 1000, agreement: float | None = 0.9, budget: float | No
             "classes": (),
             "label_set": "pseudo/r1",
             "training_cases": tuple(f"c{n}" for n in range(130)),
-            "validation_cases": (),
+            "validation_cases": held_out,
             "training_patients": (),
             "fingerprint": "f",
             "parameters": 1,
@@ -41,11 +48,25 @@ def card(*, steps: int = 1000, agreement: float | None = 0.9, budget: float | No
     )
 
 
-def line(dice: float, role: str, first: str) -> Comparison:
-    measured = Measured(mean=dice, low=dice, high=dice, patients=4, excluded=0)
+def line(dice: float | list[float], role: str, first: str) -> Comparison:
+    """Return a comparison of four cases with one Dice, or of as many cases as there are Dices."""
+    each = dice if isinstance(dice, list) else [dice] * 4
+    mean = sum(each) / len(each)
+    measured = Measured(mean=mean, low=mean, high=mean, patients=len(each), excluded=0)
     result = ClassResult(class_id=1, class_name="organ", metrics={"dice": measured})
+    none = {"jaccard": None, "nsd": None, "hd95_mm": None, "volume_bias": None, "first_ml": 1.0, "second_ml": 1.0}
+    scores = [{"case": f"t{n}", "patient": f"p{n}", "class_id": 1, "dice": value, **none} for n, value in enumerate(each)]
     return Comparison.model_validate(
-        {"name": role, "role": role, "first": first, "second": "gold", "cases": 4, "missing": 0, "classes": (result,), "scores": ()}
+        {
+            "name": role,
+            "role": role,
+            "first": first,
+            "second": "gold",
+            "cases": len(each),
+            "missing": 4 - len(each),
+            "classes": (result,),
+            "scores": scores,
+        }
     )
 
 
@@ -78,6 +99,24 @@ def test_the_end_of_a_training_is_given_with_its_reason_and_agreement(stopped: s
     said = stop_words(card(stopped=stopped))
     assert words in said
     assert "0.900" in said
+
+
+def test_people_who_were_held_out_are_not_said_to_be_nobody() -> None:
+    assert stop_words(card(agreement=None)).endswith("nobody held out")
+    said = stop_words(card(agreement=None, held_out=("v0", "v1")))
+    assert said.endswith("agreement with the pseudo-labels of 2 cases held out is not known")
+
+
+def test_student_and_ellipses_are_compared_on_the_cases_that_both_have() -> None:
+    """Boxes only on the two easy cases: there the student is better, though its mean over all cases is lower."""
+    lines = (line([0.9, 0.9, 0.5, 0.5], "student", "student/s"), line([0.8, 0.8], "arm", "baseline/ellipse"))
+    assert evaluation_doubts(lines, None, card(), "baseline/ellipse") == ()
+
+
+def test_a_student_below_the_ellipses_where_both_are_is_a_warning_though_its_mean_is_above() -> None:
+    lines = (line([0.7, 0.7, 0.99, 0.99], "student", "student/s"), line([0.8, 0.8], "arm", "baseline/ellipse"))
+    (doubt,) = evaluation_doubts(lines, None, card(), "baseline/ellipse")
+    assert "the student (Dice 0.700) is worse than ellipses in the boxes (0.800)" in doubt
 
 
 def test_a_student_below_the_ellipses_and_its_own_labels_is_two_warnings() -> None:

@@ -2,13 +2,17 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
 from storage import Archive, ClassInfo
 from students import compact
+from students.data import PatchSource
 from students.spec import NetworkPlan, StudentCard, StudentSpec
-from students.train import Training
+from students.train import Progressing, Training
 from students.validation import Looks, looks_in_time, looks_wanted, spread
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
@@ -34,7 +38,7 @@ def plan(dimensions: str) -> NetworkPlan:
 def train_with(agreements: list[float], archive: Archive, folder: Path, monkeypatch: pytest.MonkeyPatch, **more: object) -> StudentCard:
     """Train with agreements as given, the last one for ever."""
     coming = itertools.chain(agreements, itertools.repeat(agreements[-1]))
-    monkeypatch.setattr(Training, "_agreement", lambda _: next(coming))
+    monkeypatch.setattr(Training, "_agreement", lambda *_: next(coming))
     spec = SPEC.model_copy(update=more)
     return compact.train(archive, label_set="pseudo/r1", classes=CLASSES, spec=spec, workdir=folder).card
 
@@ -51,8 +55,9 @@ def test_where_time_is_short_fewer_cases_and_fewer_looks_share_the_loss() -> Non
     assert looks_in_time(Looks(times=12, cases=12), 0.0, 10.0) == Looks(times=12, cases=12)
 
 
-def test_where_one_look_is_too_much_there_still_is_one_at_two_cases() -> None:
-    assert looks_in_time(Looks(times=12, cases=12), 60.0, 100.0) == Looks(times=1, cases=2)
+def test_where_one_look_is_too_much_there_still_is_one_at_one_case() -> None:
+    assert looks_in_time(Looks(times=12, cases=12), 4.0, 100.0) == Looks(times=1, cases=2)
+    assert looks_in_time(Looks(times=12, cases=12), 60.0, 100.0) == Looks(times=1, cases=1)
 
 
 def test_the_looks_of_a_training_of_so_many_steps_follow_from_its_steps() -> None:
@@ -92,10 +97,96 @@ def test_a_training_on_time_never_looks_longer_than_its_share(archive: Archive, 
     assert card.steps >= 70
 
 
+class Counted(Training):
+    """Learns a second a step on a clock of its own, and counts the cases it looks at; no network, no data."""
+
+    def __init__(self, clock: list[float], *, seconds_per_case: float, cases: int) -> None:
+        self.spec = SPEC.model_copy(update={"steps": None, "budget_seconds": 1200.0, "validations": 12})
+        self.plan, self.state = plan("3d"), Progressing()
+        self._held_out = cast("PatchSource", SimpleNamespace(cases=[str(n) for n in range(cases)]))
+        self._wanted = Looks(times=12, cases=cases)
+        self._optimiser = cast("torch.optim.AdamW", SimpleNamespace(param_groups=[{"lr": 1.0}]))
+        self.clock, self.seconds_per_case = clock, seconds_per_case
+        self.looked: list[tuple[int, str]] = []
+
+    def _averaged(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def _dice(self, _: PatchSource, case: str) -> list[float]:
+        self.clock[0] += self.seconds_per_case
+        self.looked.append((self.state.step, case))
+        return [0.5]
+
+    def finish(self) -> None:
+        while self.fraction < 1:
+            self.clock[0] += 1.0
+            self.state.step += 1
+            self.state.seconds = self.clock[0]
+            self._validate_when_due(0.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    from students import train as training
+
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("seconds", [20.0, 60.0, 150.0])
+def test_dear_looks_do_not_eat_the_time_of_the_training(seconds: float, clock: list[float]) -> None:
+    """One case is tried, which shows that none more can be; then only what the share pays for, one case once at least."""
+    training = Counted(clock, seconds_per_case=seconds, cases=12)
+    training.finish()
+    paid = max(1, int(120 / seconds))
+    assert len(training.looked) <= 2 + paid
+    assert len([step for step, _ in training.looked if step <= 100]) <= (2 if seconds == 20.0 else 1)
+    assert training.state.history
+
+
+def test_where_only_two_are_held_out_a_dear_case_is_tried_once(clock: list[float]) -> None:
+    training = Counted(clock, seconds_per_case=150.0, cases=2)
+    training.finish()
+    assert len(training.looked) == 2
+
+
+def test_no_case_is_answered_twice_by_the_same_weights(clock: list[float]) -> None:
+    training = Counted(clock, seconds_per_case=0.5, cases=12)
+    training.finish()
+    assert len(training.state.history) == 12
+    assert len(training.looked) == len(set(training.looked)) == 144
+
+
+def test_a_look_that_is_no_longer_due_once_looks_are_settled_is_left_out(clock: list[float]) -> None:
+    training = Counted(clock, seconds_per_case=60.0, cases=12)
+    training.finish()
+    assert training.state.looks == (1, 2)
+    assert len(training.state.history) == 1
+    assert training.state.history[0].seconds >= 1200
+
+
 def test_training_stops_early_when_agreement_no_longer_rises(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = train_with([0.8], archive, tmp_path, monkeypatch)
     assert card.stopped == "early"
-    assert card.steps == 20
+    assert card.steps == 22
+
+
+def test_looks_of_the_first_half_do_not_use_up_patience(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = [0.75] + [0.7] * 10 + [0.8]
+    card = train_with(course, archive, tmp_path, monkeypatch, dimensions="3d", patience=3)
+    assert card.agreement == 0.8
+
+
+def test_a_slow_decline_in_2d_is_no_rise_and_ends_the_training(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from students import train as training
+
+    monkeypatch.setattr(training, "looks_wanted", lambda *_: Looks(times=20, cases=2))
+    course = [0.9 - 0.001 * n for n in range(20)]
+    card = train_with(course, archive, tmp_path, monkeypatch, dimensions="2d", patience=3)
+    assert card.stopped == "early"
+    assert len(card.history) == 12
+    assert card.agreement == pytest.approx(0.9 - 0.001 * 11)
 
 
 def test_training_does_not_stop_in_the_first_half(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
