@@ -11,6 +11,7 @@ happened to be cached; and the labels' fingerprint names a storage that is not f
 
 import hashlib
 import json
+import logging
 import shutil
 import sqlite3
 import threading
@@ -31,9 +32,13 @@ from zarr.storage import LocalStore
 from distill.errors import PlanError
 from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, Teacher
 
+LOG = logging.getLogger("samdistill.embeddings")
+
 Storage = Literal["fp32", "fp16", "bf16"]
 
 FORMAT = 1
+ENCODING = 1
+"""Raised whenever preparing or encoding a picture changes what comes out (``distill.teachers``): older entries are then not found."""
 STRAY_S = 600.0
 """A folder that has no row for so long belongs to a process that was killed while it wrote."""
 _DTYPES: dict[Storage, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -147,10 +152,20 @@ class EmbeddingCache:
 
     def _write(self, key: str, entry: Entry) -> None:
         """Write an array aside and rename it; if somebody else was faster, theirs is the same."""
-        values = _to_stored(entry.features)
         aside = self.folder / f"new-{uuid.uuid4().hex}"
+        place = self._place(key)
+        try:
+            self._write_aside(aside, entry)
+            place.parent.mkdir(exist_ok=True)
+            with suppress(OSError):
+                aside.rename(place)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)  # nothing is there after a rename
+
+    def _write_aside(self, folder: Path, entry: Entry) -> None:
+        values = _to_stored(entry.features)
         zarr.create_array(
-            LocalStore(aside),
+            LocalStore(folder),
             shape=values.shape,
             dtype=values.dtype,
             chunks=values.shape,
@@ -158,12 +173,6 @@ class EmbeddingCache:
             fill_value=_EMPTY[values.dtype.name],
             attributes={"samdistill_embedding": {"format": FORMAT, "storage": self.plan.storage, "facts": entry.facts}},
         )[...] = values
-        place = self._place(key)
-        place.parent.mkdir(exist_ok=True)
-        try:
-            aside.rename(place)
-        except OSError:
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _evict(self) -> None:
         with self._index() as index:
@@ -189,7 +198,11 @@ class EmbeddingCache:
 
 
 class CachedTeacher:
-    """A teacher that looks into a cache before it encodes (implements ``Teacher``); everything else it leaves to the one inside."""
+    """A teacher that looks into a cache before it encodes (implements ``Teacher``); everything else it leaves to the one inside.
+
+    A cache is a convenience: once it cannot be read or written (a full disk, a damaged index), that is logged, and the teacher goes
+    on without it. What it answers is the same.
+    """
 
     def __init__(self, teacher: Teacher, cache: EmbeddingCache) -> None:
         """Stand before ``teacher``; the same cache may stand before several."""
@@ -201,9 +214,12 @@ class CachedTeacher:
         self.mask_size_px = teacher.mask_size_px
         self.hits = 0
         self.misses = 0
+        self.usable = True
+        """False once the cache has failed."""
         self._whose = json.dumps(
             [
                 FORMAT,
+                ENCODING,
                 teacher.fingerprint,
                 repr(teacher.profile),
                 str(getattr(teacher, "precision", "")),
@@ -229,16 +245,43 @@ class CachedTeacher:
         and must not depend on what was cached.
         """
         keys = [self._key(image) for image in images]
-        found = self.cache.get(list(dict.fromkeys(keys)))
+        found = self._kept(list(dict.fromkeys(keys)))
         missing = [n for n, key in enumerate(keys) if key not in found and keys.index(key) == n]
         self.hits, self.misses = self.hits + len(found), self.misses + len(missing)
         if missing:
             padded = missing + [missing[-1]] * (len(images) - len(missing))
             encoded = self.teacher.encode([images[n] for n in padded])
             fresh = {keys[n]: self._entry(encoded, at) for at, n in enumerate(missing)}
-            self.cache.put(fresh)
+            self._keep(fresh)
             found |= fresh
         return self._together([found[key] for key in keys])
+
+    def _kept(self, keys: Sequence[str]) -> dict[str, Entry]:
+        if not self.usable:
+            return {}
+        try:
+            return self.cache.get(keys)
+        except (OSError, sqlite3.Error) as error:
+            self._go_on_without(error)
+            return {}
+
+    def _keep(self, fresh: dict[str, Entry]) -> None:
+        if not self.usable:
+            return
+        try:
+            self.cache.put(fresh)
+        except (OSError, sqlite3.Error) as error:
+            self._go_on_without(error)
+
+    def _go_on_without(self, error: Exception) -> None:
+        self.usable = False
+        LOG.warning(
+            "the embedding cache in %s cannot be used (%s: %s), so pictures are encoded without it from here on; labels stay the same. "
+            "Make room there, or name another folder.",
+            self.cache.folder,
+            type(error).__name__,
+            error,
+        )
 
     def _key(self, image: np.ndarray) -> str:
         digest = hashlib.blake2b(self._whose.encode(), digest_size=16)

@@ -28,7 +28,7 @@ from distill.teachers.checkpoints import load_teacher
 from distill.teachers.sam import Precision
 from distill.uncertainty import LN2, binary_entropy
 from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
-from storage import Archive, CaseRecord, ClassInfo, LabelHistory, Prompt, StorageError, fingerprint
+from storage import Archive, CaseRecord, ClassInfo, LabelHistory, LedgerError, Prompt, StorageError, fingerprint
 from storage.heartbeat import beating
 
 ENGINE = "4"
@@ -120,7 +120,8 @@ class _LabelRun:
         info = inspect_checkpoint(self.plan.teacher, base=self.plan.base)
         self.prints = {case: self._fingerprint(records[case], prompts[case], info.fingerprint) for case in prompted}
         todo = self.archive.ledger.plan(self.stage, self.prints)
-        total = len(todo)
+        due = frozenset(todo)
+        total = len(due)
         teacher = self._teacher() if todo else None
         for _ in range(ATTEMPTS):
             if not todo or teacher is None:
@@ -131,7 +132,7 @@ class _LabelRun:
         return LabelSummary(
             label_set=self.plan.label_set,
             done=self.finished,
-            skipped=len(prompted) - total,
+            skipped=sum(case not in due and case not in quarantined for case in prompted),
             without_prompts=tuple(case for case in records if case not in self.prints),
             quarantined=quarantined,
             unfinished=len(set(todo) - set(quarantined)),
@@ -222,7 +223,9 @@ class _LabelRun:
         self.held.clear()
 
     def _fail(self, case: str, error: BaseException) -> None:
-        self.archive.ledger.fail(self.stage, case, error)
+        """Give a case back with its error, unless another run has taken it meanwhile: then it is that run's."""
+        with suppress(LedgerError):
+            self.archive.ledger.fail(self.stage, case, error)
         self.held.discard(case)
 
     def _read(
@@ -294,7 +297,11 @@ class _LabelRun:
         except Exception as error:  # noqa: BLE001 - what one case cannot write is recorded; the others may still fit
             self._fail(case, error)
             return
-        self.archive.ledger.done(self.stage, case)
+        try:
+            self.archive.ledger.done(self.stage, case)
+        except LedgerError:
+            self.held.discard(case)  # another run has taken the case meanwhile, and will finish it
+            return
         self.held.discard(case)
         self.finished += 1
         self.slices += sum(len(target.summaries) for target in work.classes.values())

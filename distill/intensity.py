@@ -106,17 +106,19 @@ class IntensitySpec(BaseModel):
     def rule_for(self, record: CaseRecord) -> "WindowRule":
         """Return what this means for one case; nothing is checked against its voxels yet."""
         key = record.modality.lower()
+        only = self.channels.startswith("channel:") and int(self.channels.removeprefix("channel:")) == 0 and record.shape_czyx[0] == 1
+        channels = "windows" if only else self.channels  # the first of one channel is all of them
         chosen = cast("ModalityIntensity", getattr(self, key if key in {"ct", "mr", "pt", "us"} else "other"))
         if chosen.windows:
             name = "ct-soft-tissue" if key == "ct" and chosen.windows == (CT_SOFT_TISSUE_HU,) else "fixed-windows"
-            return WindowRule(name=name, windows=chosen.windows, channels=self.channels)
+            return WindowRule(name=name, windows=chosen.windows, channels=channels)
         if chosen.percentiles is not None:
-            return WindowRule(name="percentiles-of-non-zero", percentiles=chosen.percentiles, channels=self.channels)
+            return WindowRule(name="percentiles-of-non-zero", percentiles=chosen.percentiles, channels=channels)
         if record.modality == "CT":
-            return WindowRule(name="ct-soft-tissue", windows=(CT_SOFT_TISSUE_HU,), channels=self.channels)
+            return WindowRule(name="ct-soft-tissue", windows=(CT_SOFT_TISSUE_HU,), channels=channels)
         if record.dtype == "uint8" and record.shape_czyx[0] == 3:
-            return WindowRule(name="as-is", windows=((0.0, 255.0),), channels=self.channels)
-        return WindowRule(name="percentiles-of-non-zero", percentiles=PERCENTILES, channels=self.channels)
+            return WindowRule(name="as-is", windows=((0.0, 255.0),), channels=channels)
+        return WindowRule(name="percentiles-of-non-zero", percentiles=PERCENTILES, channels=channels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ background, since the object is in the scan and merely not drawn.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,7 +18,8 @@ import numpy as np
 from scipy import ndimage
 
 from distill.errors import PlanError
-from storage import IGNORE, Archive, Case, ClassInfo, LabelHistory, LabelSetNotFoundError, fingerprint
+from storage import IGNORE, Archive, Case, ClassInfo, LabelHistory, LabelSetNotFoundError, LedgerError, fingerprint
+from storage.heartbeat import beating
 
 REFINE = "3"
 """Raised whenever refinement's answers change."""
@@ -104,20 +106,21 @@ def refine_archive(
     prints = _fingerprints(archive, plan, cases)
     stage = f"refine:{plan.target}"
     todo = archive.ledger.plan(stage, prints)
-    total, finished = len(todo), 0
-    for _ in range(ATTEMPTS):
-        for case in todo:
-            if archive.ledger.claim(stage, case):
-                finished += _refine_unit(archive, plan, stage, case, prints[case])
-                if progress is not None:
-                    progress(finished, total)
-        todo = archive.ledger.plan(stage, {case: prints[case] for case in todo})
+    due, finished = frozenset(todo), 0
+    with beating(archive.ledger):
+        for _ in range(ATTEMPTS):
+            for case in todo:
+                if archive.ledger.claim(stage, case):
+                    finished += _refine_unit(archive, plan, stage, case, prints[case])
+                    if progress is not None:
+                        progress(finished, len(due))
+            todo = archive.ledger.plan(stage, {case: prints[case] for case in todo})
     counts, reasons = count_verdicts(archive, plan.target, list(prints))
     quarantined = tuple(unit.unit for unit in archive.ledger.quarantined(stage) if unit.unit in prints)
     return RefineSummary(
         label_set=plan.target,
         done=finished,
-        skipped=len(prints) - total,
+        skipped=sum(case not in due and case not in quarantined for case in prints),
         quarantined=quarantined,
         verdicts=counts,
         reasons=reasons,
@@ -138,6 +141,7 @@ def _fingerprints(archive: Archive, plan: RefinePlan, cases: Sequence[str] | Non
 
 
 def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, print_: str) -> int:
+    """Refine one claimed case; return 1 if it is done, 0 if it failed or another run has taken it meanwhile."""
     began = time.monotonic()
     try:
         refined = refine_case(archive[case], plan)
@@ -145,12 +149,17 @@ def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, prin
             _history(archive[case], plan, refined, print_), refined.ids, probability_kzyx=refined.probability, scores=refined.scores
         )
     except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
-        archive.ledger.fail(stage, case, error)
+        with suppress(LedgerError):
+            archive.ledger.fail(stage, case, error)
         return 0
     except BaseException:
-        archive.ledger.release(stage, case)
+        with suppress(LedgerError):
+            archive.ledger.release(stage, case)
         raise
-    archive.ledger.done(stage, case, seconds=time.monotonic() - began)
+    try:
+        archive.ledger.done(stage, case, seconds=time.monotonic() - began)
+    except LedgerError:
+        return 0
     return 1
 
 

@@ -35,6 +35,7 @@ RecipeFile = Annotated[
 ]
 ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder ending in .zarr, or a URL such as s3://bucket/archive.zarr.")]
 CatalogUrl = Annotated[str | None, typer.Option(help="SQLAlchemy URL of the catalog; by default SQLite beside the archive.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try once more what was given up after three attempts.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table.")]
 
 
@@ -115,38 +116,38 @@ def prompts_import(
 
 
 @app.command()
-def run(recipe: RecipeFile) -> None:
+def run(recipe: RecipeFile, retry: Retry = False) -> None:
     """Ingest, label, refine, train, evaluate. Safe to stop and to run again: only what is missing is done.
 
     Example: samdistill run recipe.yaml
     """
-    raise typer.Exit(_launch(recipe, STAGES))
+    raise typer.Exit(_launch(recipe, STAGES, retry=retry))
 
 
 @app.command()
-def label(recipe: RecipeFile) -> None:
+def label(recipe: RecipeFile, retry: Retry = False) -> None:
     """Only the teacher: draw masks from the prompts of the archive."""
-    raise typer.Exit(_launch(recipe, ("label",)))
+    raise typer.Exit(_launch(recipe, ("label",), retry=retry))
 
 
 @app.command()
-def refine(recipe: RecipeFile) -> None:
+def refine(recipe: RecipeFile, retry: Retry = False) -> None:
     """Only the judgement: keep what can be believed of the teacher's masks."""
-    raise typer.Exit(_launch(recipe, ("refine",)))
+    raise typer.Exit(_launch(recipe, ("refine",), retry=retry))
 
 
 @app.command()
-def train(recipe: RecipeFile) -> None:
+def train(recipe: RecipeFile, retry: Retry = False) -> None:
     """Only the training: teach the student what was believed."""
-    raise typer.Exit(_launch(recipe, ("train",)))
+    raise typer.Exit(_launch(recipe, ("train",), retry=retry))
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, as_json: AsJson = False) -> None:
+def evaluate(recipe: RecipeFile, as_json: AsJson = False, retry: Retry = False) -> None:
     """Only the scores: student and teacher against experts, with a report."""
     from flows.showcase import print_report
 
-    code = _launch(recipe, ("evaluate",), quiet=as_json)
+    code = _launch(recipe, ("evaluate",), quiet=as_json, retry=retry)
     if as_json:
         print_report(recipe)
     raise typer.Exit(code)
@@ -237,11 +238,11 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(show_checks(examine(), as_json=as_json))
 
 
-def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False) -> int:
+def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False, retry: bool = False) -> int:
     from flows.console import show_summary
     from flows.launch import launch
 
-    summary = launch(recipe, stages)
+    summary = launch(recipe, stages, retry=retry)
     if not quiet:
         show_summary(summary)
     if stages == STAGES:

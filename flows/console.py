@@ -109,6 +109,8 @@ def show_summary(summary: RunSummary) -> None:
     if summary.left:
         where = f"'{program()} inspect {shortest(summary.archive)}'" if summary.archive else "'samdistill inspect ARCHIVE'"
         went_on = " The rest of the run went on." if len(summary.stages) > 1 else ""
+        given_up = any(result.quarantined for result in summary.stages if result.stage not in {"ingest", "prompts"})
+        went_on += " What was given up is tried once more with --retry." if given_up else ""
         OUT.print(f"{summary.left_in_words}: {where} says which and why.{went_on}", soft_wrap=True, markup=False, highlight=False)
 
 

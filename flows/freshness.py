@@ -11,9 +11,10 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, STAGES, Stage, StageResult
+from flows.results import CALIBRATE, LEDGER_STAGES, STAGES, Stage, StageResult
 from flows.stages import report_of
 from storage import Archive, ArchiveNotFoundError, fingerprint
+from storage.ingest.discover import OWN_FOLDERS
 from storage.store import catalog_url_of
 
 _STAGE = "run"
@@ -48,6 +49,8 @@ def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
     # What ingest refused is in the catalog; the exit code of this call must be that of the run that refused it.
     refused = len(archive.catalog.problems()) if recipe.ingest is not None else 0
     given_up = refused if stage == "ingest" else counts["quarantined"]
+    if stage == "refine":
+        given_up += archive.ledger.state(CALIBRATE, recipe.student.name) == "quarantined"
     return StageResult(stage=stage, skipped=counts["done"], failed=counts["failed"], quarantined=given_up)
 
 
@@ -88,7 +91,7 @@ def _files(source: Path, recipe: Recipe) -> Iterator[Path]:
     catalog, results = _catalog_file(recipe), {recipe.results, recipe.student_folder.parent, recipe.report_folder.parent}
     for base, folders, names in os.walk(source):
         folder = Path(base)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(OWN_FOLDERS))
         folders[:] = [name for name in folders if folder / name not in results]
         own = catalog.name if catalog is not None and folder == catalog.parent else None
         # SQLite keeps "-wal" and "-shm" files beside its database.

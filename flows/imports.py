@@ -16,20 +16,19 @@ def ingest_folder(
     source: Path, archive_url: str, *, modality: str | None, patient_from: str | None, split: Path | None, catalog: str | None
 ) -> StageResult:
     """Copy scans into an archive, and set their parts if a split is given; what cannot work is said before there is an archive."""
-    from flows.sources import set_parts
-    from storage.ingest import check_any
+    from flows.sources import check_source, set_parts
     from storage.ingest import ingest as ingest_scans
 
     started = time.monotonic()
     modality, patient_from = check_modality(modality), check_pattern(patient_from)
-    check_any(source)
+    found = check_source(source, archive_url, catalog=catalog)
     place = local_path(archive_url)
     if place is not None:
         check_writable(place, "the archive")
     archive = Archive.open_or_create(archive_url, catalog=catalog)
     with BARS.shown():
         summary = ingest_scans(archive, source, modality=modality, patient_from=patient_from, progress=Follow("ingest"))
-    notes = set_parts(archive, split) if split is not None else []
+    notes = [*([found] if found else []), *(set_parts(archive, split) if split is not None else [])]
     return StageResult(
         stage="ingest",
         done=summary.added + summary.replaced,

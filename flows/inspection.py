@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from flows.errors import FlowError
-from flows.results import LEDGER_STAGES, PSEUDO_SET, UNIT_NAMES
+from flows.results import CALIBRATE, LEDGER_STAGES, PSEUDO_SET, UNIT_NAMES
 from storage import Archive
 
 Kind = Literal["archive", "student", "checkpoint"]
@@ -101,7 +101,7 @@ def _refused(archive: Archive) -> tuple[Refusal, ...]:
     files = [Refusal(what=f"{p.source} {p.row}".strip(), reason=p.reason, message=p.message) for p in archive.catalog.problems()]
     units = [
         Refusal(what=f"{stage} {unit.unit}", reason="quarantined", message=unit.error)
-        for stage, name in LEDGER_STAGES.items()
+        for stage, name in [*LEDGER_STAGES.items(), (CALIBRATE, CALIBRATE)]
         for unit in archive.ledger.quarantined(name)
     ]
     return (*files, *units)

@@ -9,11 +9,16 @@ from flows.errors import FlowError, StageError
 from flows.places import check_writable
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
-from flows.results import STAGES, RunSummary, Stage
+from flows.results import CALIBRATE, LEDGER_STAGES, STAGES, RunSummary, Stage
 
 
-def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
+def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool = False) -> RunSummary:
     """Run the chosen stages of a recipe; a whole run with nothing to do returns at once.
+
+    Args:
+        recipe_file: The recipe.
+        chosen: Its stages.
+        retry: Whether units of these stages that were given up get three new attempts.
 
     Raises:
         RecipeError: if the recipe cannot be used; nothing has been touched then.
@@ -24,13 +29,31 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
 
     recipe = load_recipe(recipe_file)
     whole = chosen == STAGES
-    if whole and is_up_to_date(recipe):
+    again = requeue(recipe, chosen) if retry else 0
+    if whole and not again and is_up_to_date(recipe):
         return RunSummary(stages=standing(recipe), up_to_date=True, report=report_of(recipe), archive=recipe.archive)
     check_before(recipe, chosen)
     summary = _run(recipe_file, chosen)
     if whole and not any(result.failed for result in summary.stages):
         remember_run(recipe)
     return summary
+
+
+def requeue(recipe: Recipe, chosen: Sequence[Stage]) -> int:
+    """Give the units of these stages that were given up three new attempts, and return how many there were.
+
+    Train, evaluate and the thresholds of refine have one unit, called after the student: those of other recipes stay as they are.
+    """
+    from storage import Archive, ArchiveNotFoundError
+
+    try:
+        ledger = Archive.open(recipe.archive, catalog=recipe.catalog).ledger
+    except ArchiveNotFoundError:
+        return 0
+    own = recipe.student.name
+    names = [(LEDGER_STAGES[stage], own if stage in {"train", "evaluate"} else None) for stage in chosen]
+    names += [(CALIBRATE, own)] if "refine" in chosen else []
+    return sum(ledger.requeue(name, unit=unit) for name, unit in names)
 
 
 def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:

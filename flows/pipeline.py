@@ -104,13 +104,17 @@ def label(recipe_file: str) -> StageResult:
 
 @flow(name="refine", flow_run_name="refine {recipe_file}")
 def refine(recipe_file: str) -> StageResult:
-    """Set thresholds, then keep what can be believed; without the thresholds that another run is at, nothing is."""
+    """Set thresholds, then keep what can be believed; without the thresholds that another run is at, nothing is.
+
+    Thresholds that were given up leave the recipe's own to judge by, and a unit without a result.
+    """
     shards = stages.shards_to_refine(load_recipe(recipe_file), SHARD_CASES)
     calibrated = calibrate_rules(recipe_file)
     if calibrated.failed:
         return replace(calibrated, stage="refine", note=f"thresholds: {calibrated.note}")
     refined = merged("refine", [refine_cases(recipe_file, shard) for shard in shards])
-    return replace(refined, note="; ".join(note for note in (calibrated.note, refined.note) if note))
+    notes = (f"thresholds: {calibrated.note}" if calibrated.quarantined else calibrated.note, refined.note)
+    return replace(refined, quarantined=refined.quarantined + calibrated.quarantined, note="; ".join(note for note in notes if note))
 
 
 @flow(name="train", flow_run_name="train {recipe_file}")

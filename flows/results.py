@@ -21,6 +21,9 @@ LEDGER_STAGES: dict[Stage, str] = {
 }
 """The name under which each stage keeps its units in the ledger."""
 
+CALIBRATE = "calibrate"
+"""The ledger's name of the first half of refine: one unit, called after the student, that sets the thresholds."""
+
 UNIT_NAMES: dict[str, tuple[str, str]] = {
     "ingest": ("file or row", "files or rows"),
     "prompts": ("row", "rows"),

@@ -12,7 +12,7 @@ from distill.refine import ClassRule, RefinePlan
 from flows.once import perform_once
 from flows.plans import class_infos
 from flows.recipe import Recipe
-from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
+from flows.results import CALIBRATE, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, fingerprint
 
 UNCALIBRATED_SMOOTHING_MM = 1.0
@@ -55,7 +55,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
     start = starting_rules(recipe)
     result = perform_once(
         archive.ledger,
-        stage="calibrate",
+        stage=CALIBRATE,
         unit=recipe.student.name,
         fingerprint=fingerprint(rules=start, risk=recipe.refine.risk, labels=labels, gold=gold),
         output=calibration_file(recipe),
@@ -99,18 +99,24 @@ def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
     }
 
 
-def refine_plan(recipe: Recipe, *, volumes: bool = True) -> RefinePlan:
+def is_calibrated(archive: Archive, recipe: Recipe) -> bool:
+    """Tell whether ``calibration.json`` is of the labels and gold as ``calibrate_rules`` last saw them, not one from before."""
+    return archive.ledger.state(CALIBRATE, recipe.student.name) == "done"
+
+
+def refine_plan(recipe: Recipe, *, calibrated: bool = True, volumes: bool = True) -> RefinePlan:
     """What is to be believed of the teacher's drawing; calibrated rules if there are any.
 
     Args:
         recipe: The recipe.
+        calibrated: Whether ``calibration.json`` counts, if there is one; not where it is of labels that have changed since.
         volumes: Whether volumes may be judged; not where the spacing is unknown, since a pixel then has no size.
     """
     path = calibration_file(recipe)
     rules = starting_rules(recipe)
-    if path.is_file():
-        calibrated = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
-        rules |= {key: each.rule for key, each in calibrated.classes.items()}
+    if calibrated and path.is_file():
+        found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
+        rules |= {key: each.rule for key, each in found.classes.items()}
     if not volumes:
         rules = {key: replace(rule, volume_mm3=None) for key, rule in rules.items()}
     return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET)

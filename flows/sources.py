@@ -1,15 +1,41 @@
 """The ingest stage: scans first, then what is said about them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.console import Follow
 from flows.errors import StageError
 from flows.recipe import ClassBlock, IngestBlock
 from flows.results import StageResult, counted
-from storage import Archive, ClassInfo
-from storage.ingest import PromptSummary, import_labels, import_parts, import_prompts, ingest
+from storage import Archive, ArchiveNotFoundError, ClassInfo, IngestError
+from storage.ingest import PromptSummary, check_any, import_labels, import_parts, import_prompts, ingest
+
+
+def check_source(source: Path, archive: str, *, exclude: Sequence[str] = (), catalog: str | None = None) -> str:
+    """Look whether there is anything to bring in, before there is an archive for it.
+
+    Returns:
+        Nothing, or that the source holds no image any more: what an archive holds stays, and the scans may have been moved away.
+
+    Raises:
+        IngestError: ``source-not-found``, or ``no-images`` while the archive has no case either.
+    """
+    try:
+        check_any(source, exclude=exclude)
+    except IngestError as error:
+        cases = _case_count(archive, catalog) if error.reason == "no-images" else 0
+        if not cases:
+            raise
+        return f"{source.name} holds no image now; the archive keeps its {counted(cases, 'case', 'cases')}"
+    return ""
+
+
+def _case_count(archive: str, catalog: str | None) -> int:
+    try:
+        return len(Archive.open(archive, catalog=catalog))
+    except ArchiveNotFoundError:
+        return 0
 
 
 def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBlock], follow: Follow) -> StageResult:

@@ -5,7 +5,7 @@ functions, so that a stage with nothing to do costs nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.console import Follow
@@ -39,14 +39,14 @@ def ingest(recipe: Recipe) -> StageResult:
         IngestError: if there is no image; no archive is made then.
     """
     from flows import sources
-    from storage.ingest import check_any
 
     if recipe.ingest is None:
         cases = len(open_archive(recipe))
         return StageResult(stage="ingest", skipped=cases, output=recipe.archive, note="the recipe names no sources")
-    check_any(recipe.ingest.images, exclude=recipe.ingest.exclude)
+    note = sources.check_source(recipe.ingest.images, recipe.archive, exclude=recipe.ingest.exclude, catalog=recipe.catalog)
     archive = Archive.open_or_create(recipe.archive, catalog=recipe.catalog)
-    return sources.bring_in(archive, recipe.ingest, recipe.classes, Follow("ingest"))
+    result = sources.bring_in(archive, recipe.ingest, recipe.classes, Follow("ingest"))
+    return replace(result, note="; ".join(each for each in (note, result.note) if each))
 
 
 def shards_to_label(recipe: Recipe, size: int) -> list[Shard]:
@@ -107,11 +107,12 @@ def _refine_some(
 ) -> StageResult | None:
     """Refine cases whose volumes can all be judged, or none of them."""
     from distill.refine import refine_archive
-    from flows.rules import refine_plan
+    from flows.rules import is_calibrated, refine_plan
 
     if not cases:
         return None
-    summary = refine_archive(archive, refine_plan(recipe, volumes=volumes), cases=cases, progress=follow)
+    plan = refine_plan(recipe, calibrated=is_calibrated(archive, recipe), volumes=volumes)
+    summary = refine_archive(archive, plan, cases=cases, progress=follow)
     unjudged = {} if volumes else {"without known spacing, where volume_mm3 cannot be judged": len(cases)}
     return StageResult(
         stage="refine",

@@ -182,10 +182,11 @@ class Ledger:
         """Return the units of a stage that were given up, with error and traceback."""
         return self._units(UnitRow.stage == stage, UnitRow.state == "quarantined")
 
-    def requeue(self, stage: str) -> int:
-        """Give quarantined and failed units of a stage three new attempts, and return how many there were."""
+    def requeue(self, stage: str, *, unit: str | None = None) -> int:
+        """Give quarantined and failed units of a stage, or one of them, three new attempts, and return how many there were."""
         gone = UnitRow.state.in_(("quarantined", "failed"))
-        statement = sa.update(UnitRow).where(UnitRow.stage == stage, gone).values(state="pending", attempts=0, error="", traceback="")
+        which = (UnitRow.stage == stage, gone) if unit is None else (UnitRow.stage == stage, gone, UnitRow.unit == unit)
+        statement = sa.update(UnitRow).where(*which).values(state="pending", attempts=0, error="", traceback="")
         with self._database.writing() as connection:
             return connection.execute(statement).rowcount
 

@@ -21,6 +21,8 @@ _ENDINGS: dict[str, Kind] = {
     ".tif": "image",
     ".tiff": "image",
 }
+OWN_FOLDERS = (".zarr", ".zarr.embeddings")
+"""How folders end that hold archives, or embeddings kept beside them: never a source."""
 _NOT_A_SLICE = frozenset({"DICOMDIR"})
 """The index file of a DICOM medium describes pictures, but holds none."""
 
@@ -98,7 +100,7 @@ def kind_of(path: Path) -> Kind | None:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX")) and not name.endswith(".zarr")]
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX")) and not name.endswith(OWN_FOLDERS)]
         yield from (Path(base, name) for name in names if not name.startswith("."))
 
 

@@ -16,7 +16,8 @@ from typing import Literal
 
 from storage.archive import Archive
 from storage.case import check_case_id
-from storage.errors import IngestError, InvalidCaseError
+from storage.errors import IngestError, InvalidCaseError, LedgerError
+from storage.heartbeat import beating
 from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping
 from storage.ingest.dicom_attributes import load_or_make_key
 from storage.ingest.discover import find_files
@@ -139,7 +140,7 @@ def _work(archive: Archive, book: Bookkeeping, waves: list[list[Task]], workers:
     """Run the waves one after the other, each in parallel."""
     total = sum(len(wave) for wave in waves)
     results: list[_Result] = []
-    with ThreadPoolExecutor(max_workers=max(workers, 1), thread_name_prefix="ingest") as pool:
+    with beating(archive.ledger), ThreadPoolExecutor(max_workers=max(workers, 1), thread_name_prefix="ingest") as pool:
         try:
             for wave in waves:
                 for future in as_completed([pool.submit(_ingest_one, archive, book, task) for task in wave]):
@@ -153,9 +154,21 @@ def _work(archive: Archive, book: Bookkeeping, waves: list[list[Task]], workers:
 
 
 def _ingest_one(archive: Archive, book: Bookkeeping, task: Task) -> _Result:
-    """Read, write, then sign the ledger."""
+    """Bring in one unit, unless another run has it, or has taken it meanwhile."""
     if not archive.ledger.claim(STAGE, task.unit):
         return _Result(outcome="elsewhere")
+    try:
+        return _ingest_claimed(archive, book, task)
+    except LedgerError:
+        return _Result(outcome="elsewhere")
+
+
+def _ingest_claimed(archive: Archive, book: Bookkeeping, task: Task) -> _Result:
+    """Read, write, then sign the ledger.
+
+    Raises:
+        LedgerError: if another run has taken the unit meanwhile.
+    """
     started = time.perf_counter()
     try:
         found = task.read()

@@ -74,7 +74,8 @@ def import_prompts(
     try:
         with quiet_readers():
             if kind == "sparse":
-                return _sum([_import_file(book, file, _sparse_outcomes(file, converter), converter) for file in _sparse_files(path)])
+                summaries = [_import_file(book, file, _sparse_outcomes(file, converter), converter) for file in _sparse_files(path)]
+                return _sum(summaries, converter.notes())
             return _import_file(book, path, _row_outcomes(path, kind, converter), converter)
     finally:
         book.close()
@@ -127,7 +128,8 @@ def _file_key(path: Path) -> str:
     return hashlib.blake2b(str(path.resolve()).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def _sum(summaries: list[PromptSummary]) -> PromptSummary:
+def _sum(summaries: list[PromptSummary], notes: tuple[str, ...]) -> PromptSummary:
+    """Add up the files of a folder; the notes are those of all of them, since one converter has read them."""
     reasons = sum((Counter(one.reasons) for one in summaries), Counter[str]())
     return PromptSummary(
         added=sum(one.added for one in summaries),
@@ -135,6 +137,7 @@ def _sum(summaries: list[PromptSummary]) -> PromptSummary:
         removed=sum(one.removed for one in summaries),
         problems=sum(one.problems for one in summaries),
         reasons=dict(sorted(reasons.items())),
+        notes=notes,
         first_problem=next((one.first_problem for one in summaries if one.first_problem), ""),
     )
 
@@ -160,13 +163,13 @@ def _format_of(path: Path) -> PromptFormat:
 
 def _row_outcomes(path: Path, kind: PromptFormat, converter: Converter) -> Iterator[_Outcome]:
     try:
-        for raw in _raw_rows(path, kind):
+        for raw in _raw_rows(path, kind, converter):
             yield _convert(path, raw, converter)
     except IngestError as error:
         yield _Outcome(row="", reason=error.reason, message=str(error), unread=True)
 
 
-def _raw_rows(path: Path, kind: PromptFormat) -> Iterator[RawRow]:
+def _raw_rows(path: Path, kind: PromptFormat, converter: Converter) -> Iterator[RawRow]:
     text = read_text(path)
     if kind == "csv":
         return csv_rows(text)
@@ -174,7 +177,7 @@ def _raw_rows(path: Path, kind: PromptFormat) -> Iterator[RawRow]:
         return json_lines(text)
     document = _document(text)
     if is_coco(document):
-        return coco_rows(document, path.name)  # type: ignore[arg-type]  # is_coco has looked
+        return coco_rows(document, path.name, converter.id_of_category)  # type: ignore[arg-type]  # is_coco has looked
     if kind == "coco":
         raise IngestError("malformed-json", f"{path.name}: a COCO file is one JSON object with 'images' and 'annotations'.")
     return json_rows(text)

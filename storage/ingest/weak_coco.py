@@ -1,6 +1,6 @@
 """Read annotations in COCO's JSON: each box and each segmentation becomes a row of our own schema."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -51,13 +51,20 @@ def is_coco(document: object) -> bool:
     return isinstance(document, dict) and "annotations" in document
 
 
-def coco_rows(document: Mapping[str, Any], label: str) -> Iterator[RawRow]:
+def coco_rows(
+    document: Mapping[str, Any], label: str, known: Callable[[int, str], int | None] = lambda _number, _name: None
+) -> Iterator[RawRow]:
     """Yield the boxes and masks of a COCO document as raw rows of our schema.
 
     An image means the case its file is named like; ``case`` and ``slice`` beside ``file_name`` name a slice of a volume.
 
+    Args:
+        document: The document.
+        label: What messages call it.
+        known: Number and name of a category -> id of the class of this name, None if there is none; by default nobody knows names.
+
     Raises:
-        IngestError: ``malformed-json`` if images or categories cannot be understood.
+        IngestError: ``malformed-json`` if images, categories or annotations cannot be understood.
     """
     try:
         images = {image.id: image for image in _IMAGES.validate_python(document.get("images", []))}
@@ -65,7 +72,13 @@ def coco_rows(document: Mapping[str, Any], label: str) -> Iterator[RawRow]:
     except ValidationError as error:
         message = f"{label}: images or categories are not as COCO has them: {_place(error)} is missing or of another kind."
         raise IngestError("malformed-json", message) from error
-    for number, entry in enumerate(document["annotations"], start=1):
+    annotations = document["annotations"]
+    if not isinstance(annotations, list):
+        kind = "null" if annotations is None else type(annotations).__name__
+        message = f"{label}: 'annotations' must be a list, as COCO has it, but is {kind}. Export the annotations once more."
+        raise IngestError("malformed-json", message)
+    ids = {number: found for number, name in names.items() if (found := known(number, name)) is not None}
+    for number, entry in enumerate(annotations, start=1):
         try:
             annotation = _Annotation.model_validate(entry)
             image = images[annotation.image_id]
@@ -74,7 +87,7 @@ def coco_rows(document: Mapping[str, Any], label: str) -> Iterator[RawRow]:
         except KeyError:
             yield RawRow(number=str(number), error=f"image_id {entry.get('image_id')} is not among the images")
         else:
-            yield from _rows(str(number), annotation, image, names)
+            yield from _rows(str(number), annotation, image, names, ids)
 
 
 def _place(error: ValidationError) -> str:
@@ -82,8 +95,12 @@ def _place(error: ValidationError) -> str:
     return repr(".".join(str(part) for part in error.errors()[0]["loc"]) or "the entry")
 
 
-def _rows(number: str, annotation: _Annotation, image: _Image, names: Mapping[int, str]) -> Iterator[RawRow]:
-    common: dict[str, Any] = {"class_id": annotation.category_id, "slice": image.slice, "slice_axis": image.slice_axis}
+def _rows(number: str, annotation: _Annotation, image: _Image, names: Mapping[int, str], ids: Mapping[int, int]) -> Iterator[RawRow]:
+    common: dict[str, Any] = {
+        "class_id": ids.get(annotation.category_id, annotation.category_id),
+        "slice": image.slice,
+        "slice_axis": image.slice_axis,
+    }
     common |= {"case": image.case} if image.case is not None else {"image": image.file_name}
     if annotation.category_id in names:
         common["class_name"] = names[annotation.category_id]

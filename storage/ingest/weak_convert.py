@@ -37,6 +37,8 @@ class Converter:
     _records: dict[str, CaseRecord] = field(default_factory=dict)
     _renamed: Counter[tuple[int, str]] = field(default_factory=Counter)
     """(class id, the name a row gives it) -> how many rows, where the recipe calls it otherwise."""
+    _renumbered: dict[tuple[int, str], int] = field(default_factory=dict)
+    """(COCO's number of a category, its name) -> the recipe's id of that name, where they differ."""
 
     def prompts(self, row: AnyRow) -> list[Prompt]:
         """Convert one row.
@@ -84,9 +86,9 @@ class Converter:
             IngestError: ``unknown-class``, also if id and name are those of two classes.
         """
         named = None if name is None else {plain_name(known): number for known, number in self._known_names().items()}.get(plain_name(name))
-        if class_id is not None and named is not None and named != class_id and class_id in self._known_names().values():
+        if class_id is not None and named is not None and named != class_id:
             message = (
-                f"class_id {class_id} and class_name {name!r} are two classes: {self._listed()}. Correct one of them, or leave one out."
+                f"class_id {class_id} and class_name {name!r} are not one class: {self._listed()}. Correct one of them, or leave one out."
             )
             raise IngestError("unknown-class", message)
         found = named if class_id is None else class_id
@@ -96,13 +98,28 @@ class Converter:
             self._renamed[class_id, name] += 1
         return found
 
+    def id_of_category(self, number: int, name: str) -> int | None:
+        """Return the id of the class that a COCO category names; None if no class is called so.
+
+        Labelling tools number their categories themselves, so the name decides; where the numbers differ, ``notes`` says so.
+        """
+        found = {plain_name(known): each for known, each in self._known_names().items()}.get(plain_name(name))
+        if found is not None and found != number:
+            self._renumbered[number, name] = found
+        return found
+
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the rows that were converted."""
         known = {number: name for name, number in self._known_names().items()}
-        return tuple(
+        by_name = (
+            f"category {number} {name!r} is class {found} in the recipe, taken by name"
+            for (number, name), found in sorted(self._renumbered.items())
+        )
+        by_number = (
             f"class {number} is {known[number]!r} in the recipe and {name!r} in {count:,} row{'s' if count > 1 else ''}, taken by number"
             for (number, name), count in sorted(self._renamed.items())
         )
+        return (*by_name, *by_number)
 
     def _known_names(self) -> dict[str, int]:
         return {c.name: c.id for c in self.classes or ()} | dict(self.names)

@@ -13,6 +13,8 @@ _NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{)")
 _LISTS = frozenset({"box_xyxy", "box_ij", "box_xywh", "point_xy", "point_ij", "box_zyxzyx", "box_ijk", "size_yx"})
 _LISTS_OF_PAIRS = frozenset({"points_xy", "points_ij"})
 _NOT_JSON = "malformed-json"
+_SURPLUS = "cells without a column"
+_QUOTE = "Put a list into quotes, or separate its numbers by blanks"
 _SHORT_FORMS = {("x0", "y0", "x1", "y1"): "box_xyxy", ("x", "y"): "point_xy"}
 
 
@@ -73,9 +75,14 @@ def json_lines(text: str) -> Iterator[RawRow]:
 
 def csv_rows(text: str) -> Iterator[RawRow]:
     """Yield one row per line of CSV; empty cells count as absent, cells of lists hold numbers or JSON."""
-    reader = csv.DictReader(text.splitlines(), restkey="too many cells")
+    reader = csv.DictReader(text.splitlines(), restkey=_SURPLUS)
     for cells in reader:
         number = str(reader.line_num)
+        extra = [cell for cell in cells.pop(_SURPLUS, None) or [] if cell.strip()]
+        if extra:
+            columns = len(reader.fieldnames or ())
+            yield RawRow(number=number, error=f"there are more cells than the {columns} columns (left over: {', '.join(extra)}). {_QUOTE}")
+            continue
         filled = {str(name).strip(): value.strip() for name, value in cells.items() if isinstance(value, str) and value.strip()}
         if not filled:
             continue

@@ -84,7 +84,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(words: tuple[str, ...], tm
 
 
 def test_an_unforeseen_error_says_how_to_report_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(*_: object) -> RunSummary:
+    def broken(*_: object, **__: object) -> RunSummary:
         message = "surprise"
         raise ZeroDivisionError(message)
 
@@ -94,7 +94,7 @@ def test_an_unforeseen_error_says_how_to_report_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped(*_: object) -> RunSummary:
+    def stopped(*_: object, **__: object) -> RunSummary:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "launch", stopped)
@@ -107,7 +107,7 @@ def test_the_exit_code_tells_whether_units_are_left(
     quarantined: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = StageResult(stage="label", done=5, quarantined=quarantined)
-    monkeypatch.setattr(launch, "launch", lambda recipe, stages: RunSummary(stages=(result,)))
+    monkeypatch.setattr(launch, "launch", lambda recipe, stages, *, retry: RunSummary(stages=(result,)))
     assert ask("run", "recipe.yaml") == code
     assert ("2 cases have no result" in capsys.readouterr().out) == bool(quarantined)
 
@@ -116,13 +116,14 @@ def test_the_exit_code_tells_whether_units_are_left(
 def test_a_single_stage_is_a_command(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[object] = []
 
-    def note(recipe: Path, stages: tuple[Stage, ...]) -> RunSummary:
-        chosen.append(stages)
+    def note(recipe: Path, stages: tuple[Stage, ...], *, retry: bool) -> RunSummary:
+        chosen.append((stages, retry))
         return RunSummary(stages=())
 
     monkeypatch.setattr(launch, "launch", note)
     assert ask(stage, "recipe.yaml") == 0
-    assert chosen == [(stage,)]
+    assert ask(stage, "recipe.yaml", "--retry") == 0
+    assert chosen == [((stage,), False), ((stage,), True)]
 
 
 def test_recipe_prints_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:

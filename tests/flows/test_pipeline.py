@@ -204,3 +204,32 @@ def test_what_calibration_has_to_say_stands_in_the_line_of_refine(
     monkeypatch.setattr(stages, "refine", lambda recipe, shard: StageResult(stage="refine", tally={"accept": 2}))
     (refined,) = launch(write_recipe(SMALLEST), ("refine",)).stages
     assert refined.remark == "2 accept; 2 gold patients, 3 needed"
+
+
+def test_thresholds_that_were_given_up_are_a_unit_without_a_result(
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+
+    given_up = StageResult(stage="calibrate", quarantined=1, note="given up after 3 attempts: x")
+    monkeypatch.setattr(stages, "calibrate", lambda recipe: given_up)
+    summary = launch(write_recipe(SMALLEST), ("refine",))
+    assert summary.left == 1
+    assert summary.stages[0].note == "thresholds: given up after 3 attempts: x"
+
+
+def test_a_run_with_units_given_up_is_not_up_to_date_when_it_is_to_retry_them(
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None
+) -> None:
+    from storage import Archive
+
+    recipe = write_recipe(SMALLEST)
+    ledger = Archive.create(str(recipe.parent / "archive.zarr")).ledger
+    ledger.plan("calibrate", {"compact": "1"})
+    for _ in range(3):
+        ledger.claim("calibrate", "compact")
+        ledger.fail("calibrate", "compact", ValueError("bad"))
+    launch(recipe)
+    assert launch(recipe).up_to_date
+    assert not launch(recipe, retry=True).up_to_date
+    assert launch(recipe, retry=True).up_to_date

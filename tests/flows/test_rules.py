@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distill.calibration import ClassCalibration
 from distill.refine import Verdict
 from flows import rules, stages
 from flows.inspection import inspect_path
@@ -96,3 +98,22 @@ def test_notes_that_differ_name_their_classes(write_recipe: WriteRecipe, monkeyp
     path.write_text(json.dumps(content), encoding="utf-8")
     assert rules.calibration_note(recipe).startswith("left: 0 gold patients")
     assert rules.calibration_note(recipe).endswith("; right: all within the risk")
+
+
+def test_a_calibration_of_labels_that_have_changed_since_is_not_used(archive: Archive, recipe: Recipe) -> None:
+    rule = rules.starting_rules(recipe)[1]
+    strict = replace(rule, accept_from=0.99, review_from=0.98, volume_mm3=None)
+    found = ClassCalibration(
+        class_id=1, rule=strict, patients=9, dice_before=0.5, dice_after=0.5, volume_bias_before=0.0, volume_bias_after=0.0, note=""
+    )
+    path = rules.calibration_file(recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(rules.CalibrationFile(classes={1: found}).model_dump_json(), encoding="utf-8")
+    shard = stages.Shard(name="1/1", cases=("picture",), offset=0, total=1)
+    archive.ledger.plan("calibrate", {recipe.student.name: "new"})
+    stages.refine(recipe, shard)
+    assert verdict(archive, "picture").keep == "accept"
+    archive.ledger.claim("calibrate", recipe.student.name)
+    archive.ledger.done("calibrate", recipe.student.name)
+    stages.refine(recipe, shard)
+    assert verdict(archive, "picture").keep == "reject"

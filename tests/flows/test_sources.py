@@ -13,6 +13,7 @@ from flows.errors import StageError
 from flows.inspection import inspect_path
 from flows.places import check_writable
 from flows.recipe_file import load_recipe
+from storage import Archive
 from storage.errors import ArchiveError, IngestError
 
 WriteRecipe = Callable[[str], Path]
@@ -179,7 +180,7 @@ def test_the_doctor_tries_to_write_in_the_working_folder(monkeypatch: pytest.Mon
 def test_an_error_of_permission_from_anywhere_names_the_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from flows import launch
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/data/out.nii.gz")
 
     monkeypatch.setattr(launch, "launch", refused)
@@ -202,3 +203,29 @@ def test_the_bundled_teacher_is_shown_with_data_licence_and_card_and_without_jso
     assert "CARD.md" in said.replace("\n", "")
     assert '{"' not in said
     assert "widths 32, 48, 96, 160, 192" in said
+
+
+def test_a_run_whose_scans_were_moved_away_keeps_its_cases_and_goes_on(write_recipe: WriteRecipe, pictures: Path) -> None:
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\ningest: {images: ./in}\n"))
+    stages.ingest(recipe)
+    for file in pictures.iterdir():
+        file.unlink()
+    result = stages.ingest(recipe)
+    assert (result.done, result.quarantined) == (0, 0)
+    assert result.note == "in holds no image now; the archive keeps its 2 cases"
+
+
+def test_a_folder_whose_scans_were_moved_away_can_be_ingested_again(pictures: Path, tmp_path: Path) -> None:
+    archive = str(tmp_path / "a.zarr")
+    ask("ingest", str(pictures), archive)
+    for file in pictures.iterdir():
+        file.unlink()
+    assert ask("ingest", str(pictures), archive) == 0
+
+
+def test_an_archive_without_a_case_does_not_excuse_a_folder_without_an_image(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\ningest: {images: ./in}\n"))
+    Archive.create(recipe.archive)
+    with pytest.raises(IngestError, match="in is empty"):
+        stages.ingest(recipe)

@@ -346,3 +346,12 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
 def test_a_fingerprint_of_an_array_is_refused() -> None:
     with pytest.raises(TypeError, match="Pass text, numbers"):
         fingerprint(array=np.zeros(3))
+
+
+def test_one_unit_can_be_requeued_while_its_neighbour_stays_given_up(ledger: Ledger) -> None:
+    ledger.plan("train", {"mine": "1", "theirs": "1"})
+    for unit in ["mine", "theirs"] * ATTEMPTS:
+        ledger.claim("train", unit)
+        ledger.fail("train", unit, ValueError("bad"))
+    assert ledger.requeue("train", unit="mine") == 1
+    assert (ledger.state("train", "mine"), ledger.state("train", "theirs")) == ("pending", "quarantined")

@@ -11,6 +11,7 @@ from PIL import Image
 from storage import Archive, ClassInfo, Prompt, rle
 from storage.ingest import import_prompts, ingest
 from storage.ingest.polygon import fill_polygons
+from storage.ingest.weak_convert import Converter
 
 WriteNifti = Callable[..., Path]
 SHAPE_IJK = (12, 10, 8)
@@ -209,7 +210,7 @@ def test_a_file_that_cannot_be_read_to_its_end_takes_nothing_away(scans: Archive
 
 def test_names_stand_for_ids_where_a_row_has_none_and_forbid_no_other_id(scans: Archive, tmp_path: Path) -> None:
     named = {k: v for k, v in BOX.items() if k != "class_id"}
-    rows = [named | {"class_name": "organ"}, BOX | {"class_id": 9, "class_name": "organ"}, named | {"class_name": "orgn"}]
+    rows = [named | {"class_name": "organ"}, BOX | {"class_id": 9, "class_name": "tube"}, named | {"class_name": "orgn"}]
     summary = import_prompts(scans, write(tmp_path, rows), names={"organ": 3})
     assert (summary.added, summary.reasons) == (2, {"unknown-class": 1})
     assert [p.class_id for p in scans.catalog.prompts("scan")] == [3, 9]
@@ -398,4 +399,54 @@ def test_a_name_that_the_recipe_does_not_know_beside_a_good_id_is_reported(scans
 def test_an_id_and_a_name_of_two_classes_are_refused(scans: Archive, tmp_path: Path) -> None:
     summary = import_prompts(scans, write(tmp_path, [BOX | {"class_name": "spleen"}]), names={"liver": 1, "spleen": 2})
     assert (summary.added, summary.reasons) == (0, {"unknown-class": 1})
-    assert "class_id 1 and class_name 'spleen' are two classes: 1 liver, 2 spleen" in summary.first_problem
+    assert "class_id 1 and class_name 'spleen' are not one class: 1 liver, 2 spleen" in summary.first_problem
+
+
+def coco(number: int, name: str) -> dict[str, object]:
+    return {
+        "images": [{"id": 7, "file_name": "picture.png"}],
+        "categories": [{"id": number, "name": name}],
+        "annotations": [{"image_id": 7, "category_id": number, "bbox": [3, 4, 5, 6]}],
+    }
+
+
+def test_the_name_of_a_coco_category_decides_where_the_recipe_knows_it_and_another_number_is_told(scans: Archive, tmp_path: Path) -> None:
+    summary = import_prompts(scans, write(tmp_path, coco(3, "Liver")), names={"liver": 1, "spleen": 2})
+    assert [prompt.class_id for prompt in scans.catalog.prompts("picture")] == [1]
+    assert summary.notes == ("category 3 'Liver' is class 1 in the recipe, taken by name",)
+
+
+def test_a_coco_category_of_the_recipes_own_number_needs_no_word(scans: Archive, tmp_path: Path) -> None:
+    assert import_prompts(scans, write(tmp_path, coco(2, "spleen")), names={"liver": 1, "spleen": 2}).notes == ()
+    assert [prompt.class_id for prompt in scans.catalog.prompts("picture")] == [2]
+
+
+def test_a_row_whose_name_belongs_to_another_id_is_refused_also_where_no_class_has_its_id(scans: Archive, tmp_path: Path) -> None:
+    summary = import_prompts(scans, write(tmp_path, [BOX | {"class_id": 3, "class_name": "liver"}]), names={"liver": 1})
+    assert (summary.added, summary.reasons) == (0, {"unknown-class": 1})
+    assert "class_id 3 and class_name 'liver' are not one class" in summary.first_problem
+
+
+@pytest.mark.parametrize("annotations", [None, {"id": 1}], ids=["null", "an object"])
+def test_a_coco_file_whose_annotations_are_no_list_is_refused_in_words(annotations: object, scans: Archive, tmp_path: Path) -> None:
+    summary = import_prompts(scans, write(tmp_path, {"images": [], "annotations": annotations}))
+    assert summary.reasons == {"malformed-json": 1}
+    assert "'annotations' must be a list" in summary.first_problem
+
+
+def test_a_line_of_csv_with_more_cells_than_columns_is_refused_and_the_others_go_in(scans: Archive, tmp_path: Path) -> None:
+    lines = ["case,class_id,kind,slice,points_xy", "scan,1,point,2,3 4", "scan,1,point,3,3,4,5,6", 'scan,1,point,4,"3,4,5,6",']
+    summary = import_prompts(scans, write(tmp_path, "\n".join(lines), "prompts.csv"))
+    assert (summary.added, summary.reasons) == (2, {"malformed-row": 1})
+    assert "row 3: there are more cells than the 5 columns (left over: 4, 5, 6)" in summary.first_problem
+
+
+def test_a_folder_of_sparse_labels_passes_on_what_a_person_should_know(
+    scans: Archive, tmp_path: Path, write_nifti: WriteNifti, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.zeros(SHAPE_IJK, np.uint8)
+    labels[2:5, 3:6, 4] = 1
+    write_nifti(tmp_path / "sparse" / "scan.nii.gz", labels)
+    monkeypatch.setattr(Converter, "notes", lambda _self: ("a word",))
+    summary = import_prompts(scans, tmp_path / "sparse")
+    assert (summary.added, summary.notes) == (2, ("a word",))
