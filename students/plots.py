@@ -8,10 +8,13 @@ import numpy as np
 
 from students.results import CaseScore, Comparison
 
+LETTER_PX = 6.3
+"""Mean width of a letter of the plots' labels (12 px, sans serif), a little generous so that no label reaches into its plot."""
+
 
 def strip_plot(comparisons: Sequence[Comparison], class_id: int) -> str:
     """Return an SVG with one dot per case and a bar with the mean's interval per comparison, Dice from 0 to 1."""
-    left, width, row = 190, 460, 34
+    left, width, row = max(190, round(LETTER_PX * max((len(c.name) for c in comparisons), default=0)) + 14), 460, 34
     low = min((s.dice for c in comparisons for s in c.scores if s.dice is not None), default=0.0)
     start = 0.5 if low >= 0.5 else 0.0
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from students.pictures import Outline, overlay_png
-from students.plots import bland_altman
+from students.plots import bland_altman, strip_plot
 from students.results import CaseScore, Comparison
 
 GOLD, STUDENT = (255, 196, 0), (0, 190, 255)
@@ -78,3 +78,15 @@ def test_volumes_of_pixels_are_counted_in_pixels() -> None:
     plot = bland_altman(volumes([(1.0, 1.5), (2.0, 2.2)]), 1, "px", 1000.0)
     assert "<title>c0: 1000 px against 1500 px</title>" in plot
     assert "ml" not in plot
+
+
+def test_a_long_name_does_not_reach_into_its_plot() -> None:
+    long = "same net, trained on gold of the calibration part (47 cases) - gold"
+    metric = {"mean": None, "low": None, "high": None, "patients": 0, "excluded": 0}
+    names = ("dice", "jaccard", "nsd", "hd95_mm", "volume_bias")
+    line = volumes([(1.0, 1.0)]).model_dump()
+    line["name"] = long
+    line["classes"] = ({"class_id": 1, "class_name": "c", "metrics": dict.fromkeys(names, metric)},)
+    line["scores"][0]["dice"] = 0.0
+    plot = strip_plot([Comparison.model_validate(line)], 1)
+    assert float(re.findall(r'cx="([\d.]+)"', plot)[0]) > 6 * len(long)
