@@ -119,9 +119,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = Path(os.environ["SAMDISTILL_TEST_DATA"]) / "hippocampus"
     with tempfile.TemporaryDirectory() as folder:
-        archive = Archive.create(Path(folder) / "archive.zarr")
-        ingest(data / "images", archive, modality="MR")
-        import_prompts(data / "weak_prompts.json", archive)
+        archive = Archive.create(str(Path(folder) / "archive.zarr"))
+        ingest(archive, data / "images", modality="MR")
+        import_prompts(archive, data / "weak_prompts.json")
         prompted = sorted(archive.catalog.prompts_by_case([record.id for record in archive.cases()]))
         pairs = [run_pair(archive, prompted[: options.cases], repeat) for repeat in range(options.repeats)]
     if options.json:
