@@ -11,8 +11,8 @@ from torch import nn
 
 from distill.teachers import attention, cpu_products, vit
 from distill.teachers.attention import attend_augmented, attend_bias, attend_plain, choose_variant
-from distill.teachers.vit import BlockExtras, ImageEncoder, VitSizes, vit_sizes
 from distill.teachers.cpu_attention import part_windows
+from distill.teachers.vit import BlockExtras, ImageEncoder, VitSizes, vit_sizes
 
 EXACT = 1e-5
 ROUNDED = 2e-2
