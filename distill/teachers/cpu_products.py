@@ -51,13 +51,13 @@ def packs(dtype: torch.dtype) -> bool:
     """Say whether oneDNN's packed product is there and exact enough for ``dtype``; measured once per process."""
     if dtype not in GATE or not torch.backends.mkldnn.is_available():
         return False
-    x, weight = _probe(96, 160).to(dtype), _probe(64, 160).to(dtype)
+    x, weight = probe(96, 160).to(dtype), probe(64, 160).to(dtype)
     try:
         with torch.inference_mode():
             y = _packed(x, torch.ops.mkldnn._reorder_linear_weight(weight, len(x)), None, gelu=True)  # noqa: SLF001
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
-    return _error(y, functional.gelu(x.double() @ weight.double().T)) <= GATE[dtype]
+    return relative_error(y, functional.gelu(x.double() @ weight.double().T)) <= GATE[dtype]
 
 
 @cache
@@ -66,9 +66,9 @@ def onednn_is_exact() -> bool:
 
     The switch means "bfloat16 is allowed": processors without AMX ignore the permission, those with it use it.
     """
-    x, y = _probe(96, 160), _probe(160, 64)
+    x, y = probe(96, 160), probe(160, 64)
     with torch.inference_mode(), _switched():
-        return _error(x @ y, x.double() @ y.double()) <= GATE[torch.float32]
+        return relative_error(x @ y, x.double() @ y.double()) <= GATE[torch.float32]
 
 
 @contextmanager
@@ -108,10 +108,11 @@ def _switched() -> Iterator[None]:
                 setting.fp32_precision = _BEFORE.pop()
 
 
-def _probe(rows: int, columns: int) -> torch.Tensor:
+def probe(rows: int, columns: int) -> torch.Tensor:
     """Numbers with all their bits in use, without touching the global generator."""
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
 
 
-def _error(y: torch.Tensor, exact: torch.Tensor) -> float:
+def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the relative L2 error of ``y``, in float64."""
     return float((y.double() - exact).norm() / exact.norm())

@@ -89,6 +89,22 @@ def test_embeddings_are_those_of_segment_anything(px: int, window: int) -> None:
     assert error(ours(theirs, sizes)(x), theirs(x)) < EXACT
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
+    sizes = sizes_of(464)
+    encoder = ours(original(sizes), sizes).to(dtype)
+    x = pictures(464, 1)
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            answers.append(encoder(x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*answers)
+
+
 @pytest.mark.parametrize(("px", "window"), GRIDS[:4])
 def test_the_path_for_training_and_gpus_gives_them_too(px: int, window: int) -> None:
     sizes = sizes_of(px, window)
