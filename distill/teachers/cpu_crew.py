@@ -20,15 +20,16 @@ Piece = TypeVar("Piece")
 def share_out(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> None:
     """Call ``work`` in as many threads as PyTorch may use here, all taking from the same iterator of pieces.
 
-    Which thread gets which piece is left to chance, so a piece's result must not depend on it. Inference mode is that of the caller; nothing is
+    A single piece is left to the calling thread, where PyTorch divides its operations. Which thread gets which piece is left to chance, so a piece's result must not depend on it. Inference mode is that of the caller; nothing is
     recorded for gradients.
 
     Raises:
         Exception: the first that a piece raised, once every thread has ended.
     """
-    threads = torch.get_num_threads()
-    taken = _Taken(iter(pieces))
-    if threads == 1:
+    every = list(pieces)
+    taken = _Taken(iter(every))
+    threads = min(torch.get_num_threads(), len(every))
+    if threads <= 1:
         work(taken)
         return
     inference = torch.is_inference_mode_enabled()
@@ -37,7 +38,8 @@ def share_out(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) 
         with torch.inference_mode(inference), torch.no_grad():
             work(taken)
 
-    shifts = [_crew(os.getpid(), threads).submit(shift) for _ in range(threads)]
+    crew = _crew(os.getpid(), torch.get_num_threads())
+    shifts = [crew.submit(shift) for _ in range(threads)]
     errors = [error for each in shifts if (error := each.exception()) is not None]
     if errors:
         raise errors[0]

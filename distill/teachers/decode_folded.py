@@ -13,6 +13,7 @@ order only at the end, when a pixel is four mask logits instead of 32 channels.
 Letters: ``P`` prompts, ``n`` image tokens, ``C`` channels, ``A`` heads, ``D`` channels per head, ``T`` tokens per prompt, ``M`` masks.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, Sam
 from torch.nn import functional
 
+from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
 
 WORTH = 1.25
@@ -56,16 +58,21 @@ def decode_folded(
     plan = _plan_for(sam, dtype, images.device)
     size = (images.shape[2], images.shape[3])
     shared = dense.shape[2:] == (1, 1)
-    parts = []
-    with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
-        rows = _rows(images.float() + dense if shared else images.float())
-        for n in range(0, len(sparse), chunk):
+    parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def decode(starts: Iterator[int]) -> None:
+        for n in starts:
             some = slice(n, n + chunk)
             image = rows[image_index[some]]
             image = image if shared else image + _rows(dense[some].float())
             tokens, image = plan.think(image.to(dtype), sparse[some].float())
-            parts.append((plan.draw(tokens, image, size), plan.judge(tokens)))
-    return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+            parts[n] = plan.draw(tokens, image, size), plan.judge(tokens)
+
+    with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
+        rows = _rows(images.float() + dense if shared else images.float())
+        _in_passes(decode, len(sparse), chunk, kind)
+    ordered = [parts[n] for n in sorted(parts)]
+    return torch.cat([logits for logits, _ in ordered]), torch.cat([iou for _, iou in ordered])
 
 
 @torch.no_grad()
@@ -89,21 +96,32 @@ def decode_confident(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
     plan = _plan_for(sam, dtype, images.device)
     size = (images.shape[2], images.shape[3])
-    drawn, logits, scores = [], [], []
-    with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
-        rows = _rows(images.float() + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
-        for n in range(0, len(sparse), chunk):
+    parts: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def decode(starts: Iterator[int]) -> None:
+        for n in starts:
             some = slice(n, n + chunk)
             tokens, image = plan.think(rows[image_index[some]].to(dtype), sparse[some].float())
-            scores.append(plan.judge(tokens))
-            good = (scores[-1][:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]
-            if len(good):
-                drawn.append(good + n)
-                logits.append(plan.draw(tokens[good], image[good], size))
-    side = 4 * size[0], 4 * size[1]
-    nothing = images.new_zeros(0, sam.mask_decoder.num_mask_tokens, *side, dtype=torch.float32)
-    empty = torch.zeros(0, dtype=torch.long, device=images.device)
-    return torch.cat([empty, *drawn]), torch.cat([nothing, *logits]), torch.cat(scores)
+            scores = plan.judge(tokens)
+            good = (scores[:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]
+            parts[n] = good + n, plan.draw(tokens[good], image[good], size) if len(good) else nothing, scores
+
+    nothing = images.new_zeros(0, sam.mask_decoder.num_mask_tokens, 4 * size[0], 4 * size[1], dtype=torch.float32)
+    with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
+        rows = _rows(images.float() + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        _in_passes(decode, len(sparse), chunk, kind)
+    ordered = [parts[n] for n in sorted(parts)]
+    drawn, logits, judged = (torch.cat([part[k] for part in ordered]) for k in range(3))
+    return drawn, logits, judged
+
+
+def _in_passes(decode: Callable[[Iterator[int]], None], prompts: int, chunk: int, kind: str) -> None:
+    """Have every ``chunk`` of at least one prompt decoded; on a CPU each core decodes passes of its own."""
+    starts = range(0, prompts, chunk)
+    if kind == "cpu":
+        share_out(decode, starts)
+    else:
+        decode(iter(starts))
 
 
 def _rows(images: torch.Tensor) -> torch.Tensor:

@@ -188,3 +188,19 @@ def test_points_are_encoded_in_float32_where_only_what_promises_something_is_dra
             _, _, found = decode.decode_promising(sam, asked.images, asked.index, *asked.hints.values(), 9.0)
             rough = decode_folded.decode_confident(sam, asked.images, asked.index, rounded, chunk=8, least_iou=9.0)[2]
     assert error(found, exact) < error(rough, exact)
+
+
+@pytest.mark.parametrize("kind", ["box", "point", "box mask"])
+def test_each_core_decodes_passes_of_its_own_and_the_answers_stay_in_order(sam: Sam, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ask(kind)
+    alone = decode_prompts(sam, asked.images, asked.index, **asked.hints)
+    monkeypatch.setattr(decode, "CPU_CHUNK", 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = decode_prompts(sam, asked.images, asked.index, **asked.hints)
+    finally:
+        torch.set_num_threads(before)
+    for found, expected in zip(shared, alone, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(shared[1].flip(0), alone[1], atol=1e-3)  # or their order could not be told
