@@ -9,15 +9,13 @@ seconds per call; see ``paired.py`` for ``default`` and ``kept``.
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
-from paired import Arm, device_name, mask_iou, peak_flops, ratio, relative, run_paired
+from paired import Call, Found, add_scale, add_switches, mask_iou, measure_arms, relative, run_program, show_table, usual_arms
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
 from torch.nn import functional
@@ -26,8 +24,6 @@ from distill.teachers.decode import decode_prompts, decode_tokens
 
 CHANNELS, TOKENS = 256, 7
 """Of the released decoders; the tokens of a box prompt: predicted IoU, four masks, two corners."""
-
-Call = Callable[[], tuple[torch.Tensor, ...]]
 
 
 def decoder_of(grid: int, device: str) -> Sam:
@@ -110,65 +106,25 @@ def decoder_flops(grid: int) -> float:
     return 2.0 * (projections + attention + upscaling)
 
 
-def arms_for(args: argparse.Namespace) -> list[Arm]:
-    """Say what is compared. On a GPU the CPU's allocator hardly matters: one state."""
-    options = {"grid": args.grid, "images": args.images, "prompts": args.prompts}
-    arms = []
-    for state in ("default", "kept") if args.device == "cpu" else ("kept",):
-        arms.append(Arm("original", state, build_original, options))
-        arms.append(Arm("fast-style", state, build_fast_style, options | {"compiled": args.compile}))
-    arms.append(Arm("ours fp32", "kept", build_ours, options | {"bf16": False}))
-    arms.append(Arm("ours bf16", "kept", build_ours, options | {"bf16": True}))
-    return arms
+def judge(reference: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """Compare logits, and the masks that they are."""
+    return lambda found: {"relative_l2": relative(found, reference), "mask_iou": mask_iou(found, reference)}
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Found:
     """Run all arms and gather the figures."""
-    torch.set_num_threads(args.threads)
-    costs, answers = run_paired(arms_for(args), rounds=args.rounds, threads=args.threads, device=args.device)
-    reference = answers["original", "kept"][0]
-    flops = decoder_flops(args.grid) * args.images * args.prompts
-    peaks = {name: peak_flops(dtype, args.device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
-    rows = []
-    for (name, state), spent in costs.items():
-        seconds = median(cost.wall_s for cost in spent)
-        logits = answers[name, state][0]
-        peak = peaks["bf16" if name in ("fast-style", "ours bf16") else "fp32"]
-        rows.append(
-            {
-                "arm": name,
-                "allocator": state,
-                "seconds": seconds,
-                "cpu_seconds": median(cost.cpu_s for cost in spent),
-                "faults": median(cost.faults for cost in spent),
-                "prompts_per_s": args.images * args.prompts / seconds,
-                "as_run": ratio(costs, ("original", "default" if args.device == "cpu" else "kept"), (name, state)),
-                "equal": ratio(costs, ("original", state), (name, state)),
-                "share_of_peak": flops / seconds / peak,
-                "relative_l2": relative(logits, reference),
-                "mask_iou": mask_iou(logits, reference),
-                "rounds": [asdict(cost) for cost in spent],
-            }
-        )
-    return {"device": device_name(args.device), "torch": torch.__version__, "flops": flops, "peak_flops": peaks, **vars(args), "rows": rows}
+    options = {"grid": args.grid, "images": args.images, "prompts": args.prompts}
+    arms = usual_arms(args, options, original=build_original, fast=build_fast_style, ours=build_ours)
+    prompts = args.images * args.prompts
+    flops = decoder_flops(args.grid) * prompts
+    return measure_arms(args, arms, flops=flops, judge=judge, rates=lambda seconds: {"prompts_per_s": prompts / seconds})
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: Found) -> None:
     """Print the table."""
-    asked = f"{found['prompts']} boxes about each of {found['images']} images, grid {found['grid']}"
-    print(f"{asked}, {found['threads']} threads; {found['device']}; torch {found['torch']}")
-    peaks = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in found["peak_flops"].items())
-    print(f"{found['flops'] / 1e9:.0f} GFLOP in the original's order of products; measured peak of a product: {peaks}\n")
-    print(
-        "| decoder | allocator | s/call | cpu-s | page faults | prompts/s | x as run | x equal allocator | of peak | rel. L2 | mask IoU |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in found["rows"]:
-        print(
-            f"| {row['arm']} | {row['allocator']} | {row['seconds']:.3f} | {row['cpu_seconds']:.2f} | {row['faults']:,.0f} "
-            f"| {row['prompts_per_s']:.1f} | {row['as_run']:.2f} | {row['equal']:.2f} | {row['share_of_peak']:.0%} "
-            f"| {row['relative_l2']:.1e} | {row['mask_iou']:.4f} |"
-        )
+    work = f"{found['prompts']} boxes about each of {found['images']} images, grid {found['grid']}"
+    order = "in the original's order of products"
+    show_table(found, work=work, counted=order, what="decoder", piece="call", rates=[("prompts/s", "prompts_per_s")])
     print("\nOf peak: the original's FLOPs over our seconds; ours needs fewer (distill/teachers/decode_folded.py), so it may pass 100 %.")
 
 
@@ -178,20 +134,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--grid", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for the fast style")
-    parser.add_argument("--quick", action="store_true", help="grid 16, 8 prompts, one round: does it run")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.quick:
-        args.grid, args.prompts, args.rounds = 16, 8, 1
-    found = measure(args)
-    if args.json:
-        print(json.dumps(found))
-    else:
-        show(found)
+    add_scale(parser)
+    add_switches(parser, compiled="the fast style", quick="grid 16, 8 prompts, one round")
+    run_program(parser, {"grid": 16, "prompts": 8, "rounds": 1}, measure, show)
 
 
 if __name__ == "__main__":

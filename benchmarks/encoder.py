@@ -9,16 +9,13 @@ attention and the relative positions as a written-out mask, window padding and a
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from paired import Arm, device_name, mask_iou, peak_flops, ratio, relative, run_paired
+from paired import Call, Found, add_scale, add_switches, mask_iou, measure_arms, relative, run_program, show_table, usual_arms
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import nn
@@ -31,8 +28,6 @@ MODELS = {"vit_b": (768, 12, 12, (2, 5, 8, 11)), "vit_l": (1024, 24, 16, (5, 11,
 """Width, depth, heads, global blocks: ``build_sam.py`` of segment-anything."""
 WINDOW, PATCH, OUT = 14, 16, 256
 BOXES = 16
-
-Call = Callable[[], tuple[torch.Tensor, ...]]
 
 
 def sizes_of(model: str, px: int) -> VitSizes:
@@ -147,63 +142,24 @@ def masks_of(embedding: np.ndarray, px: int) -> np.ndarray:
     return logits.numpy()
 
 
-def arms_for(args: argparse.Namespace) -> list[Arm]:
-    """Say what is compared. On a GPU the CPU's allocator hardly matters: one state."""
-    options = {"model": args.model, "px": args.px, "batch": args.batch}
-    arms = []
-    for state in ("default", "kept") if args.device == "cpu" else ("kept",):
-        arms.append(Arm("original", state, build_original, options))
-        arms.append(Arm("fast-style", state, build_fast_style, options | {"compiled": args.compile}))
-    arms.append(Arm("ours fp32", "kept", build_ours, options | {"bf16": False, "compiled": args.compile}))
-    arms.append(Arm("ours bf16", "kept", build_ours, options | {"bf16": True, "compiled": args.compile}))
-    return arms
+def judge(px: int, reference: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """Compare embeddings, and the masks that one decoder draws from them."""
+    masks = masks_of(reference, px)
+    return lambda found: {"relative_l2": relative(found, reference), "mask_iou": mask_iou(masks_of(found, px), masks)}
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Found:
     """Run all arms and gather the figures."""
-    torch.set_num_threads(args.threads)
-    costs, answers = run_paired(arms_for(args), rounds=args.rounds, threads=args.threads, device=args.device)
-    reference = answers["original", "kept"][0]
-    masks = masks_of(reference, args.px)
-    flops = encoder_flops(args.model, args.px)
-    peaks = {name: peak_flops(dtype, args.device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
-    rows = []
-    for (name, state), spent in costs.items():
-        seconds = median(cost.wall_s for cost in spent) / args.batch
-        (embedding,) = answers[name, state]
-        peak = peaks["bf16" if name in ("fast-style", "ours bf16") else "fp32"]
-        rows.append(
-            {
-                "arm": name,
-                "allocator": state,
-                "seconds": seconds,
-                "cpu_seconds": median(cost.cpu_s for cost in spent) / args.batch,
-                "faults": median(cost.faults for cost in spent) / args.batch,
-                "as_run": ratio(costs, ("original", "default" if args.device == "cpu" else "kept"), (name, state)),
-                "equal": ratio(costs, ("original", state), (name, state)),
-                "share_of_peak": flops / seconds / peak,
-                "relative_l2": relative(embedding, reference),
-                "mask_iou": mask_iou(masks_of(embedding, args.px), masks),
-                "rounds": [asdict(cost) for cost in spent],
-            }
-        )
-    return {"device": device_name(args.device), "torch": torch.__version__, "flops": flops, "peak_flops": peaks, **vars(args), "rows": rows}
+    options = {"model": args.model, "px": args.px, "batch": args.batch}
+    ours = partial(build_ours, compiled=args.compile)
+    arms = usual_arms(args, options, original=build_original, fast=build_fast_style, ours=ours)
+    return measure_arms(args, arms, flops=encoder_flops(args.model, args.px), judge=partial(judge, args.px), pieces=args.batch)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: Found) -> None:
     """Print the table."""
-    print(
-        f"{found['model']} at {found['px']} px, batch {found['batch']}, {found['threads']} threads; {found['device']}; torch {found['torch']}"
-    )
-    peaks = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in found["peak_flops"].items())
-    print(f"{found['flops'] / 1e9:.0f} GFLOP per picture; measured peak of a product: {peaks}\n")
-    print("| encoder | allocator | s/picture | cpu-s | page faults | x as run | x equal allocator | of peak | rel. L2 | mask IoU |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in found["rows"]:
-        print(
-            f"| {row['arm']} | {row['allocator']} | {row['seconds']:.3f} | {row['cpu_seconds']:.2f} | {row['faults']:,.0f} "
-            f"| {row['as_run']:.2f} | {row['equal']:.2f} | {row['share_of_peak']:.0%} | {row['relative_l2']:.1e} | {row['mask_iou']:.4f} |"
-        )
+    work = f"{found['model']} at {found['px']} px, batch {found['batch']}"
+    show_table(found, work=work, counted="per picture", what="encoder", piece="picture")
 
 
 def main() -> None:
@@ -211,21 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="vit_b")
     parser.add_argument("--px", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    add_scale(parser)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="torch.compile for ours and the fast style")
-    parser.add_argument("--quick", action="store_true", help="256 px, one round: does it run")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.quick:
-        args.px, args.rounds = 256, 1
-    found = measure(args)
-    if args.json:
-        print(json.dumps(found))
-    else:
-        show(found)
+    add_switches(parser, compiled="ours and the fast style", quick="256 px, one round")
+    run_program(parser, {"px": 256, "rounds": 1}, measure, show)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ process, as people run the original. ``kept`` keeps freed memory (``distill.teac
 this package does. Each arm lives in one process; only one of them works at a time, and each round goes once through all of them.
 """
 
+import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -12,7 +14,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,10 @@ import numpy as np
 import torch
 
 State = Literal["default", "kept"]
+Call = Callable[[], tuple[torch.Tensor, ...]]
+"""One piece of work, ready to be timed."""
+Found = dict[str, Any]
+"""What a benchmark measured, ready for JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Arm:
 
     name: str
     state: State
-    build: Callable[..., Callable[[], tuple[torch.Tensor, ...]]]
+    build: Callable[..., Call]
     options: dict[str, Any]
 
 
@@ -103,7 +109,7 @@ def _serve(arm: Arm, threads: int, device: str, pipe: Connection) -> None:
         pipe.send(RuntimeError(f"{arm.name} ({arm.state}): {type(error).__name__}: {error}"))
 
 
-def _loop(call: Callable[[], tuple[torch.Tensor, ...]], device: str, pipe: Connection) -> None:
+def _loop(call: Call, device: str, pipe: Connection) -> None:
     while True:
         match pipe.recv():
             case "answer":
@@ -112,7 +118,7 @@ def _loop(call: Callable[[], tuple[torch.Tensor, ...]], device: str, pipe: Conne
                 pipe.send(_cost(call, device))
 
 
-def _cost(call: Callable[[], tuple[torch.Tensor, ...]], device: str) -> Cost:
+def _cost(call: Call, device: str) -> Cost:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
     faults, cpu, wall = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time(), time.perf_counter()
@@ -183,3 +189,122 @@ def mask_iou(found: np.ndarray, expected: np.ndarray) -> float:
     one, two = found > 0, expected > 0
     union = (one | two).sum(axis=(2, 3))
     return float(((one & two).sum(axis=(2, 3))[union > 0] / union[union > 0]).mean())
+
+
+def add_scale(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every paired benchmark has: threads, rounds, device."""
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def add_switches(parser: argparse.ArgumentParser, *, compiled: str, quick: str) -> None:
+    """Add the switches that every paired benchmark has; the texts say what is compiled, and what ``--quick`` runs."""
+    parser.add_argument("--compile", action="store_true", help=f"torch.compile for {compiled}")
+    parser.add_argument("--quick", action="store_true", help=f"{quick}: does it run")
+    parser.add_argument("--json", action="store_true")
+
+
+def run_program(
+    parser: argparse.ArgumentParser,
+    quick: dict[str, int],
+    measure: Callable[[argparse.Namespace], Found],
+    show: Callable[[Found], None],
+) -> None:
+    """Read the command line, measure, print; ``quick`` is what that switch sets."""
+    args = parser.parse_args()
+    if args.quick:
+        vars(args).update(quick)
+    found = measure(args)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+def usual_arms(
+    args: argparse.Namespace,
+    options: dict[str, Any],
+    *,
+    original: Callable[..., Call],
+    fast: Callable[..., Call],
+    ours: Callable[..., Call],
+) -> list[Arm]:
+    """Say what is compared, each built with ``options``. On a GPU the CPU's allocator hardly matters: one state."""
+    states: tuple[State, ...] = ("default", "kept") if args.device == "cpu" else ("kept",)
+    compiled = {"compiled": args.compile}
+    arms = []
+    for state in states:
+        arms.append(Arm("original", state, original, options))
+        arms.append(Arm("fast-style", state, fast, options | compiled))
+    return [*arms, *(Arm(f"ours {name}", "kept", ours, options | {"bf16": name == "bf16"}) for name in ("fp32", "bf16"))]
+
+
+def measure_arms(
+    args: argparse.Namespace,
+    arms: Sequence[Arm],
+    *,
+    flops: float,
+    judge: Callable[[np.ndarray], Callable[[np.ndarray], dict[str, float]]],
+    pieces: int = 1,
+    rates: Callable[[float], dict[str, float]] | None = None,
+) -> Found:
+    """Run all arms and gather the figures.
+
+    Args:
+        args: The command line; it goes into the answer.
+        arms: What is compared; ``original`` among them, ``kept``, whose answer is the reference.
+        flops: Of one piece.
+        judge: Takes the reference, and returns what compares another arm's answer with it.
+        pieces: What one call does; times are per piece.
+        rates: More figures that follow from the seconds of one piece.
+    """
+    torch.set_num_threads(args.threads)
+    costs, answers = run_paired(arms, rounds=args.rounds, threads=args.threads, device=args.device)
+    judged = judge(answers["original", "kept"][0])
+    peaks = {name: peak_flops(dtype, args.device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    as_run: tuple[str, State] = ("original", "default" if args.device == "cpu" else "kept")
+    rows = []
+    for (name, state), spent in costs.items():
+        seconds = median(cost.wall_s for cost in spent) / pieces
+        rows.append(
+            {
+                "arm": name,
+                "allocator": state,
+                "seconds": seconds,
+                "cpu_seconds": median(cost.cpu_s for cost in spent) / pieces,
+                "faults": median(cost.faults for cost in spent) / pieces,
+                **(rates(seconds) if rates else {}),
+                "as_run": ratio(costs, as_run, (name, state)),
+                "equal": ratio(costs, ("original", state), (name, state)),
+                "share_of_peak": flops / seconds / peaks["bf16" if name in ("fast-style", "ours bf16") else "fp32"],
+                **judged(answers[name, state][0]),
+                "rounds": [asdict(cost) for cost in spent],
+            }
+        )
+    return {"device": device_name(args.device), "torch": torch.__version__, "flops": flops, "peak_flops": peaks, **vars(args), "rows": rows}
+
+
+def show_table(found: Found, *, work: str, counted: str, what: str, piece: str, rates: Sequence[tuple[str, str]] = ()) -> None:
+    """Print the figures of ``measure_arms``.
+
+    Args:
+        found: The figures.
+        work: What was done, in words.
+        counted: Whose FLOPs were counted, such as ``per picture``.
+        what: What the arms are, such as ``encoder``.
+        piece: What a time is of.
+        rates: Heading and name of more figures.
+    """
+    print(f"{work}, {found['threads']} threads; {found['device']}; torch {found['torch']}")
+    peaks = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in found["peak_flops"].items())
+    print(f"{found['flops'] / 1e9:.0f} GFLOP {counted}; measured peak of a product: {peaks}\n")
+    more = "".join(f" {heading} |" for heading, _ in rates)
+    print(f"| {what} | allocator | s/{piece} | cpu-s | page faults |{more} x as run | x equal allocator | of peak | rel. L2 | mask IoU |")
+    print("| --- " * (10 + len(rates)) + "|")
+    for row in found["rows"]:
+        own = "".join(f" {row[name]:.1f} |" for _, name in rates)
+        print(
+            f"| {row['arm']} | {row['allocator']} | {row['seconds']:.3f} | {row['cpu_seconds']:.2f} | {row['faults']:,.0f} |{own} "
+            f"{row['as_run']:.2f} | {row['equal']:.2f} | {row['share_of_peak']:.0%} | {row['relative_l2']:.1e} | {row['mask_iou']:.4f} |"
+        )

@@ -6,16 +6,18 @@ averaged, each with the eighth power of its mean Dice with the other two as weig
 its neighbours disagrees with both others and loses its say. How well the three agree is a score of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from distill.casework import CaseWork, ClassWork
 from distill.prompts.hints import SliceHint, box_of
 from distill.prompts.schedule import SlicePlan
 from distill.quality import dice
+from distill.questions import AskSettings
 from distill.teachers.base import Teacher
-from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
+from distill.wavefront import run_wavefront
 
 ANISOTROPY = 1.5
 """Up to this ratio of the largest to the smallest spacing, slices across the others are worth looking at."""
@@ -31,16 +33,18 @@ def near_isotropic(work: CaseWork) -> bool:
     return max(spacing) / min(spacing) <= ANISOTROPY and min(work.record.shape_czyx[1:]) >= LEAST_SIDE_PX
 
 
-def ask_other_planes(teacher: Teacher, works: Sequence[CaseWork], settings: AskSettings) -> None:
+def ask_other_planes(
+    teacher: Teacher, works: Sequence[CaseWork], settings: AskSettings, *, check: Callable[[], None] | None = None
+) -> None:
     """Fuse what the coronal and sagittal slices say into the works' probabilities, and note how the planes agree.
 
-    Cases that are far from isotropic are left as they are.
+    Cases that are far from isotropic are left as they are. ``check`` is ``run_wavefront``'s.
     """
     chosen = [work for work in works if near_isotropic(work)]
     answers = [{key: [target.probability] for key, target in work.classes.items()} for work in chosen]
     for axis in (1, 2):
         turned = [_turn(work, axis) for work in chosen]
-        run_wavefront(teacher, turned, settings)
+        run_wavefront(teacher, turned, settings, check=check)
         for work, found in zip(turned, answers, strict=True):
             for key, target in work.classes.items():
                 found[key].append(np.moveaxis(target.probability, 0, axis))

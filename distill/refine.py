@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from distill.errors import PlanError
-from storage import IGNORE, Archive, Case, ClassInfo, LabelHistory, LabelSetNotFoundError, LedgerError, fingerprint
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, LabelHistory, LabelSetNotFoundError, LedgerError, fingerprint
 from storage.heartbeat import beating
 
 REFINE = "3"
@@ -50,7 +50,7 @@ class ClassRule:
     """Standard deviation of the Gaussian that makes neighbouring slices agree; 0 leaves them as they are."""
     largest_component: bool = True
     volume_mm3: tuple[float, float] | None = None
-    """Volumes outside this range go to review."""
+    """Volumes outside this range go to review; not judged in cases without a known spacing."""
     accept_from: float = 0.85
     """Ensemble agreement (mean pairwise Dice) from which a mask is accepted."""
     review_from: float = 0.70
@@ -76,6 +76,8 @@ class RefineSummary:
     done: int
     skipped: int
     quarantined: tuple[str, ...]
+    unsized: int
+    """Cases without a known spacing, whose volumes were not judged though the plan has a rule for some."""
     verdicts: dict[str, int]
     """Cases by verdict, over all cases of the label set."""
     reasons: dict[str, int]
@@ -103,7 +105,8 @@ def refine_archive(
         PlanError: if no case carries the source label set.
     """
     began = time.monotonic()
-    prints = _fingerprints(archive, plan, cases)
+    records = _to_refine(archive, plan, cases)
+    prints = {record.id: _fingerprint(archive, plan, record) for record in records}
     stage = f"refine:{plan.target}"
     todo = archive.ledger.plan(stage, prints)
     due, finished = frozenset(todo), 0
@@ -122,22 +125,32 @@ def refine_archive(
         done=finished,
         skipped=sum(case not in due and case not in quarantined for case in prints),
         quarantined=quarantined,
+        unsized=sum(plan_for(plan, record) != plan for record in records),
         verdicts=counts,
         reasons=reasons,
         seconds=time.monotonic() - began,
     )
 
 
-def _fingerprints(archive: Archive, plan: RefinePlan, cases: Sequence[str] | None) -> dict[str, str]:
-    prints = {}
-    for record in archive.cases(with_labels=plan.source):
-        if cases is None or record.id in cases:
-            source = archive[record.id].labels(plan.source).history.fingerprint
-            prints[record.id] = fingerprint(refine=REFINE, source=source, rules=plan.rules, classes=plan.classes)
-    if not prints:
+def plan_for(plan: RefinePlan, record: CaseRecord) -> RefinePlan:
+    """Return the plan as it holds for one case: volumes are not judged where the spacing is unknown, since a pixel then has no size."""
+    if record.geometry.spacing_known:
+        return plan
+    return replace(plan, rules={key: replace(rule, volume_mm3=None) for key, rule in plan.rules.items()})
+
+
+def _to_refine(archive: Archive, plan: RefinePlan, cases: Sequence[str] | None) -> list[CaseRecord]:
+    wanted = None if cases is None else frozenset(cases)
+    records = [record for record in archive.cases(with_labels=plan.source) if wanted is None or record.id in wanted]
+    if not records:
         message = f"no case carries the label set {plan.source!r}, so there is nothing to refine. Run the label stage first."
         raise PlanError(message)
-    return prints
+    return records
+
+
+def _fingerprint(archive: Archive, plan: RefinePlan, record: CaseRecord) -> str:
+    source = archive[record.id].labels(plan.source).history.fingerprint
+    return fingerprint(refine=REFINE, source=source, rules=plan_for(plan, record).rules, classes=plan.classes)
 
 
 def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, print_: str) -> int:
@@ -165,6 +178,7 @@ def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, prin
 
 def refine_case(case: Case, plan: RefinePlan) -> Refined:
     """Refine one case; reads its source labels, writes nothing."""
+    plan = plan_for(plan, case.record)
     labels = case.labels(plan.source)
     stored = labels.probability
     if stored is None:

@@ -1,16 +1,12 @@
 """What the student is compared with: arms that need no teacher, and what the teacher itself costs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-import numpy as np
-
-from distill.intensity import choose_window
+from distill.casework import prepare_case
+from distill.devices import resolve_devices
 from distill.planes import ask_other_planes
-from distill.prompts.hints import hints_by_slice
-from distill.prompts.schedule import schedule_slices
 from distill.teachers.checkpoints import load_teacher
-from distill.wavefront import SLICES_PER_CALL, CaseWork, ClassWork, run_wavefront
+from distill.wavefront import run_wavefront, sizes_of
 from flows.plans import class_infos, label_plan, student_spec
 from flows.recipe import ArmName, Recipe
 from flows.results import TEACHER_SET, counted
@@ -29,8 +25,8 @@ TRAINED_ARMS: dict[ArmName, str] = {
 }
 """How the report calls the arms that end in a student."""
 
-_ENOUGH_SLICES = 8 * SLICES_PER_CALL
-"""Of cases that the teacher is measured on; with so many, a batch that is not full weighs little."""
+_ENOUGH_CALLS = 8
+"""Of the encoder that the teacher is measured on; with so many, one that is not full weighs little."""
 
 
 def evaluation_plan(archive: Archive, recipe: Recipe, say: Callable[[str], None]) -> EvaluationPlan:
@@ -86,14 +82,22 @@ def _trained(archive: Archive, recipe: Recipe, name: ArmName, label_set: str, ca
 def teacher_cost(archive: Archive, recipe: Recipe, records: Sequence[CaseRecord]) -> Cost:
     """Measure the teacher as the labelling stage runs it: several cases asked together, as the recipe says, and shared out among them.
 
-    Reading, writing and loading the checkpoint are not included. Fewer cases than the engine takes at once fill its batches less well.
+    Reading, writing and loading the checkpoint are not included. Fewer cases than the engine takes at once fill its batches less well. Where the
+    recipe names several devices, the first one is measured.
     """
     plan = label_plan(recipe)
-    teacher = load_teacher(plan.teacher, profile=plan.profile, base=plan.base, device=plan.device, precision=plan.precision)
-    together = [_blank(archive, recipe, record) for record in _some(records, plan.window)]
+    device = resolve_devices(plan.device)[0]
+    teacher = load_teacher(
+        plan.teacher, profile=plan.profile, base=plan.base, device=device, precision=plan.precision, compiled=plan.compiled
+    )
+    some = _some(records, plan.window, _ENOUGH_CALLS * sizes_of(teacher).pictures)
+    classes = [info.id for info in plan.classes]
+    together = [
+        prepare_case(archive, record, archive.catalog.prompts(record.id), classes=classes, intensity=plan.intensity) for record in some
+    ]
 
     def ask() -> None:
-        works = [_fresh(work) for work in together]
+        works = [work.fresh() for work in together]
         run_wavefront(teacher, works, plan.ask)
         if plan.ask.planes == "three":
             ask_other_planes(teacher, works, plan.ask)
@@ -102,30 +106,11 @@ def teacher_cost(archive: Archive, recipe: Recipe, records: Sequence[CaseRecord]
     return measure_cost(name, [teacher.sam], ask, device=teacher.device, repeats=1, cases=len(together))
 
 
-def _some(records: Sequence[CaseRecord], window: int) -> list[CaseRecord]:
+def _some(records: Sequence[CaseRecord], window: int, slices: int) -> list[CaseRecord]:
     """Return enough cases to fill the engine's batches as it does itself: one or two volumes, or as many pictures as it takes at once."""
     chosen: list[CaseRecord] = []
     for record in records[:window]:
         chosen.append(record)
-        if sum(each.shape_czyx[1] for each in chosen) >= _ENOUGH_SLICES:
+        if sum(each.shape_czyx[1] for each in chosen) >= slices:
             break
     return chosen
-
-
-def _blank(archive: Archive, recipe: Recipe, record: CaseRecord) -> CaseWork:
-    """Return a case of which nothing is known yet but its pixels and prompts."""
-    volume = archive[record.id].read()
-    hints = hints_by_slice(record, archive.catalog.prompts(record.id))
-    shape_zyx = record.shape_czyx[1:]
-    classes = {
-        key: ClassWork(plans=schedule_slices(found, shape_zyx[0]), probability=np.zeros(shape_zyx, np.float32))
-        for key, found in hints.items()
-        if key in recipe.classes
-    }
-    return CaseWork(record=record, volume_czyx=volume, window=choose_window(record, volume, recipe.intensity), classes=classes)
-
-
-def _fresh(work: CaseWork) -> CaseWork:
-    """Return the same question without any answer."""
-    classes = {key: ClassWork(plans=known.plans, probability=np.zeros_like(known.probability)) for key, known in work.classes.items()}
-    return replace(work, classes=classes)

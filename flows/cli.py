@@ -1,6 +1,7 @@
 """The command line. Each command is a few lines that call one function; nothing heavy is imported before a command runs."""
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from flows.results import STAGES, Stage
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 OK, FAILED, USAGE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
 """Exit codes: all done; an error; wrong usage (typer's own); done, but some units have no result; stopped by Ctrl-C."""
 
@@ -148,7 +150,7 @@ def evaluate(recipe: RecipeFile, as_json: AsJson = False, retry: Retry = False) 
     from flows.showcase import print_report
 
     code = _launch(recipe, ("evaluate",), quiet=as_json, retry=retry)
-    if as_json:
+    if as_json and code == OK:  # else the report that lies there is an older one
         print_report(recipe)
     raise typer.Exit(code)
 
@@ -162,6 +164,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per scan, in its geometry.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI for pictures too, instead of PNG.")] = False,
+    catalog: CatalogUrl = None,
 ) -> None:
     """Use a student on new scans; it needs no prompts.
 
@@ -174,7 +177,7 @@ def predict(
     """
     from flows.showcase import predict_anywhere
 
-    raise typer.Exit(predict_anywhere(student, files, out, device=device, nifti=nifti))
+    raise typer.Exit(predict_anywhere(student, files, out, device=device, nifti=nifti, catalog=catalog))
 
 
 @app.command()
@@ -243,7 +246,7 @@ def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False, ret
     from flows.launch import launch
 
     summary = launch(recipe, stages, retry=retry)
-    if not quiet:
+    if not quiet or summary.left:
         show_summary(summary)
     if stages == STAGES:
         from flows.showcase import show_after_run
@@ -265,6 +268,10 @@ def _shown(result: object, archive: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a command, and turn what goes wrong into one line and an exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    # A name that this terminal has no letters for must not end a run that has done its work.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in words or bool(os.environ.get("SAMDISTILL_DEBUG"))
     words = [*(["--debug"] if debug else []), *(word for word in words if word != "--debug")]
     try:
@@ -287,6 +294,11 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
         return f"{error.filename} cannot be opened or written ({error.strerror}). Choose a place that you may write to."
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" for {error.filename}" if error.filename else ""
+        return f"there is no room left{where} ({error.strerror}). Make some, and give the same command again: it goes on where it was."
+    if type(error).__name__ == "OperationalError":  # SQLAlchemy's, which is not imported for it
+        return f"the catalog cannot be used: {getattr(error, 'orig', error)}. Is its disk full, is it locked, or may it not be written to?"
     return f"{type(error).__name__}: {error}. This was not foreseen: run again with --debug for the traceback, and please report it."
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 
 from flows.durations import as_text
-from flows.places import program, shortest
+from flows.places import program, shortest, typed
 from flows.results import RunSummary
 
 LEAST_WIDTH = 120
@@ -107,7 +107,7 @@ def show_summary(summary: RunSummary) -> None:
     if summary.report:
         OUT.print(f"Report: {shortest(summary.report)}", soft_wrap=True, markup=False, highlight=False)
     if summary.left:
-        where = f"'{program()} inspect {shortest(summary.archive)}'" if summary.archive else "'samdistill inspect ARCHIVE'"
+        where = f"'{program()} inspect {typed(shortest(summary.archive))}'" if summary.archive else "'samdistill inspect ARCHIVE'"
         went_on = " The rest of the run went on." if len(summary.stages) > 1 else ""
         given_up = any(result.quarantined for result in summary.stages if result.stage not in {"ingest", "prompts"})
         went_on += " What was given up is tried once more with --retry." if given_up else ""

@@ -31,6 +31,8 @@ BOX_ERROR = 0.05
 BUDGET = "100s"
 """Training time: with forty small volumes the rest of the pipeline leaves room for this in six minutes on two cores."""
 SEED = 20260
+_WRITTEN_FIRST = frozenset({"images", "gold", "weak_prompts.json", "split.csv"})
+"""What lies in a folder whose demonstration was stopped while it was written; the recipe comes last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ def make_demo(out: Path, *, progress: Callable[[int, int], None]) -> Path:
     if out.exists() and not out.is_dir():
         message = f"{out} is a file. Name a folder: samdistill demo --out FOLDER."
         raise DemoError(message)
-    if out.exists() and any(path.name not in {"images", "gold"} for path in out.iterdir()):
+    if out.exists() and any(path.name not in _WRITTEN_FIRST for path in out.iterdir()):
         message = f"{out} is not empty and holds no demonstration. Name another folder: samdistill demo --out FOLDER."
         raise DemoError(message)
     prompts: list[dict[str, object]] = []

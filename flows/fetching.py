@@ -2,7 +2,7 @@
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from distill.teachers.fetch import OFFICIAL, checkpoint_folder, fetch
+from distill.teachers.fetch import OFFICIAL, checkpoint_folder, fetch, official_file
 from flows.console import ERR, OUT, show_table
 
 
@@ -18,6 +18,7 @@ def list_checkpoints() -> None:
 
 def fetch_checkpoint(name: str) -> None:
     """Fetch one with a bar, and say how a recipe names it."""
+    size_bytes = official_file(name).size_bytes  # a name that is none is refused before a bar shows it
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -26,6 +27,6 @@ def fetch_checkpoint(name: str) -> None:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as bar:
-        task = bar.add_task(name, total=OFFICIAL[name].size_bytes if name in OFFICIAL else None)
+        task = bar.add_task(name, total=size_bytes)
         path = fetch(name, progress=lambda here, total: bar.update(task, completed=here, total=total))
     OUT.print(f"{path}\nIn a recipe: teacher: {{checkpoint: {name}}}", soft_wrap=True, markup=False, highlight=False)

@@ -3,38 +3,57 @@
 The stages themselves would find out too, but only after torch and Prefect have been imported and a server started.
 """
 
-import os
+import hashlib
+import re
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from sqlalchemy import make_url
 
+from distill.teachers.fetch import OFFICIAL, checkpoint_folder
 from flows.recipe import Recipe
 from flows.results import CALIBRATE, LEDGER_STAGES, STAGES, Stage, StageResult
 from flows.stages import report_of
 from storage import Archive, ArchiveNotFoundError, fingerprint
-from storage.ingest.discover import OWN_FOLDERS
+from storage.ingest.discover import walk
 from storage.store import catalog_url_of
 
+Stamps = list[list[str | int]]
+"""Path, size (bytes) and time of last change (ns) of each file."""
+
 _STAGE = "run"
+_WITH_MASK_FILES = (".json", ".jsonl", ".ndjson", ".csv")
+_TEXT = re.compile(r"[^\"',;\r\n\t]+")
+"""A text of JSON or a cell of CSV, more or less."""
+_PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
-def is_up_to_date(recipe: Recipe) -> bool:
-    """Tell whether a run of this recipe ended well and nothing it depends on has changed since."""
+def is_up_to_date(recipe: Recipe, files: Stamps) -> bool:
+    """Tell whether a run of this recipe ended well and nothing it depends on, ``files`` among it, has changed since."""
     try:
         archive = Archive.open(recipe.archive, catalog=recipe.catalog)
     except ArchiveNotFoundError:
         return False
     outputs = (recipe.student_folder / "student.json").is_file()
-    return outputs and not archive.ledger.plan(_STAGE, {recipe.student.name: run_fingerprint(recipe, archive)})
+    return outputs and not archive.ledger.plan(_STAGE, {recipe.student.name: run_fingerprint(recipe, archive, files)})
 
 
-def remember_run(recipe: Recipe) -> None:
-    """Note that every stage of this recipe has ended, so that the next call is short."""
+def remember_run(recipe: Recipe, files: Stamps, brought_in: str | None) -> None:
+    """Note that every stage of this recipe has ended, so that the next call is short; not where a next run has something to do.
+
+    Args:
+        recipe: The recipe.
+        files: Its inputs before the run began: one that was changed or added meanwhile is for the next run.
+        brought_in: What ``material`` was after ingest; None where nobody asked. Prompts or parts that came in later were not worked on.
+    """
     archive = Archive.open(recipe.archive, catalog=recipe.catalog)
     unit = recipe.student.name
-    if archive.ledger.plan(_STAGE, {unit: run_fingerprint(recipe, archive)}) and archive.ledger.claim(_STAGE, unit):
+    to_repeat = any(archive.ledger.counts(stage)["failed"] for stage in ("ingest", "gold"))
+    if to_repeat or brought_in not in {None, material(archive)}:
+        return
+    if archive.ledger.plan(_STAGE, {unit: run_fingerprint(recipe, archive, files)}) and archive.ledger.claim(_STAGE, unit):
         archive.ledger.done(_STAGE, unit)
 
 
@@ -45,42 +64,80 @@ def standing(recipe: Recipe) -> tuple[StageResult, ...]:
 
 
 def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
+    # The exit code of this call must be that of the run before it.
+    own = recipe.student.name
+    if stage in {"train", "evaluate"}:  # one unit for each student of the archive
+        state = archive.ledger.state(LEDGER_STAGES[stage], own)
+        return StageResult(stage=stage, skipped=state == "done", failed=state == "failed", quarantined=state == "quarantined")
     counts = archive.ledger.counts(LEDGER_STAGES[stage])
-    # What ingest refused is in the catalog; the exit code of this call must be that of the run that refused it.
-    refused = len(archive.catalog.problems()) if recipe.ingest is not None else 0
-    given_up = refused if stage == "ingest" else counts["quarantined"]
-    if stage == "refine":
-        given_up += archive.ledger.state(CALIBRATE, recipe.student.name) == "quarantined"
-    return StageResult(stage=stage, skipped=counts["done"], failed=counts["failed"], quarantined=given_up)
+    if stage == "ingest":  # what it refused is in the catalog
+        refused = len(archive.catalog.problems()) if recipe.ingest is not None else 0
+        return StageResult(stage=stage, skipped=counts["done"], quarantined=refused)
+    thresholds = stage == "refine" and archive.ledger.state(CALIBRATE, own) == "quarantined"
+    return StageResult(stage=stage, skipped=counts["done"], failed=counts["failed"], quarantined=counts["quarantined"] + thresholds)
 
 
-def run_fingerprint(recipe: Recipe, archive: Archive) -> str:
-    """Everything a run depends on, and the state it left behind."""
-    cases = archive.cases()
+def run_fingerprint(recipe: Recipe, archive: Archive, files: Stamps | None = None) -> str:
+    """Everything a run depends on, and the state it left behind; ``files`` are its inputs, looked at now where they are not given."""
     return fingerprint(
         version=version("samdistill"),
+        code=_code(),
         recipe=recipe.model_dump(mode="json"),
-        files=[_stamp(path) for path in _inputs(recipe)],
-        cases=[[record.id, record.fingerprint, record.part, record.patient] for record in cases],
-        prompts=archive.catalog.prompts_by_case([record.id for record in cases]),
+        files=input_stamps(recipe) if files is None else files,
+        material=material(archive),
         label_sets=archive.catalog.count_label_sets(),
         ledger={stage: archive.ledger.counts(name) for stage, name in LEDGER_STAGES.items()},
         report=report_of(recipe),
     )
 
 
+def material(archive: Archive) -> str:
+    """Return a hash of what stages after ingest work on: cases with their parts, and prompts."""
+    cases = archive.cases()
+    return fingerprint(
+        cases=[[record.id, record.fingerprint, record.part, record.patient] for record in cases],
+        prompts=archive.catalog.prompts_by_case([record.id for record in cases]),
+    )
+
+
+def input_stamps(recipe: Recipe) -> Stamps:
+    """Return path, size and time of change of every file the recipe reads."""
+    return [_stamp(path) for path in _inputs(recipe)]
+
+
+@cache
+def _code() -> str:
+    """Return a hash of this package's source: a version in development keeps its number while its answers change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for room in ("storage", "distill", "students", "flows"):
+        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _inputs(recipe: Recipe) -> Iterator[Path]:
     """Every file the recipe reads."""
-    if recipe.teacher.checkpoint != "bundled":
-        yield Path(recipe.teacher.checkpoint)
-    if recipe.teacher.base is not None:
-        yield Path(recipe.teacher.base)
+    for named in (recipe.teacher.checkpoint, recipe.teacher.base):
+        if named is not None and named != "bundled":
+            file = checkpoint_folder() / OFFICIAL[named].file_name if named in OFFICIAL else Path(named)
+            yield from (path for path in (file, file.with_name("adapter_config.json")) if path.exists())
     if recipe.ingest is None:
         return
     gold = recipe.ingest.gold.path if recipe.ingest.gold else None
     for source in (recipe.ingest.images, recipe.ingest.prompts, gold, recipe.ingest.split):
         if source is not None:
             yield from _files(source, recipe)
+    if recipe.ingest.prompts is not None:
+        yield from _masks(recipe.ingest.prompts)
+
+
+def _masks(prompts: Path) -> list[Path]:
+    """Return the pictures that rows of a file of prompts name as their masks; names of others among them do no harm."""
+    if not prompts.is_file() or prompts.suffix.lower() not in _WITH_MASK_FILES:
+        return []
+    text = prompts.read_text(encoding="utf-8-sig", errors="replace")
+    words = {found.group().strip() for found in _TEXT.finditer(text) if found.group().rstrip().lower().endswith(_PICTURES)}
+    return [prompts.parent / name.replace("\\\\", "/").replace("\\", "/") for name in sorted(words)]
 
 
 def _files(source: Path, recipe: Recipe) -> Iterator[Path]:
@@ -89,13 +146,10 @@ def _files(source: Path, recipe: Recipe) -> Iterator[Path]:
         yield source
         return
     catalog, results = _catalog_file(recipe), {recipe.results, recipe.student_folder.parent, recipe.report_folder.parent}
-    for base, folders, names in os.walk(source):
-        folder = Path(base)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(OWN_FOLDERS))
-        folders[:] = [name for name in folders if folder / name not in results]
-        own = catalog.name if catalog is not None and folder == catalog.parent else None
+    for path in walk(source, leave_out=results):
         # SQLite keeps "-wal" and "-shm" files beside its database.
-        yield from (folder / name for name in sorted(names) if not name.startswith(".") and not (own and name.startswith(own)))
+        if catalog is None or path.parent != catalog.parent or not path.name.startswith(catalog.name):
+            yield path
 
 
 def _catalog_file(recipe: Recipe) -> Path | None:

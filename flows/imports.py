@@ -1,6 +1,7 @@
 """Single commands that bring things into an archive, or out of it."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import BARS, Follow
@@ -64,7 +65,8 @@ def export_nifti(archive_url: str, out: Path, *, label_set: str, part: Part | No
     """Write one label set of an archive as NIfTI files, in the geometry the scans came with.
 
     Raises:
-        StageError: if no case carries the label set.
+        StageError: if no case carries the label set, the folder cannot be written to, or a file that no export wrote would be lost;
+            nothing is written then.
     """
     from storage.export.nifti import export_image, export_labels
 
@@ -75,10 +77,28 @@ def export_nifti(archive_url: str, out: Path, *, label_set: str, part: Part | No
         known = ", ".join(sorted(archive.catalog.count_label_sets())) or "none yet"
         message = f"no case of {archive_url} carries the label set {label_set!r}{f' in part {part}' if part else ''}. It holds: {known}."
         raise StageError(message)
+    check_writable(out, "the labels")
+    names = [f"{record.id}.nii.gz" for record in records]
+    _check_replaceable([out / folder / name for folder in ("labels", "images")[: 1 + images] for name in names])
     with BARS.shown():
-        for n, record in enumerate(records):
-            export_labels(archive[record.id], label_set, out / "labels" / f"{record.id}.nii.gz")
+        for n, (record, name) in enumerate(zip(records, names, strict=True)):
+            export_labels(archive[record.id], label_set, out / "labels" / name)
             if images:
-                export_image(archive[record.id], out / "images" / f"{record.id}.nii.gz")
+                export_image(archive[record.id], out / "images" / name)
             Follow("export")(n + 1, len(records))
     return StageResult(stage="export", done=len(records), seconds=time.monotonic() - started, output=str(out))
+
+
+def _check_replaceable(targets: Sequence[Path]) -> None:
+    """Refuse to write over scans and labels of somebody else, which often lie in folders of the same names.
+
+    Raises:
+        StageError: naming the first.
+    """
+    from storage.export.nifti import is_export
+
+    strangers = [target for target in targets if target.exists() and not is_export(target)]
+    if strangers:
+        more = f", and {len(strangers) - 1:,} more" if len(strangers) > 1 else ""
+        message = f"{strangers[0]} would be lost{more}: no 'samdistill export' wrote it. Name another folder: -o FOLDER."
+        raise StageError(message)

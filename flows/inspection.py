@@ -138,6 +138,7 @@ def _student(path: Path) -> Inspection:
 
 def _checkpoint(path: str) -> Inspection:
     from distill.teachers.checkpoints import inspect_checkpoint
+    from flows.card import bundled_facts
 
     info = inspect_checkpoint(path)
     return Inspection(
@@ -151,5 +152,6 @@ def _checkpoint(path: str) -> Inspection:
             "parameters": info.parameters,
             "fingerprint": info.fingerprint,
             **info.details,
+            **(bundled_facts() if path == "bundled" else {}),
         },
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.console import BARS
-from flows.errors import FlowError, StageError
+from flows.errors import FlowError
 from flows.places import check_writable
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
@@ -22,20 +22,22 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool
 
     Raises:
         RecipeError: if the recipe cannot be used; nothing has been touched then.
-        StageError: if what it names cannot be written to, or cannot be the teacher; nothing has been touched then either.
+        StageError: if what it names cannot be written to; nothing has been touched then either.
+        DistillError: if it cannot be the teacher; likewise.
     """
-    from flows.freshness import is_up_to_date, remember_run, standing
+    from flows.freshness import input_stamps, is_up_to_date, remember_run, standing
     from flows.stages import report_of
 
     recipe = load_recipe(recipe_file)
     whole = chosen == STAGES
+    files = input_stamps(recipe) if whole else []
     again = requeue(recipe, chosen) if retry else 0
-    if whole and not again and is_up_to_date(recipe):
+    if whole and not again and is_up_to_date(recipe, files):
         return RunSummary(stages=standing(recipe), up_to_date=True, report=report_of(recipe), archive=recipe.archive)
     check_before(recipe, chosen)
     summary = _run(recipe_file, chosen)
     if whole and not any(result.failed for result in summary.stages):
-        remember_run(recipe)
+        remember_run(recipe, files, summary.brought_in)
     return summary
 
 
@@ -60,8 +62,8 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
     """Fail in seconds over what would otherwise fail after the first stage.
 
     Raises:
-        StageError: if archive or results cannot be written, or the teacher's profile or base does not fit its file.
-        DistillError: if the teacher's file cannot be read.
+        StageError: if archive or results cannot be written.
+        DistillError: if the teacher's file cannot be read, or its profile or base does not fit it.
     """
     from storage.store import local_path
 
@@ -77,28 +79,15 @@ def check_teacher(recipe: Recipe) -> None:
     """Look into the teacher's file without building the model.
 
     Raises:
-        StageError: if the recipe leaves open, or contradicts, how the file is to be used.
-        DistillError: if the file cannot be read, or is of no family that can be used.
+        DistillError: if the file cannot be read, is of no family that can be used, or the recipe leaves open, or contradicts, how.
     """
     block = recipe.teacher
     if (block.checkpoint, block.profile, block.base) == ("bundled", None, None):
         return
-    from distill.teachers.checkpoints import inspect_checkpoint
+    from distill.teachers.checkpoints import choose_profile, inspect_checkpoint
 
     info = inspect_checkpoint(block.checkpoint, base=block.base)
-    file, known = Path(block.checkpoint).name, ", ".join(info.profiles)
-    if block.base is None and "needs" in info.details:
-        message = f"the teacher {file} is {info.title} and needs {info.details['needs']}. Name it in the recipe: teacher: {{base: FILE}}."
-        raise StageError(message)
-    if block.profile is None and info.profile is None:
-        message = (
-            f"the teacher {file} is {info.title}, and the file does not say how it wants its images. Name its profile in the recipe, "
-            f"teacher: {{profile: ...}}; possible: {known}. See docs/checkpoints.md."
-        )
-        raise StageError(message)
-    if block.profile is not None and block.profile not in info.profiles:
-        message = f"the teacher {file} is {info.title} and cannot be used with profile {block.profile!r}. Possible: {known}."
-        raise StageError(message)
+    choose_profile(info, Path(block.checkpoint).name, block.profile)
 
 
 def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:

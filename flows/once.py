@@ -66,8 +66,12 @@ def _claimed(ledger: Ledger, stage: str, unit: str, work: Callable[[], str]) -> 
         raise
 
 
+def why_given_up(ledger: Ledger, stage: str, unit: str) -> str:
+    """Say after how many attempts a unit was given up, and over what; empty where it was not."""
+    record = next((record for record in ledger.quarantined(stage) if record.unit == unit), None)
+    return "" if record is None else f"given up after {record.attempts} attempts: {record.error}"
+
+
 def _as_before(ledger: Ledger, stage: str, unit: str, output: Path) -> StageResult:
-    given_up = next((record for record in ledger.quarantined(stage) if record.unit == unit), None)
-    if given_up is None:
-        return StageResult(stage=stage, skipped=1, output=str(output))
-    return StageResult(stage=stage, quarantined=1, note=f"given up after {given_up.attempts} attempts: {given_up.error}")
+    given_up = why_given_up(ledger, stage, unit)
+    return StageResult(stage=stage, quarantined=1, note=given_up) if given_up else StageResult(stage=stage, skipped=1, output=str(output))

@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import TaskRun
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from flows import stages
+from flows.freshness import material
 from flows.recipe_file import load_recipe
 from flows.results import STAGES, RunSummary, Stage, StageResult, merged
 
@@ -136,5 +137,13 @@ FLOWS = {"ingest": ingest, "label": label, "refine": refine, "train": train, "ev
 def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
     """Ingest, label, refine, train, evaluate: the chosen ones, in this order."""
     recipe = load_recipe(recipe_file)
-    results = tuple(FLOWS[stage](recipe_file) for stage in STAGES if stage in chosen)
-    return RunSummary(stages=results, report=stages.report_of(recipe), archive=recipe.archive, student=stages.student_of(recipe))
+    first = tuple(FLOWS[stage](recipe_file) for stage in STAGES[:1] if stage in chosen)
+    brought_in = material(stages.open_archive(recipe)) if set(chosen) == set(STAGES) else None
+    later = tuple(FLOWS[stage](recipe_file) for stage in STAGES[1:] if stage in chosen)
+    return RunSummary(
+        stages=(*first, *later),
+        report=stages.report_of(recipe),
+        archive=recipe.archive,
+        student=stages.student_of(recipe),
+        brought_in=brought_in,
+    )

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -55,9 +57,22 @@ def shortest(text: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else text
 
 
+def typed(path: str) -> str:
+    """Write a path as it is typed into a shell: in quotes, where it holds blanks and the like."""
+    return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
+
+
 def resolve_path(text: str, *, folder: Path | None) -> Path:
-    """Turn what the recipe says into an absolute path."""
-    path = Path(expand(text)).expanduser()
+    """Turn what the recipe says into an absolute path.
+
+    Raises:
+        ValueError: if it names a variable that is not set, or the home folder of somebody who is not known here.
+    """
+    try:
+        path = Path(expand(text)).expanduser()
+    except RuntimeError:
+        message = f"begins with a home folder that is not known on this machine: {text}. Write the whole path."
+        raise ValueError(message) from None
     return ((folder or Path.cwd()) / path).resolve()
 
 
@@ -67,10 +82,30 @@ def resolve_address(text: str, *, folder: Path | None) -> str:
     return expanded if _URL.match(expanded) else str(resolve_path(expanded, folder=folder))
 
 
+def resolve_catalog(text: str, *, folder: Path | None) -> str:
+    """Turn a recipe's ``catalog`` into a URL; the file of a SQLite catalog counts from the recipe's folder, as all paths do.
+
+    Raises:
+        ValueError: if it is no URL of a database.
+    """
+    from storage import CatalogError
+    from storage.database import parse_url
+
+    expanded = expand(text)
+    try:
+        url = parse_url(expanded)
+    except CatalogError as error:
+        raise ValueError(str(error)) from None
+    file = url.database or ""
+    if url.get_backend_name() != "sqlite" or not file or file.startswith((":memory:", "file:")):
+        return expanded
+    return url.set(database=str(resolve_path(file, folder=folder))).render_as_string(hide_password=False)
+
+
 def program() -> str:
     """How this program is called in this shell, so that a printed command works as it stands."""
     called = sys.argv[0]
     found = shutil.which("samdistill")
     if Path(called).name != "samdistill" or (found and Path(found).resolve() == Path(called).resolve()):
         return "samdistill"
-    return shortest(called)
+    return typed(shortest(called))

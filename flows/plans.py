@@ -39,6 +39,8 @@ def label_plan(recipe: Recipe) -> LabelPlan:
         ),
         intensity=recipe.intensity,
         embedding_cache=_embedding_cache(recipe),
+        device=recipe.teacher.device,
+        compiled=recipe.teacher.compile,
     )
 
 

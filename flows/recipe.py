@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from distill.devices import AUTO, parse_devices
 from distill.intensity import IntensitySpec
 from distill.teachers.fetch import OFFICIAL
 from flows.durations import seconds_from
-from flows.places import resolve_address, resolve_path
+from flows.places import resolve_address, resolve_catalog, resolve_path
 from flows.sizes import bytes_from
-from storage.wording import check_modality, check_pattern
+from storage.wording import check_modality, check_pattern, plain_name
 
 
 def _path_from_context(value: object, info: ValidationInfo) -> object:
@@ -26,6 +27,11 @@ def _path_from_context(value: object, info: ValidationInfo) -> object:
 def _address_from_context(value: object, info: ValidationInfo) -> object:
     """Resolve a path or leave a URL as it is."""
     return resolve_address(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
+
+
+def _catalog_from_context(value: object, info: ValidationInfo) -> object:
+    """Check the URL of a catalog, and resolve the file in it."""
+    return resolve_catalog(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
 
 
 def _existing(path: Path) -> Path:
@@ -128,6 +134,12 @@ def _sized(value: object) -> object:
     return {"size": value} if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
 
 
+def _devices(value: object) -> object:
+    """Check the names and write them in one way; whether they are here is asked where the teacher is needed."""
+    words = value.split(",") if isinstance(value, str) else value
+    return ",".join(parse_devices(words, where="")) if isinstance(words, list) and all(isinstance(word, str) for word in words) else value
+
+
 class TeacherBlock(_Block):
     """Which promptable model draws."""
 
@@ -136,8 +148,13 @@ class TeacherBlock(_Block):
     """How the checkpoint wants its images (``sam``, ``medsam``), where the file itself cannot tell; see docs/checkpoints.md."""
     base: str | None = None
     """Of a LoRA delta: the checkpoint it was trained on."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` is faster and changes the last digits; ``auto`` takes it on GPUs, except for the bundled teacher."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """``bf16`` is faster and changes the last digits; ``auto`` takes it on GPUs, except for the bundled teacher. ``int8`` is faster still and
+    less exact, for ViT encoders on a CPU; what it costs in Dice is in docs/performance.md."""
+    device: Annotated[str, BeforeValidator(_devices)] = AUTO
+    """``auto`` is every GPU that the process sees, or else the CPU; ``cpu``, ``cuda:0``, or several as ``cuda:0,cuda:1`` or a list."""
+    compile: bool = False
+    """Compile a ViT encoder for GPUs: costs a minute at the start of each run; a CPU and other encoders stay as they are."""
     embedding_cache: Annotated[EmbeddingCacheBlock | None, BeforeValidator(_sized)] = None
     """Off unless a size is given, such as ``20GB``: worth it where the same pictures are asked again with other prompts."""
 
@@ -147,6 +164,18 @@ class TeacherBlock(_Block):
         if value is None or value == "bundled" or value in OFFICIAL:
             return value
         return str(_existing(resolve_path(value, folder=(info.context or {}).get("folder"))))
+
+    @model_validator(mode="after")
+    def _int8_where_it_can_be(self) -> "TeacherBlock":
+        if self.precision == "int8" and self.checkpoint == "bundled":
+            message = (
+                "precision int8 is for SAM's ViT encoders, and the bundled teacher's is none. Name a checkpoint, or leave precision out."
+            )
+            raise ValueError(message)
+        if self.precision == "int8" and "cuda" in self.device:
+            message = f"precision int8 computes on the CPU only, but device is {self.device}. Say device: cpu, or precision: bf16."
+            raise ValueError(message)
+        return self
 
 
 class UncertaintyBlock(_Block):
@@ -193,7 +222,7 @@ class Recipe(_Block):
     """A whole run."""
 
     archive: Address
-    catalog: str | None = None
+    catalog: Annotated[str | None, BeforeValidator(_catalog_from_context)] = None
     """Any SQLAlchemy URL; without it, SQLite beside the archive."""
     results: RecipePath = Field(default=Path("results"), validate_default=True)
     """Folder for students and reports."""
@@ -214,8 +243,19 @@ class Recipe(_Block):
     @model_validator(mode="after")
     def _names_differ(self) -> "Recipe":
         names = [block.name for block in self.classes.values()]
-        if len(set(names)) < len(names):
-            message = f"two classes carry the same name in {names}. Give each its own."
+        if len({plain_name(name) for name in names}) < len(names):
+            message = f"two classes carry the same name in {names}, whatever its case and dashes. Give each its own."
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _gold_is_of_these_classes(self) -> "Recipe":
+        mapping = self.ingest.gold.map if self.ingest is not None and self.ingest.gold is not None else {}
+        strangers = {value: target for value, target in mapping.items() if target not in {0, 255, *self.classes}}
+        if strangers:
+            message = (
+                f"ingest.gold.map leads to no class: {strangers}. Classes: {', '.join(map(str, sorted(self.classes)))}; 0 is background."
+            )
             raise ValueError(message)
         return self
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
+from yaml.error import MarkedYAMLError
 
 from flows.errors import RecipeError
 from flows.recipe import Recipe
@@ -58,6 +60,19 @@ def save_recipe(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=140), encoding="utf-8")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one place, of which YAML would take the last without a word: a class, perhaps."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - its base's shape
+        seen: list[Any] = []
+        for place, _ in node.value:
+            key = self.construct_object(place, deep=True)
+            if key in seen and place.tag != "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, f"the key {key!r} stands there for the second time", place.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _mapping(path: Path) -> dict[Any, Any]:
     """Parse the YAML, or say why there is none."""
     if path.is_dir():
@@ -67,11 +82,13 @@ def _mapping(path: Path) -> dict[Any, Any]:
         message = f"{path}: there is no such recipe file. 'samdistill recipe > {path.name}' writes one to start from."
         raise RecipeError(message)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # Bytes, as a shell may have written UTF-16 (PowerShell 5 does), which YAML knows by its first two.
+        content = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-30
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        message = f"{path}: not readable as YAML{where} ({getattr(error, 'problem', None) or error}). Check indentation and brackets."
+        cure = "Check indentation and brackets." if isinstance(error, MarkedYAMLError) and not isinstance(error, ConstructorError) else ""
+        message = f"{path}: not readable as YAML{where} ({getattr(error, 'problem', None) or error}). {cure}".rstrip()
         raise RecipeError(message) from None
     if content is None:
         message = f"{path}: the recipe is empty. 'samdistill recipe > {path.name}' writes one to start from."

@@ -80,6 +80,8 @@ class RunSummary:
     """The archive that was worked on."""
     student: str = ""
     """The student's folder, once there is one."""
+    brought_in: str | None = None
+    """Hash of the cases and prompts that the stages after ingest worked on."""
 
     @property
     def left(self) -> int:

@@ -104,21 +104,18 @@ def is_calibrated(archive: Archive, recipe: Recipe) -> bool:
     return archive.ledger.state(CALIBRATE, recipe.student.name) == "done"
 
 
-def refine_plan(recipe: Recipe, *, calibrated: bool = True, volumes: bool = True) -> RefinePlan:
+def refine_plan(recipe: Recipe, *, calibrated: bool = True) -> RefinePlan:
     """What is to be believed of the teacher's drawing; calibrated rules if there are any.
 
     Args:
         recipe: The recipe.
         calibrated: Whether ``calibration.json`` counts, if there is one; not where it is of labels that have changed since.
-        volumes: Whether volumes may be judged; not where the spacing is unknown, since a pixel then has no size.
     """
     path = calibration_file(recipe)
     rules = starting_rules(recipe)
     if calibrated and path.is_file():
         found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
         rules |= {key: each.rule for key, each in found.classes.items()}
-    if not volumes:
-        rules = {key: replace(rule, volume_mm3=None) for key, rule in rules.items()}
     return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET)
 
 

@@ -10,18 +10,12 @@ from flows.console import BARS, OUT, Follow, show_error, show_next, show_summary
 from flows.doctor import Check
 from flows.errors import StageError
 from flows.inspection import Inspection
-from flows.places import shortest
+from flows.places import check_writable, shortest, typed
 from flows.recipe_file import load_recipe
 from flows.results import PSEUDO_SET, RunSummary, counted
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
-
-BUNDLED_FACTS: dict[str, str | int | float | bool | None] = {
-    "trained on": "58 % generated scenes, 42 % public nuclei, CT and MR (CC0 and Apache-2.0), see the card",
-    "licence": "Apache-2.0, as samdistill",
-    "card": str(Path(__file__).parents[1] / "distill" / "teachers" / "bundled" / "CARD.md"),
-}
-"""What the file of the bundled teacher does not say itself."""
+_NAMES_SHOWN = 20
 
 
 def show_demo(out: Path) -> int:
@@ -34,10 +28,11 @@ def show_demo(out: Path) -> int:
     summary = launch(recipe_file)
     show_summary(summary)
     folder, student = Path(shortest(str(out.resolve()))), shortest(str(load_recipe(recipe_file).student_folder))
+    archive, images, predictions = (typed(str(folder / name)) for name in ("archive.zarr", "images", "predictions"))
     show_next(
         (
-            f"inspect {folder / 'archive.zarr'}",
-            f"predict {student} {folder / 'images'} -o {folder / 'predictions'}",
+            f"inspect {archive}",
+            f"predict {typed(student)} {images} -o {predictions}",
             "recipe > recipe.yaml      then fill in your own scans and prompts",
         )
     )
@@ -48,10 +43,10 @@ def show_after_run(summary: RunSummary) -> None:
     """Say what a person may do with what a run made, where it did anything and there is a student."""
     if summary.up_to_date or not summary.student:
         return
-    archive = shortest(summary.archive)
+    archive = typed(shortest(summary.archive))
     show_next(
         (
-            f"predict {shortest(summary.student)} NEW_SCANS/ -o labels/",
+            f"predict {typed(shortest(summary.student))} NEW_SCANS/ -o labels/",
             f"inspect {archive}",
             f"export {archive} --labels {PSEUDO_SET} --images -o look/      to see what was believed",
         )
@@ -71,15 +66,17 @@ def print_report(recipe_file: Path) -> None:
     OUT.print_json(report.read_text(encoding="utf-8"))
 
 
-def predict_anywhere(student: Path, sources: Sequence[Path], out: Path | None, *, device: str, nifti: bool = False) -> int:
-    """Segment scans in files into a folder, or the cases of one archive into a label set of it.
+def predict_anywhere(
+    student: Path, sources: Sequence[Path], out: Path | None, *, device: str, nifti: bool = False, catalog: str | None = None
+) -> int:
+    """Segment scans in files into a folder, or the cases of one archive (whose catalog may be named) into a label set of it.
 
     Raises:
         StageError: if files are given without a folder to write to, or an archive beside other things.
     """
     archives = [source for source in sources if (source / "zarr.json").is_file()]
     if archives and len(sources) == 1:
-        return predict_to_archive(student, archives[0], device=device)
+        return predict_to_archive(student, archives[0], device=device, catalog=catalog)
     if archives:
         message = (
             f"{archives[0]} is an archive, and takes its labels itself. Give it alone, and the other {len(sources) - 1} in another call."
@@ -91,14 +88,14 @@ def predict_anywhere(student: Path, sources: Sequence[Path], out: Path | None, *
     return predict_to_files(student, sources, out, device=device, nifti=nifti)
 
 
-def predict_to_archive(student: Path, archive: Path, *, device: str) -> int:
+def predict_to_archive(student: Path, archive: Path, *, device: str, catalog: str | None = None) -> int:
     """Write a student's labels beside the cases of an archive; cases that carry them already are skipped."""
     from storage import Archive
     from students import load_student
     from students.predict import predict_cases
 
     model = load_student(student, device=device)
-    store = Archive.open(str(archive))
+    store = Archive.open(str(archive), catalog=catalog)
     cases = [record.id for record in store.cases()]
     follow, seen = Follow("predict"), iter(range(1, len(cases) + 1))
     with BARS.shown():
@@ -110,10 +107,15 @@ def predict_to_archive(student: Path, archive: Path, *, device: str) -> int:
 
 
 def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device: str, nifti: bool = False) -> int:
-    """Segment scans with a student, list those that could not be, and files that are no scans."""
+    """Segment scans with a student, list those that could not be, and files that are no scans.
+
+    Raises:
+        StageError: if the folder cannot be written to.
+    """
     from students import load_student
     from students.files import FilePrediction, predict_files
 
+    check_writable(out, "the labels")
     model = load_student(student, device=device)
     follow, seen = Follow("predict"), iter(range(1, sys.maxsize))
 
@@ -129,8 +131,10 @@ def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device:
             OUT.print(remark, soft_wrap=True, highlight=False, markup=False)
     written = sum(record.output is not None for record in found.scans)
     if found.passed_over:
-        names = ", ".join(found.passed_over)
-        OUT.print(f"passed over, as no scans: {names}", soft_wrap=True, highlight=False, markup=False)
+        names, more = ", ".join(found.passed_over[:_NAMES_SHOWN]), len(found.passed_over) - _NAMES_SHOWN
+        OUT.print(
+            f"passed over, as no scans: {names}{f' and {more:,} more' if more > 0 else ''}", soft_wrap=True, highlight=False, markup=False
+        )
     if found.unnamed:
         # No names: beside DICOM they may be those of patients.
         kinds = ", ".join(f"{what}: {number}" for what, number in found.unnamed)
@@ -148,8 +152,7 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
     if as_json:
         OUT.print_json(found.model_dump_json())
         return
-    about = BUNDLED_FACTS if found.path == "bundled" else {}
-    show_table(f"{found.kind} {found.path}", ("what", "value"), [(name, _readable(value)) for name, value in (found.facts | about).items()])
+    show_table(f"{found.kind} {found.path}", ("what", "value"), [(name, _readable(value)) for name, value in found.facts.items()])
     if found.refused:
         shown = [(refusal.what, refusal.reason, refusal.message) for refusal in found.refused[:50]]
         show_table(f"without a result: {len(found.refused)} (first 50; all with --json)", ("what", "reason", "message"), shown)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from flows.console import Follow
 from flows.errors import StageError
-from flows.once import left_to_another_run, perform_once
+from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult, merged
+from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, ArchiveNotFoundError, CaseRecord, StudentRecord, fingerprint
 from students.results import Evaluation
 from students.spec import StudentCard
@@ -75,11 +75,24 @@ def label(recipe: Recipe, shard: Shard) -> StageResult:
 
 def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
     """Every case that the teacher has drawn."""
-    records = open_archive(recipe).cases(with_labels=TEACHER_SET)
+    archive = open_archive(recipe)
+    records = archive.cases(with_labels=TEACHER_SET)
     if not records:
-        message = f"the archive {recipe.archive} holds no label set {TEACHER_SET!r} to refine. Run 'samdistill label RECIPE' first."
-        raise StageError(message)
+        raise StageError(_nothing_drawn(archive, recipe))
     return _shards([record.id for record in records], size)
+
+
+def _nothing_drawn(archive: Archive, recipe: Recipe) -> str:
+    """Say why there is no case that the teacher has drawn."""
+    prompts = archive.catalog.prompts_by_case([record.id for record in archive.cases()])
+    prompted = {prompt.class_id for found in prompts.values() for prompt in found}
+    if not prompted:
+        cure = f"Name a file of them: ingest: {{prompts: FILE}}, or 'samdistill prompts import FILE {recipe.archive}'."
+        return f"no case of the archive {recipe.archive} has a prompt, so the teacher has drawn nothing. {cure}"
+    if not prompted & set(recipe.classes):
+        found, asked = (", ".join(map(str, sorted(ids))) for ids in (prompted, recipe.classes))
+        return f"the prompts of the archive {recipe.archive} are about class {found}, but the recipe is about {asked}, so the teacher has drawn nothing."
+    return f"the archive {recipe.archive} holds no label set {TEACHER_SET!r} to refine. Run 'samdistill label RECIPE' first."
 
 
 def calibrate(recipe: Recipe) -> StageResult:
@@ -94,44 +107,23 @@ def calibrate(recipe: Recipe) -> StageResult:
 
 def refine(recipe: Recipe, shard: Shard) -> StageResult:
     """Decide what to believe in the cases of one shard."""
-    archive = open_archive(recipe)
-    sized, unsized = _by_spacing(archive, recipe, shard)
-    follow = _follow("refine", shard)
-    first = _refine_some(archive, recipe, sized, lambda done, total: follow(done, total + len(unsized)))
-    second = _refine_some(archive, recipe, unsized, follow, volumes=False)
-    return merged("refine", [result for result in (first, second) if result is not None])
-
-
-def _refine_some(
-    archive: Archive, recipe: Recipe, cases: list[str], follow: Callable[[int, int], None], *, volumes: bool = True
-) -> StageResult | None:
-    """Refine cases whose volumes can all be judged, or none of them."""
     from distill.refine import refine_archive
     from flows.rules import is_calibrated, refine_plan
 
-    if not cases:
-        return None
-    plan = refine_plan(recipe, calibrated=is_calibrated(archive, recipe), volumes=volumes)
-    summary = refine_archive(archive, plan, cases=cases, progress=follow)
-    unjudged = {} if volumes else {"without known spacing, where volume_mm3 cannot be judged": len(cases)}
+    archive = open_archive(recipe)
+    plan = refine_plan(recipe, calibrated=is_calibrated(archive, recipe))
+    summary = refine_archive(archive, plan, cases=shard.cases, progress=_follow("refine", shard))
+    unsized = {"without known spacing, where volume_mm3 cannot be judged": summary.unsized} if summary.unsized else {}
     return StageResult(
         stage="refine",
         done=summary.done,
         skipped=summary.skipped,
-        failed=len(archive.ledger.unfinished(LEDGER_STAGES["refine"], cases)),
+        failed=len(archive.ledger.unfinished(LEDGER_STAGES["refine"], shard.cases)),
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
         output=summary.label_set,
-        tally=ordered_verdicts(summary.verdicts) | unjudged,
+        tally=ordered_verdicts(summary.verdicts) | unsized,
     )
-
-
-def _by_spacing(archive: Archive, recipe: Recipe, shard: Shard) -> tuple[list[str], list[str]]:
-    """Part the cases of a shard into those whose volumes can be judged, or need not be, and those without a known spacing."""
-    if all(block.volume_mm3 is None for block in recipe.classes.values()):
-        return list(shard.cases), []
-    unknown = {record.id for record in archive.cases() if not record.geometry.spacing_known}
-    return [case for case in shard.cases if case not in unknown], [case for case in shard.cases if case in unknown]
 
 
 def ordered_verdicts(counts: Mapping[str, int]) -> dict[str, int]:
@@ -160,12 +152,14 @@ def train(recipe: Recipe) -> StageResult:
 
 def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
     """The archive cases whose pseudo-labels were accepted; those for review wait for a person, rejected ones teach nothing."""
+    from distill.refine import accepted_cases
+
     records = archive.cases(part="archive", with_labels=PSEUDO_SET)
     if not records:
         message = f"the archive {recipe.archive} holds no label set {PSEUDO_SET!r} to learn from. Run 'samdistill refine RECIPE' first."
         raise StageError(message)
-    scores = archive.catalog.scores(PSEUDO_SET)
-    accepted = [record for record in records if scores.get(record.id, {}).get("accepted") == 1]
+    believed = frozenset(accepted_cases(archive, PSEUDO_SET))
+    accepted = [record for record in records if record.id in believed]
     if not accepted:
         message = (
             f"none of {len(records)} pseudo-labels was accepted, so there is nothing to learn from. Look at some of them "
@@ -212,15 +206,18 @@ def _record(card: StudentCard, path: Path) -> StudentRecord:
 def evaluate(recipe: Recipe) -> StageResult:
     """Score student and teacher against experts and write the report, once per student and state of the labels.
 
-    While another live run trains the student, this stage has nothing to score: it is reported as left, with the one who trains.
+    While another live run trains the student, or where its training was given up before there was one, this stage has nothing to score:
+    it is reported as left, with the one who trains, or with what was met.
 
     Raises:
-        StageError: if there is no student, and nobody who trains it.
+        StageError: if there is no student, and nobody has tried to train it.
     """
     archive = open_archive(recipe)
     if archive.ledger.holder("train", recipe.student.name) is not None:
         return left_to_another_run(archive.ledger, stage="train", unit=recipe.student.name, reported_as="evaluate")
     if not (recipe.student_folder / "student.json").is_file():
+        if given_up := why_given_up(archive.ledger, "train", recipe.student.name):
+            return StageResult(stage="evaluate", failed=1, note=f"waits for train: {given_up}")
         message = f"there is no student in {recipe.student_folder} to evaluate. Run 'samdistill train RECIPE' first."
         raise StageError(message)
     if not archive.cases(part="test", with_labels="gold"):

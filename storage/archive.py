@@ -88,7 +88,7 @@ class Archive:
         address = address_of(url)
         catalog_url = catalog_url_of(url, catalog)
         store = open_store(address, read_only=mode == "r")
-        _check_root(address, store)
+        check_root(address, store)
         if Database.is_missing(catalog_url):
             # An empty one would call every case unfinished, and the next ingest would overwrite them all.
             message = (
@@ -138,7 +138,7 @@ class Archive:
         """
         record = self.catalog.find_case(case_id)
         if record is None:
-            raise CaseNotFoundError(self._no_such_case(case_id))
+            raise CaseNotFoundError(self.no_such_case(case_id))
         return Case(record, below(self._store, CASES, case_id), self.catalog)
 
     def __contains__(self, case_id: object) -> bool:
@@ -177,13 +177,15 @@ class Archive:
 
     def _write_case(self, record: CaseRecord, image_czyx: Shaped[np.ndarray, "c z y x"]) -> None:
         store = below(self._store, CASES, record.id)
+        _check_own(record.id, _root(store))
         self.catalog.retract_case(record.id)
         remove_group(below(self._store, CASES), record.id)
         write_array(store, LEVEL, image_czyx, "czyx", image_codec())
         group_at(store).attrs.put(case_attributes(record).attributes())
         self.catalog.add_case(record)
 
-    def _no_such_case(self, case_id: str) -> str:
+    def no_such_case(self, case_id: str) -> str:
+        """Say that there is no case of this id, and which there are that look like it."""
         known = self.catalog.similar_ids(case_id)
         close = difflib.get_close_matches(case_id, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -222,7 +224,13 @@ def _stranger_at(address: str) -> str:
     return f"{address} exists and is not an archive: it is a file. Choose another path, such as one ending in .zarr."
 
 
-def _check_root(address: str, store: Store) -> None:
+def check_root(address: str, store: Store) -> None:
+    """Refuse to take anything but an archive of this format for one.
+
+    Raises:
+        ArchiveNotFoundError: if nothing is there.
+        ArchiveError: if something else is there, or a newer format.
+    """
     root = _root(store)
     if root is None and (stranger := _stranger_at(address)):
         root = _root(store)  # once more: somebody may have been making it
@@ -245,6 +253,20 @@ def _root(store: Store) -> zarr.Group | None:
         return zarr.open_group(store, mode="r")
     except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
         return None
+
+
+def _check_own(case_id: str, group: zarr.Group | None) -> None:
+    """Refuse to write over another case: a file system that does not tell capitals from small letters has one folder for both.
+
+    Raises:
+        InvalidCaseError: naming both.
+    """
+    mark = {} if group is None else group.attrs.asdict().get("samdistill", {})
+    record = mark.get("record", {}) if isinstance(mark, dict) else {}
+    found = record.get("id", case_id) if isinstance(record, dict) else case_id
+    if found != case_id:
+        message = f"case {case_id}: its folder is that of case {found} on this file system, which takes capitals for small letters. Rename one of them."
+        raise InvalidCaseError(message)
 
 
 def _check_image(record: CaseRecord, image_czyx: Shaped[np.ndarray, "c z y x"]) -> None:

@@ -13,7 +13,7 @@ from storage.errors import InvalidCaseError
 Part = Literal["archive", "calibration", "test"]
 """``archive``: unlabeled, pseudo-labelled and trained on. ``calibration``: gold may set thresholds. ``test``: gold only scores."""
 
-_SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_case_id(case: str) -> str:
@@ -22,7 +22,7 @@ def check_case_id(case: str) -> str:
     Raises:
         InvalidCaseError: if it cannot.
     """
-    if not _SAFE_ID.match(case):
+    if not _SAFE_ID.fullmatch(case):
         message = (
             f"case id {case!r} is not usable: it must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit. "
             "Rename the file, or give another id on ingest."

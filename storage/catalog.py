@@ -9,9 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.case import CaseRecord, Geometry, LabelHistory, Part, Prompt
-from storage.database import Database, upsert
+from storage.database import Database, storable, upsert
 from storage.errors import CaseNotFoundError
 from storage.records import ProblemRecord, ReviewRecord, StudentRecord
 from storage.tables import CaseRow, LabelSetRow, ProblemRow, PromptFileRow, PromptRow, ReviewRow, ScoreRow, StudentRow, UnitRow
@@ -73,21 +74,9 @@ class Catalog:
         with self._database.reading() as connection:
             return [_case_record(row) for row in connection.execute(query).mappings()]
 
-    def case(self, case_id: str) -> CaseRecord:
-        """Return one record.
-
-        Raises:
-            CaseNotFoundError: if there is none.
-        """
-        record = self.find_case(case_id)
-        if record is None:
-            message = f"no case {case_id!r} in the catalog. Known, for example: {', '.join(self.similar_ids(case_id)[:5]) or 'none'}."
-            raise CaseNotFoundError(message)
-        return record
-
     def find_case(self, case_id: str) -> CaseRecord | None:
         """Return one record, or None."""
-        query = sa.select(CaseRow.__table__).where(CaseRow.id == case_id, CaseRow.ready)
+        query = sa.select(CaseRow.__table__).where(CaseRow.id == storable(case_id), CaseRow.ready)
         with self._database.reading() as connection:
             row = connection.execute(query).mappings().first()
         return None if row is None else _case_record(row)
@@ -99,6 +88,7 @@ class Catalog:
 
     def similar_ids(self, case_id: str, limit: int = 200) -> list[str]:
         """Return ids around the place where ``case_id`` would sort; enough to find a misspelling, however large the archive."""
+        case_id = storable(case_id)
         behind = sa.select(CaseRow.id).where(CaseRow.ready, CaseRow.id >= case_id[:1]).order_by(CaseRow.id).limit(limit)
         before = sa.select(CaseRow.id).where(CaseRow.ready, CaseRow.id < case_id).order_by(CaseRow.id.desc()).limit(limit)
         nearby = sa.select(CaseRow.id).where(CaseRow.ready, CaseRow.id >= case_id).order_by(CaseRow.id).limit(limit)
@@ -206,11 +196,6 @@ class Catalog:
         with self._database.reading() as connection:
             return dict(connection.execute(query).tuples().all())
 
-    def record_scores(self, case: str, label_set: str, scores: Mapping[str, float]) -> None:
-        """Insert or overwrite numbers about one label set of one case."""
-        with self._database.writing() as connection:
-            upsert(connection, ScoreRow, _score_rows(case, label_set, scores), update=["value"])
-
     def scores(self, label_set: str) -> dict[str, dict[str, float]]:
         """Return case -> metric -> value for one label set."""
         query = sa.select(ScoreRow.case_id, ScoreRow.metric, ScoreRow.value).where(ScoreRow.label_set == label_set)
@@ -247,12 +232,11 @@ class Catalog:
             rows = connection.execute(sa.select(StudentRow.__table__).order_by(StudentRow.name)).mappings().all()
         return [StudentRecord(**row) for row in rows]
 
-    def record_problem(self, source: str, row: str, reason: str, message: str) -> None:
-        """Keep why a file or row could not go in; the same problem met again is the same row."""
-        key = _digest([source, row, reason])
-        values = {"key": key, "source": source, "row": row, "reason": reason, "message": message}
+    def record_problems(self, problems: Iterable[ProblemRecord]) -> None:
+        """Keep why files or rows could not go in; the same problem met again is the same row."""
+        rows = {row["key"]: row for row in map(_problem_row, problems)}
         with self._database.writing() as connection:
-            upsert(connection, ProblemRow, [values], update=["message"])
+            upsert(connection, ProblemRow, list(rows.values()), update=["message"])
 
     def problems(self) -> list[ProblemRecord]:
         """Return every file and row that could not go in."""
@@ -309,12 +293,25 @@ def _prompt_row(prompt: Prompt) -> dict[str, Any]:
     }
 
 
+def _problem_row(problem: ProblemRecord) -> dict[str, str]:
+    values = {name: storable(value) for name, value in asdict(problem).items()}
+    return values | {"key": _digest([values["source"], values["row"], values["reason"]])}
+
+
 def _add_prompts(connection: sa.Connection, prompts: list[Prompt], file: str) -> int:
     rows = list({row["key"]: row for row in map(_prompt_row, prompts)}.values())
     _check_known(connection, {prompt.case for prompt in prompts})
-    added = upsert(connection, PromptRow, rows)
+    # Counted before: what drivers say of many rows in one statement differs.
+    known = _known(connection, PromptRow.key, [row["key"] for row in rows])
+    upsert(connection, PromptRow, rows)
     upsert(connection, PromptFileRow, [{"key": row["key"], "file": file} for row in rows])
-    return added
+    return len(rows) - len(known)
+
+
+def _known(connection: sa.Connection, column: InstrumentedAttribute[str], wanted: list[str]) -> set[str]:
+    """Return those of ``wanted`` that a column holds."""
+    pages = (wanted[start : start + _KEYS_PER_QUERY] for start in range(0, len(wanted), _KEYS_PER_QUERY))
+    return {found for page in pages for found in connection.scalars(sa.select(column).where(column.in_(page)))}
 
 
 def _take_back(connection: sa.Connection, file: str, source: str, keep: set[str]) -> int:
@@ -353,9 +350,7 @@ def _digest(content: object) -> str:
 
 def _check_known(connection: sa.Connection, case_ids: Iterable[str]) -> None:
     wanted = sorted(set(case_ids))
-    known: set[str] = set()
-    for start in range(0, len(wanted), _KEYS_PER_QUERY):
-        known.update(connection.scalars(sa.select(CaseRow.id).where(CaseRow.id.in_(wanted[start : start + _KEYS_PER_QUERY]))))
+    known = _known(connection, CaseRow.id, wanted)
     unknown = [case_id for case_id in wanted if case_id not in known]
     if unknown:
         message = (

@@ -1,6 +1,7 @@
 """The connection under catalog and ledger: the only module that knows one SQL dialect from another."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError, ProgrammingError
 
 from storage.errors import CatalogError
 from storage.tables import Base
@@ -31,7 +32,7 @@ class Database:
         """Connect and bring the schema up to date.
 
         Raises:
-            CatalogError: if the database cannot be reached or its schema is newer than this code.
+            CatalogError: if the URL cannot be used, the database cannot be reached, or its schema is newer than this code.
         """
         self.url = url
         self._engine = _engine(url)
@@ -41,11 +42,14 @@ class Database:
         except OperationalError as error:
             message = f"the catalog {self.shown_url} cannot be opened: {error.orig}. Check that its folder exists and is writable."
             raise CatalogError(message) from error
+        except DatabaseError as error:
+            message = f"the catalog {self.shown_url} cannot be read: {error.orig}. Name another one, or restore it from a backup."
+            raise CatalogError(message) from error
 
     @staticmethod
     def is_missing(url: str) -> bool:
         """Tell whether ``url`` names a SQLite file that does not exist; a server is asked when it is connected to."""
-        parts = sa.make_url(url)
+        parts = parse_url(url)
         return (
             parts.get_backend_name() == "sqlite" and parts.database not in {None, "", ":memory:"} and not Path(str(parts.database)).exists()
         )
@@ -108,12 +112,8 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     command.upgrade(config, revision)
 
 
-def upsert(connection: Connection, table: type[Base], rows: Sequence[Mapping[str, Any]], *, update: Sequence[str] = ()) -> int:
-    """Insert rows; where the primary key exists already, overwrite the columns in ``update``, or do nothing when there are none.
-
-    Returns:
-        How many rows were inserted or changed.
-    """
+def upsert(connection: Connection, table: type[Base], rows: Sequence[Mapping[str, Any]], *, update: Sequence[str] = ()) -> None:
+    """Insert rows; where the primary key exists already, overwrite the columns in ``update``, or do nothing when there are none."""
     # One form for both dialects: SQLite took ON CONFLICT from PostgreSQL.
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table)
@@ -122,11 +122,41 @@ def upsert(connection: Connection, table: type[Base], rows: Sequence[Mapping[str
         statement = statement.on_conflict_do_update(index_elements=keys, set_={name: statement.excluded[name] for name in update})
     else:
         statement = statement.on_conflict_do_nothing(index_elements=keys)
-    return connection.execute(statement, list(rows)).rowcount if rows else 0
+    if rows:
+        connection.execute(statement, list(rows))
+
+
+def parse_url(url: str) -> sa.URL:
+    """Take a catalog's URL apart.
+
+    Raises:
+        CatalogError: if it is none.
+    """
+    try:
+        return sa.make_url(url)
+    except (ArgumentError, ValueError) as error:
+        # Whatever stands before an @ may be a password.
+        shown = re.sub(r"(?<=//).*@", "***@", url)
+        message = f"the catalog {shown!r} is no database URL. Write sqlite:///FILE, sqlite:////FOLDER/FILE or postgresql://USER@HOST/NAME."
+        raise CatalogError(message) from error
+
+
+def storable(text: str) -> str:
+    r"""Return text as every database and terminal takes it: bytes of a file name that are no UTF-8 become ``\udcNN``, zeros ``\x00``."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _engine(url: str) -> Engine:
-    engine = sa.create_engine(url)
+    parts = parse_url(url)
+    try:
+        engine = sa.create_engine(parts)
+    except NoSuchModuleError as error:
+        known = "sqlite:///FILE and postgresql://USER@HOST/NAME"
+        message = f"the catalog {parts.render_as_string()} is of a kind of database that is not known here. Known: {known}."
+        raise CatalogError(message) from error
+    except ImportError as error:
+        message = f"the catalog {parts.render_as_string()} needs the Python package {error.name}, which is not installed."
+        raise CatalogError(message) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

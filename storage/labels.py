@@ -17,7 +17,7 @@ from storage.layout import choose_layout, label_codec
 from storage.ome import LEVEL, PROBABILITY, UNCERTAINTY, LabelAttributes, label_attributes
 from storage.store import LazyArray, Store, group_at
 
-_SAFE_NAME = re.compile(r"^[A-Za-z0-9_-]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 def folder_of(label_set: str) -> str:
@@ -26,7 +26,7 @@ def folder_of(label_set: str) -> str:
     Raises:
         InvalidCaseError: if the name could not be turned back. The first part holds no dot, so the first dot is the slash.
     """
-    if not _SAFE_NAME.match(label_set):
+    if not _SAFE_NAME.fullmatch(label_set):
         message = (
             f"label set name {label_set!r} is not usable: it must be one or two parts of letters, digits, '_' or '-' joined by one '/', "
             "such as 'gold', 'pseudo/r1' or 'student/unet-1.0'."

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import psutil
 import sqlalchemy as sa
 
-from storage.database import Database, upsert
+from storage.database import Database, storable, upsert
 from storage.errors import LedgerError
 from storage.tables import UnitRow
 
@@ -137,7 +137,7 @@ class Ledger:
         text = "".join(tracebacks.format_exception(error))
         attempts = UnitRow.attempts + 1
         state = sa.case((attempts >= ATTEMPTS, "quarantined"), else_="failed")
-        self._finish(stage, unit, state=state, attempts=attempts, error=line, traceback=text)
+        self._finish(stage, unit, state=state, attempts=attempts, error=storable(line), traceback=storable(text))
         return "quarantined" if self._unit(stage, unit).state == "quarantined" else "retry"
 
     def release(self, stage: str, unit: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import zarr
 
-from storage.archive import Archive
+from storage.archive import Archive, check_root
 from storage.database import Database
 from storage.errors import CatalogError
 from storage.ome import CaseAttributes, LabelAttributes
@@ -19,9 +19,12 @@ def rebuild_catalog(url: str, *, catalog: str | None = None) -> Archive:
     Before gold labels are used again, set the parts anew.
 
     Raises:
+        ArchiveNotFoundError: if there is no archive at ``url``; no catalog is made then.
+        ArchiveError: if something else is there.
         CatalogError: if the catalog already knows cases.
     """
     store = open_store(address_of(url), read_only=False)
+    check_root(address_of(url), store)
     archive = Archive(address_of(url), store, Database(catalog_url_of(url, catalog)))
     if known := archive.catalog.count_cases():
         message = f"the catalog {archive.catalog.url} already knows {known} cases. Rebuild into a new one."

@@ -11,7 +11,7 @@ class ProblemRecord:
     """One file or row that could not go into the archive."""
 
     source: str
-    """File the problem was found in, as the user named it."""
+    """Path of the file the problem was found in; DICOM goes by pseudonyms."""
     row: str
     """Row, key or series in that file; empty when the whole file is meant."""
     reason: str

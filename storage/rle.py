@@ -16,6 +16,8 @@ _DIGIT_BITS = 5
 _MORE = 0x20
 _SIGN = 0x10
 _DIGIT = 0x1F
+_LONGEST = 1 << 50
+"""Pixels that no image has."""
 _PLAIN_COUNTS = 3
 """Counts before this one are written as they are, later ones as differences."""
 
@@ -31,10 +33,13 @@ def decode(code: str | Sequence[int], size_yx: tuple[int, int]) -> Bool[np.ndarr
     Raises:
         ValueError: if the runs do not fill an image of this size, or the string is damaged.
     """
-    counts = np.array(decompress(code) if isinstance(code, str) else list(code), dtype=np.int64)
+    counts = decompress(code) if isinstance(code, str) else list(code)
     height, width = size_yx
-    if (counts < 0).any() or counts.sum() != height * width:
-        message = f"the runs cover {int(counts.sum())} pixels, but an image of {height} rows and {width} columns has {height * width}."
+    # Summed as Python's integers: numpy's would wrap round, and lengths that seem to fit then be written far behind the array.
+    covered = sum(counts)
+    if any(count < 0 for count in counts) or covered != height * width:
+        found = covered if abs(covered) < _LONGEST else "far too many"
+        message = f"the runs cover {found} pixels, but an image of {height} rows and {width} columns has {height * width}."
         raise ValueError(message)
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape((width, height)).T
@@ -61,7 +66,7 @@ def decompress(code: str) -> list[int]:
     """Read the counts of a string.
 
     Raises:
-        ValueError: if a character is none of the code's, or the last number is cut off.
+        ValueError: if a character is none of the code's, a number is larger than any image, or the last one is cut off.
     """
     counts: list[int] = []
     number, shift = 0, 0
@@ -69,6 +74,9 @@ def decompress(code: str) -> list[int]:
         digit = ord(character) - _FIRST_CHARACTER
         if not 0 <= digit <= (_MORE | _DIGIT):
             message = f"{character!r} is no character of a run-length code."
+            raise ValueError(message)
+        if number > _LONGEST:
+            message = "the run-length code holds a run that is longer than any image."
             raise ValueError(message)
         number |= (digit & _DIGIT) << shift
         shift += _DIGIT_BITS

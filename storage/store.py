@@ -27,10 +27,20 @@ if hasattr(os, "register_at_fork"):
 
 
 def local_path(url: str) -> Path | None:
-    """Return the folder that ``url`` means, or None when it is on another machine or in memory."""
+    """Return the folder that ``url`` means, or None when it is on another machine or in memory.
+
+    Raises:
+        ArchiveError: if it begins with the home folder of somebody who is not known here.
+    """
     if url.startswith("file://"):
         return Path(url.removeprefix("file://")).absolute()
-    return None if "://" in url else Path(url).expanduser().absolute()
+    if "://" in url:
+        return None
+    try:
+        return Path(url).expanduser().absolute()
+    except RuntimeError as error:
+        message = f"the address {url} begins with a home folder that is not known on this machine. Write the whole path."
+        raise ArchiveError(message) from error
 
 
 def address_of(url: str) -> str:
@@ -50,8 +60,8 @@ def catalog_url_of(url: str, catalog: str | None) -> str:
     path = local_path(url)
     if path is None:
         message = (
-            f"the archive {url} is not a local folder, so its catalog cannot lie beside it. Name one: `catalog:` in the recipe, or "
-            "catalog='postgresql://...' or catalog='sqlite:////folder/catalog.sqlite' in Python."
+            f"the archive {url} is not a local folder, so its catalog cannot lie beside it. Name one: `catalog:` in the recipe, "
+            "--catalog on the command line, or catalog= in Python: 'postgresql://...' or 'sqlite:////folder/catalog.sqlite'."
         )
         raise CatalogError(message)
     return f"sqlite:///{path}.catalog.sqlite"

@@ -1,4 +1,4 @@
-"""What people write about scans, checked before anything is read: the modality, and where in a name the patient is.
+"""What people write about scans, checked before anything is read: the modality, the classes, and where in a name the patient is.
 
 This module imports nothing heavy, so that a recipe can be checked at once.
 """
@@ -16,6 +16,11 @@ FREE_WORDS = ("other", "unknown")
 """For images of no DICOM modality, such as photographs of slides: written in small letters, and by nobody by accident."""
 _MEANT = {"MRI": "MR", "T1": "MR", "T2": "MR", "PET": "PT", "ULTRASOUND": "US", "XRAY": "DX", "X-RAY": "DX", "XR": "DX", "FUNDUS": "OP"}
 """What people write for a code; each is too far from it for a comparison of letters."""
+
+
+def plain_name(name: str) -> str:
+    """Return a class name without what people write differently: case, and blanks for dashes or underscores."""
+    return re.sub(r"[\s_-]+", "-", name.strip().lower())
 
 
 def check_modality(word: str | None) -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -45,10 +44,10 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - torch raises anything from EOFError to UnpicklingError
         return None
-    return state if state.get("fingerprint") == fingerprint else None
+    return state if isinstance(state, dict) and state.get("fingerprint") == fingerprint else None
 
 
 def save_student(folder: Path, card: StudentCard, weights: Mapping[str, Tensor]) -> None:
@@ -75,16 +74,17 @@ def read_card(folder: str | Path) -> StudentCard:
         there = "an unfinished training, which the same train command continues" if (Path(folder) / CHECKPOINT).exists() else "no student"
         message = f"{folder}: {CARD} is missing; this is {there}. Give the folder that training wrote."
         raise StudentFileError(message)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         version = int(json.loads(text).get("format_version", 0))
-        if version > FORMAT_VERSION:
-            message = f"{path}: format {version} is newer than this program, which reads up to {FORMAT_VERSION}. Update samdistill."
-            raise StudentFileError(message)
-        return StudentCard.model_validate_json(text)
-    except (ValidationError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        card = StudentCard.model_validate_json(text) if version <= FORMAT_VERSION else None
+    except (ValueError, AttributeError, TypeError) as error:  # those of pydantic, JSON and UTF-8 among them
         message = f"{path}: not a student card ({error}). Train again, or restore the file."
         raise StudentFileError(message) from error
+    if card is None:
+        message = f"{path}: format {version} is newer than this program, which reads up to {FORMAT_VERSION}. Update samdistill."
+        raise StudentFileError(message)
+    return card
 
 
 def weights_digest(folder: str | Path) -> str:

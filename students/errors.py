@@ -4,7 +4,8 @@ StudentError
 ├── StudentFileError     (ValueError) a folder that is not a usable student
 ├── TrainingError        (ValueError) nothing to learn from, or labels that contradict the classes
 ├── GoldLeakError        (ValueError) a score was asked for on a case that some step has seen
-└── VolumeError          (ValueError) an image the student cannot answer for
+├── VolumeError          (ValueError) an image the student cannot answer for
+└── NoSuchDeviceError    (ValueError) a device that is no device, or is not here
 """
 
 
@@ -26,3 +27,7 @@ class GoldLeakError(StudentError, ValueError):
 
 class VolumeError(StudentError, ValueError):
     """An image that the student cannot answer for, such as one with another number of channels."""
+
+
+class NoSuchDeviceError(StudentError, ValueError):
+    """A device that torch does not know, or that this machine does not have."""

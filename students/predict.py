@@ -13,7 +13,7 @@ from torch import nn
 from storage import Archive, LabelHistory, fingerprint
 from students.checkpoint import load_network, read_card, weights_digest
 from students.data import measure_intensities, resample, shape_at_spacing
-from students.errors import VolumeError
+from students.errors import NoSuchDeviceError, VolumeError
 from students.spec import NetworkPlan, StudentCard
 
 OVERLAP = 0.5
@@ -37,10 +37,23 @@ class Prediction:
 
 
 def best_device(name: str = "auto") -> torch.device:
-    """Return the named device; ``auto`` is CUDA where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the named device; ``auto`` is CUDA where there is one.
+
+    Raises:
+        NoSuchDeviceError: if there is none of this name, or it is a GPU that is not here.
+    """
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if here else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        message = f"there is no device {name!r}. Write auto, cpu, cuda or cuda:1."
+        raise NoSuchDeviceError(message) from None
+    if device.type == "cuda" and (device.index or 0) >= here:
+        message = f"device {name} is not here: this process sees {here} GPUs. Write auto or cpu; 'samdistill doctor' says more."
+        raise NoSuchDeviceError(message)
+    return device
 
 
 def half_precision_pays(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from storage.errors import IngestError, InvalidCaseError
 from storage.ingest.dicom import read_series
 from storage.ingest.dicom_attributes import keyed_hash, load_or_make_key
 from storage.ingest.dicom_headers import SliceHeader, group_series, read_header
-from storage.ingest.discover import FoundFile, find_files, kind_of
+from storage.ingest.discover import OWN_FOLDERS, FoundFile, find_files, kind_of
 from storage.ingest.images import read_image
 from storage.ingest.nifti import read_nifti
 from storage.ingest.source import ENDINGS, Naming, SourceCase
@@ -128,7 +128,7 @@ def _others(path: Path, files: Sequence[FoundFile], out: Path) -> list[Path]:
     ours = {_place(_private_list(out)), _place(_key_file(out))}
     names = []
     for base, folders, leaves in os.walk(path):
-        wanted = [f for f in folders if not f.startswith(".") and not f.endswith(".zarr")]
+        wanted = [f for f in folders if not f.startswith((".", "__MACOSX")) and not f.endswith(OWN_FOLDERS)]
         folders[:] = sorted(f for f in wanted if not _is_answer(Path(base, f), path, out))
         names += [Path(base, leaf) for leaf in sorted(leaves) if not leaf.startswith(".") and Path(base, leaf) not in known]
     return [name for name in names if kind_of(name) is None and _place(name) not in ours]

@@ -112,6 +112,31 @@ class Promising:
     """``(K,)`` predicted IoU."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSizes:
+    """How much a teacher is asked at once by those who have much to ask (a teacher says so in ``call_sizes``). Defaults: a CPU's.
+
+    On a CPU every call is padded to these sizes, and answers do not depend, to the last bit, on what else is asked. Larger ones gain nothing there.
+    """
+
+    pictures: int = 8
+    """Of one encoder call."""
+    prompts: int = 64
+    """The most of one decoder call. No more than the teacher decodes in one piece: it would cut the call itself, and an answer would
+    depend on which piece its question came to lie in."""
+    constant: bool = True
+    """Whether every call is padded to the full size. Otherwise to the next power of two: a GPU's large calls are rarely full."""
+
+    def questions(self, boxes: int) -> int:
+        """Return the most questions of one decoder call, of so many boxes each; where calls are padded in full, no more than pictures."""
+        most = max(1, self.prompts // boxes)
+        return min(self.pictures, most) if self.constant else most
+
+    def padded(self, count: int, most: int) -> int:
+        """Return how many items a call with ``count`` of at most ``most`` holds, padding included."""
+        return most if self.constant else min(most, 1 << (count - 1).bit_length())
+
+
 @runtime_checkable
 class DrawsSelectively(Protocol):
     """A teacher that can leave unpromising candidates undrawn."""

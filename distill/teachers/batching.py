@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ REFUSALS = (
     "not enough memory",
     "DefaultCPUAllocator",
     "bad_alloc",
+    "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
@@ -27,8 +29,20 @@ REFUSALS = (
 Part = TypeVar("Part")
 
 
+PROBED = (1, 4)
+"""Items in the two calls that ``footprint`` compares."""
+
+
 class OutOfMemoryError(TeacherError, MemoryError):
     """Even one picture or prompt does not fit into memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """The memory that a call takes at its peak: ``fixed_bytes`` and ``bytes_each`` per item."""
+
+    fixed_bytes: int
+    bytes_each: int
 
 
 class BatchSize:
@@ -44,9 +58,9 @@ class BatchSize:
         self.what = what
 
     @classmethod
-    def from_memory(cls, bytes_each: int, ceiling: int, device: torch.device, what: str = "items") -> "BatchSize":
-        """Take as many items of ``bytes_each`` as ``SHARE`` of the free memory holds, a power of two, at most ``ceiling``."""
-        fitting = int(SHARE * free_memory(device)) // max(1, bytes_each)
+    def from_memory(cls, cost: Footprint, ceiling: int, device: torch.device, what: str = "items") -> "BatchSize":
+        """Take as many items as ``SHARE`` of the free memory holds, a power of two, at most ``ceiling``."""
+        fitting = (int(SHARE * free_memory(device)) - cost.fixed_bytes) // max(1, cost.bytes_each)
         size = 1
         while 2 * size <= min(fitting, ceiling):
             size *= 2
@@ -94,9 +108,61 @@ def _give_way(batch: BatchSize, failure: str) -> None:
     if not batch.halve():
         message = f"out of memory with one of the {batch.what} at a time: {failure}. Use a smaller teacher, precision bf16, or a machine with more memory."
         raise OutOfMemoryError(message)
+    let_go()
+
+
+def let_go() -> None:
+    """Give back what a failed call left behind; call it outside the handler, whose error keeps the call's tensors alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def footprint(call: Callable[[int], object], device: torch.device) -> Footprint | None:
+    """Measure on a GPU what ``call`` takes for a number of items, from two small calls after one that warms up.
+
+    Returns:
+        None where not even these fit.
+    """
+    few, more = PROBED
+    try:
+        call(few)  # libraries take their workspaces with the first call, and keep them
+        least, most = (_peak_bytes(call, count, device) for count in PROBED)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        least = most = 0
+    if not most:
+        let_go()
+        return None
+    each = max(1, (most - least) // (more - few))
+    return Footprint(fixed_bytes=max(0, least - few * each), bytes_each=each)
+
+
+def fit(call: Callable[[int], object], device: torch.device, *, usual: int, most: int, what: str) -> BatchSize:
+    """Return how many items to compute at once: the usual number, or on a GPU what its memory holds.
+
+    Args:
+        call: computes so many items; asked on a GPU only.
+        device: where.
+        usual: items per call elsewhere.
+        most: items per call beyond which a GPU gains nothing.
+        what: the items' name.
+    """
+    if device.type != "cuda":
+        return BatchSize(usual, what)
+    cost = footprint(call, device)
+    return BatchSize(1, what) if cost is None else BatchSize.from_memory(cost, most, device, what)
+
+
+def _peak_bytes(call: Callable[[int], object], count: int, device: torch.device) -> int:
+    """Return how far a call raises the memory that PyTorch has given out on a GPU."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call(count)
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device) - before)
 
 
 def ran_out(error: BaseException) -> bool:

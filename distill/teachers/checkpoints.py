@@ -95,6 +95,7 @@ def load_teacher(
     base: Path | str | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    compiled: bool = False,
 ) -> SamTeacher:
     """Build a teacher from ``"bundled"`` or a checkpoint file.
 
@@ -104,22 +105,22 @@ def load_teacher(
         base: of a LoRA delta, the file it was trained on.
         device: ``"auto"`` takes CUDA where there is one.
         precision: ``"bf16"`` computes in bfloat16 where that is safe; ``"auto"`` does so on CUDA, except for this package's own teacher.
+            ``"int8"`` is for ViT encoders on a CPU: faster than ``"bf16"``, and less exact (docs/performance.md).
+        compiled: compile the blocks of a ViT encoder on CUDA; a CPU and other encoders stay as they are.
 
     Raises:
         CheckpointError: if the file is missing, damaged, of an unsupported family, or ambiguous.
+        TeacherError: if it cannot compute in the precision that was named.
     """
     opened = _open(checkpoint, base)
     info = _describe(opened)
-    if opened.build_as is None:
-        message = f"{opened.path.name} is a {info.title} and holds no image encoder; it {info.details['needs'].replace('base: ', 'needs base: ')}. Name it as base."
-        raise CheckpointError(message)
-    chosen = _choose_profile(opened, info, profile)
+    chosen = choose_profile(info, opened.path.name, profile)
     sam = _build(opened)
-    load_strictly(sam, opened.tensors, opened.build_as, opened.path.name)
+    load_strictly(sam, opened.tensors, opened.build_as or opened.family, opened.path.name)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     shift = _own_header(opened)[1] if opened.family.name == "samdistill-conv" else 0.0
     own = profile_for(chosen, info.image_size, logit_shift=shift)
-    return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision)
+    return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision, compiled=compiled)
 
 
 def _open(checkpoint: Path | str, base: Path | str | None) -> _Opened:
@@ -229,27 +230,35 @@ def _known_profile(opened: _Opened) -> str | None:
     return profile_of_hash(opened.sha256) or KNOWN_MD5.get(md5_file(opened.path))
 
 
-def _choose_profile(opened: _Opened, info: CheckpointInfo, wanted: str | None) -> str:
-    """Return the profile to use.
+def choose_profile(info: CheckpointInfo, name: str, wanted: str | None) -> str:
+    """Return the profile that a file is used with. What ``inspect_checkpoint`` found is enough, so a run can ask before it begins.
+
+    Args:
+        info: what the file is.
+        name: what messages call it.
+        wanted: the profile that was named, if any.
 
     Raises:
-        CheckpointError: if none is named where several are possible, or one that does not go with the file.
+        CheckpointError: if the file needs a base, if no profile is named where several are possible, or if one does not go with the file.
     """
+    if "needs" in info.details:
+        message = f"{name} is a {info.title} and holds no image encoder; it needs {info.details['needs']}. Name it as base."
+        raise CheckpointError(message)
     chosen = wanted or info.profile
     if chosen is None:
         likely = " Its input of 256 px is SAM-Med2D's." if info.image_size == 256 else ""
         message = (
-            f"{opened.path.name} has the tensors of SAM, which MedSAM and other fine-tunes share, and its hash is not known; each prepares images "
+            f"{name} has the tensors of SAM, which MedSAM and other fine-tunes share, and its hash is not known; each prepares images "
             f"differently. If it is Meta's SAM or was trained with its preprocessing, say profile: sam; if it is MedSAM, profile: medsam; "
             f"others: {', '.join(each for each in info.profiles if each not in ('sam', 'medsam'))}.{likely}"
         )
         raise CheckpointError(message)
     profile_for(chosen, info.image_size)
     if chosen not in info.profiles:
-        message = f"{opened.path.name} is of family {info.family} ({info.title}) and cannot be used with profile {chosen!r}. Known for it: {', '.join(info.profiles)}."
+        message = f"{name} is of family {info.family} ({info.title}) and cannot be used with profile {chosen!r}. Known for it: {', '.join(info.profiles)}."
         raise CheckpointError(message)
     if info.profile is not None and chosen != info.profile:
-        message = f"{opened.path.name} is known by its hash to be {info.profile!r} and cannot be used with profile {chosen!r}."
+        message = f"{name} is known by its hash to be {info.profile!r} and cannot be used with profile {chosen!r}."
         raise CheckpointError(message)
     return chosen
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from distill.teachers.cpu_crew import share_out
-from distill.teachers.cpu_products import PackedLinear
+from distill.teachers.cpu_products import PackedLinear, Packing
 from distill.teachers.cpu_softmax import softmax_for
 
 QUERIES_PER_BLOCK = 256
@@ -56,7 +56,7 @@ def part_windows(grid: int, span: int) -> Windows:
 class AttentionPlan:
     """One attention layer with packed weights."""
 
-    def __init__(self, attention: Any, grid: int, dtype: torch.dtype, linear: Any = PackedLinear) -> None:
+    def __init__(self, attention: Any, grid: int, dtype: torch.dtype, linear: Packing = PackedLinear) -> None:
         self.heads: int = attention.heads
         self.span: int = attention.span
         self.grid = grid

@@ -6,7 +6,7 @@ PyTorch's (``torch.compile`` uses it), but not part of its promised interface: i
 ``linear`` takes its place where it is missing or less exact than it should be.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
@@ -16,6 +16,9 @@ from torch.nn import functional
 
 GATE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Relative L2 error against float64 that a product may have: that of honest float32, and of rounding to bfloat16."""
+
+Packing = Callable[[torch.Tensor, torch.Tensor | None, int], Callable[[torch.Tensor], torch.Tensor]]
+"""What makes a layer of a weight, a bias and the number of rows, such as ``PackedLinear``."""
 
 
 class PackedLinear:

@@ -15,11 +15,14 @@ from distill.errors import CheckpointError
 from distill.teachers.adapters import BottleneckAdapter, SpatialChannelAdapter
 from distill.teachers.conv_encoder import PIXEL_MEAN, PIXEL_STD
 from distill.teachers.lora import has_lora, is_samed_delta, size_it_fits
+from distill.teachers.rep_vit import IMAGE_SIZE, RepVit, RepVitSizes, rep_vit_sizes
 from distill.teachers.tiny_vit import TinyVit, TinyVitSizes, tiny_vit_sizes
 from distill.teachers.vit import BlockExtras, ImageEncoder, VitSizes, vit_sizes
 
 Tensors = Mapping[str, torch.Tensor]
 BLOCK = "image_encoder.blocks.0"
+REP_VIT, FUSION = "image_encoder.features.", "image_encoder.fuse_stage"
+"""A RepViT encoder, and what EdgeSAM's has and those of other SAMs do not."""
 DECODER_HEADS = 8
 """Attention heads of the mask decoder, in every released file; their number leaves no trace in the tensors."""
 BOTTLENECK_SCALE = 0.5
@@ -62,6 +65,7 @@ FAMILIES: Mapping[str, Family] = {
             profiles=("lite-medsam",),
             unused=("image_encoder.norm_head.", "image_encoder.head."),
         ),
+        Family(name="edge-sam", title="EdgeSAM (RepViT)", profiles=("edge-sam",)),
         Family(name="samed", title="SAMed LoRA delta", profiles=("samed",), delta=True),
         Family(name="lora", title="LoRA delta", profiles=("sam", "medsam", "sam-med2d", "samed"), delta=True),
         Family(name="samdistill-conv", title="samdistill's own teacher", profiles=("samdistill-conv",)),
@@ -87,7 +91,11 @@ REFUSED: tuple[tuple[str, str, Callable[[Tensors], bool]], ...] = (
         "Use SAM-Med2D's sam-med2d_b.pth, slice by slice.",
         lambda t: _ndim(t, "image_encoder.patch_embed.proj.weight") == 5,
     ),
-    ("EdgeSAM (RepViT encoder)", "Use MobileSAM's mobile_sam.pt, of about the same cost.", lambda t: _starts(t, "image_encoder.features.")),
+    (
+        "a SAM on RepViT without EdgeSAM's fusion (RepViT-SAM, ...)",
+        "Use EdgeSAM's edge_sam_3x.pth or MobileSAM's mobile_sam.pt.",
+        lambda t: _starts(t, REP_VIT) and not _starts(t, FUSION),
+    ),
     (
         "SAM in the names of Hugging Face transformers",
         "Use Meta's own file (sam_vit_b_01ec64.pth, ...).",
@@ -133,16 +141,24 @@ def recognise(tensors: Tensors, header: Mapping[str, str], name: str) -> Family:
         sample = ", ".join(sorted(tensors)[:3])
         message = f"{name} is no promptable teacher that is known here: its tensors are called {sample}, ... Expected image_encoder.*, prompt_encoder.*, mask_decoder.*."
         raise CheckpointError(message)
-    if "image_encoder.patch_embed.seq.0.c.weight" in tensors:
-        kernel = tensors["image_encoder.patch_embed.seq.0.c.weight"].shape[-1]
-        if kernel in (1, 3):
-            return FAMILIES["lite-medsam" if kernel == 1 else "mobile-sam"]
-    if "image_encoder.pos_embed" in tensors and f"{BLOCK}.attn.qkv.weight" in tensors:
-        adapters = {f"{BLOCK}.Adapter.spatial.0.weight": "sam-med2d", f"{BLOCK}.MLP_Adapter.D_fc1.weight": "medical-sam-adapter"}
-        return FAMILIES[next((family for key, family in adapters.items() if key in tensors), SAM_VIT.name)]
+    if known := _by_encoder(tensors):
+        return FAMILIES[known]
     encoder = ", ".join([key for key in sorted(tensors) if key.startswith("image_encoder.")][:3])
     message = f"{name} has a SAM's decoder, but an image encoder that is not known here ({encoder}, ...). Use {_PLAIN_SAM}."
     raise CheckpointError(message)
+
+
+def _by_encoder(tensors: Tensors) -> str | None:
+    """Name the family of a whole model."""
+    if "image_encoder.patch_embed.seq.0.c.weight" in tensors:
+        kernel = tensors["image_encoder.patch_embed.seq.0.c.weight"].shape[-1]
+        return {1: "lite-medsam", 3: "mobile-sam"}.get(kernel)
+    if _starts(tensors, REP_VIT):
+        return "edge-sam"
+    if "image_encoder.pos_embed" in tensors and f"{BLOCK}.attn.qkv.weight" in tensors:
+        adapters = {f"{BLOCK}.Adapter.spatial.0.weight": "sam-med2d", f"{BLOCK}.MLP_Adapter.D_fc1.weight": "medical-sam-adapter"}
+        return next((family for key, family in adapters.items() if key in tensors), SAM_VIT.name)
+    return None
 
 
 def build_network(family: Family, tensors: Tensors, name: str) -> Sam:
@@ -152,19 +168,19 @@ def build_network(family: Family, tensors: Tensors, name: str) -> Sam:
         CheckpointError: if tensors that tell a size are missing or contradict each other.
     """
     try:
-        encoder = _tiny_encoder(tensors) if family.name in {"mobile-sam", "lite-medsam"} else _vit_encoder(family, tensors)
-        return _assemble(*encoder, tensors)
+        return _assemble(*_encoder(family, tensors), tensors)
     except (KeyError, IndexError, ValueError, ZeroDivisionError, AssertionError) as error:
         message = f"{name} looks like {family.title}, but its sizes cannot be told: {type(error).__name__} at {error}. Is the file whole?"
         raise CheckpointError(message) from error
 
 
-def _tiny_encoder(tensors: Tensors) -> tuple[nn.Module, int, int]:
-    sizes = tiny_vit_sizes(tensors)
-    return TinyVit(sizes), sizes.image_size, 64
-
-
-def _vit_encoder(family: Family, tensors: Tensors) -> tuple[nn.Module, int, int]:
+def _encoder(family: Family, tensors: Tensors) -> tuple[nn.Module, int, int]:
+    """Return the encoder, the side of its input in pixels and of its grid."""
+    if family.name in {"mobile-sam", "lite-medsam"}:
+        tiny = tiny_vit_sizes(tensors)
+        return TinyVit(tiny), tiny.image_size, 64
+    if family.name == "edge-sam":
+        return RepVit(rep_vit_sizes(tensors)), IMAGE_SIZE, 64
     sizes = vit_sizes(tensors)
     return ImageEncoder(sizes, _extras(family, sizes, tensors)), sizes.image_size, sizes.image_size // sizes.patch
 
@@ -229,6 +245,8 @@ def describe(family: Family, tensors: Tensors) -> tuple[int, dict[str, str]]:
     }
     if family.name in {"mobile-sam", "lite-medsam"}:
         return _describe_tiny(tiny_vit_sizes(tensors), decoder)
+    if family.name == "edge-sam":
+        return _describe_rep(rep_vit_sizes(tensors), decoder)
     sizes = vit_sizes(tensors)
     details = {
         "size": VIT_NAMES.get((sizes.width, sizes.depth), "ViT of its own size"),
@@ -252,3 +270,12 @@ def _describe_tiny(sizes: TinyVitSizes, decoder: dict[str, str]) -> tuple[int, d
         "decoder width": str(sizes.out_channels),
     }
     return sizes.image_size, details | decoder | {"adapters": "none"}
+
+
+def _describe_rep(sizes: RepVitSizes, decoder: dict[str, str]) -> tuple[int, dict[str, str]]:
+    details = {
+        "widths": str(sizes.widths),
+        "depths": str(sizes.depths),
+        "decoder width": str(sizes.out_channels),
+    }
+    return IMAGE_SIZE, details | decoder | {"adapters": "none"}

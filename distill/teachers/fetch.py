@@ -47,9 +47,10 @@ class OfficialFile:
 
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
+_EDGE_SAM = "https://huggingface.co/chongzhou/EdgeSAM/resolve/e0564124628944e1622973d4e0f68158b46f035a/"
 
 # Sizes and hashes were compared between at least three independent public listings each; Meta's names carry the first digits of the
-# file's MD5. MobileSAM's weights lie in its repository and are pinned to a commit.
+# file's MD5. MobileSAM's and EdgeSAM's weights lie in their authors' repositories and are pinned to a commit.
 OFFICIAL: dict[str, OfficialFile] = {
     file.name: file
     for file in (
@@ -88,6 +89,24 @@ OFFICIAL: dict[str, OfficialFile] = {
             sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
             profile="mobile-sam",
             about="MobileSAM, TinyViT encoder (Zhang et al., Apache-2.0)",
+        ),
+        OfficialFile(
+            name="edge_sam",
+            url=_EDGE_SAM + "edge_sam.pth",
+            file_name="edge_sam.pth",
+            size_bytes=38_807_540,
+            sha256="439b086a20ab6fba90c12cba32e0001ba3aa726da5791ff8738acdd440330991",
+            profile="edge-sam",
+            about="EdgeSAM, RepViT encoder (Zhou et al., S-Lab 1.0: not for commercial use)",
+        ),
+        OfficialFile(
+            name="edge_sam_3x",
+            url=_EDGE_SAM + "edge_sam_3x.pth",
+            file_name="edge_sam_3x.pth",
+            size_bytes=38_807_540,
+            sha256="5a3e3261da9e2f4c8154410885689ae57d09cbf4cf5d0c848b9d80b6df336ece",
+            profile="edge-sam",
+            about="EdgeSAM trained on three times as many pictures (S-Lab 1.0: not for commercial use)",
         ),
         OfficialFile(
             name="medsam",

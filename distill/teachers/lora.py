@@ -83,11 +83,15 @@ def needs_base(tensors: Tensors) -> bool:
 def size_it_fits(tensors: Tensors) -> tuple[int, int]:
     """Return (width, blocks) of the ViT that a delta was trained on."""
     if is_samed_delta(tensors):
-        return tensors["w_a_000"].shape[1], sum(key.startswith("w_a_") for key in tensors) // 2
+        return _inputs(tensors["w_a_000"]), sum(key.startswith("w_a_") for key in tensors) // 2
     factors = [key for key in tensors if (PEFT.match(key) or INLINE.match(key)) and ".attn." in key]
-    inputs = [tensors[key].shape[1] for key in factors if "lora_A" in key or "linear_a" in key]
+    inputs = [_inputs(tensors[key]) for key in factors if "lora_A" in key or "linear_a" in key]
     blocks = [int(found.group(1)) for key in factors if (found := re.search(r"blocks\.(\d+)\.", key))]
     return max(inputs, default=0), 1 + max(blocks, default=-1)
+
+
+def _inputs(factor: torch.Tensor) -> int:
+    return factor.shape[1] if factor.ndim == 2 else 0
 
 
 def merge_samed(tensors: Tensors, base: Tensors, names: tuple[str, str]) -> dict[str, torch.Tensor]:
@@ -103,7 +107,7 @@ def merge_samed(tensors: Tensors, base: Tensors, names: tuple[str, str]) -> dict
     updates = []
     for index in range(2 * blocks):
         a, b = factors.pop(f"w_a_{index:03d}", None), factors.pop(f"w_b_{index:03d}", None)
-        if a is None or b is None or a.shape[1] != width or b.shape != (width, a.shape[0]):
+        if a is None or b is None or a.ndim != 2 or a.shape[1] != width or b.shape != (width, a.shape[0]):
             message = (
                 f"{names[0]}: its factors w_a_{index:03d} and w_b_{index:03d} are missing or do not belong together; is the file whole?"
             )
@@ -188,6 +192,9 @@ def merge_lora(tensors: Tensors, base: Tensors | None, names: tuple[str, str], s
 def _add_factor(sides: dict[str, torch.Tensor], side: str, value: torch.Tensor, where: tuple[str, str]) -> None:
     if side in sides:
         message = f"{where[0]} holds more than one adapter for the same weight ({where[1]} is one). Save the one that is meant on its own."
+        raise CheckpointError(message)
+    if value.ndim != 2:
+        message = f"{where[0]}: {where[1]} has the shape {tuple(value.shape)}, but only factors of linear layers are merged here. Merge it with peft and save the whole model."
         raise CheckpointError(message)
     sides[side] = value
 

@@ -21,6 +21,11 @@ CONV = replace(SAM, name="samdistill-conv")
 """This package's own teacher: SAM's protocol at the size its header names."""
 MOBILE_SAM = replace(SAM, name="mobile-sam")
 """MobileSAM (Zhang et al. 2023) keeps SAM's predictor. TinySAM's files look the same, but its decoder answers masks 1-3 only."""
+EDGE_SAM = replace(SAM, name="edge-sam", prompts=("box", "point"))
+"""``edge_sam/predictor.py`` of EdgeSAM (Zhou et al. 2023) is SAM's; ``training/train.py`` prompts with boxes and points and never with masks.
+
+For a box its demo and its evaluation take the single-mask token, for points its demo the most stable of all four tokens: predicted IoU
+was not distilled."""
 MEDSAM = TeacherProfile(
     name="medsam",
     image_size=_ANY,
@@ -68,7 +73,7 @@ MEDICAL_SAM_ADAPTER = TeacherProfile(
 """``function.py`` and ``dataset/`` of Medical-SAM-Adapter (Wu et al. 2023); it never returns to the picture's size, so that is ours."""
 
 PROFILES: Mapping[str, TeacherProfile] = {
-    each.name: each for each in (SAM, MEDSAM, SAM_MED2D, MOBILE_SAM, LITE_MEDSAM, SAMED, MEDICAL_SAM_ADAPTER, CONV)
+    each.name: each for each in (SAM, MEDSAM, SAM_MED2D, MOBILE_SAM, EDGE_SAM, LITE_MEDSAM, SAMED, MEDICAL_SAM_ADAPTER, CONV)
 }
 
 KNOWN_MD5: Mapping[str, str] = {

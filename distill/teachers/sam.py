@@ -11,15 +11,20 @@ import torch
 from segment_anything.modeling import Sam
 
 from distill.errors import PromptError
-from distill.teachers.base import Decoded, Embeddings, Prediction, Promising, PromptBatch, TeacherProfile
-from distill.teachers.batching import BatchSize, in_batches
+from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, Promising, PromptBatch, TeacherProfile
+from distill.teachers.batching import BatchSize, fit, in_batches
+from distill.teachers.cores import fit_threads
 from distill.teachers.decode import decode_promising, decode_prompts
 from distill.teachers.memory import keep_freed_memory
 from distill.teachers.pictures import place_boxes, prompt_scale, restore, to_square
-from distill.teachers.vit import ImageEncoder
+from distill.teachers.probes import blank_question, blank_squares
+from distill.teachers.transfer import transfer_to
+from distill.teachers.vit import ImageEncoder, set_int8
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 
+MOST_PICTURES, MOST_PROMPTS = 32, 512
+"""Of one call on a GPU: an estimate of where larger ones gain nothing, not measured yet."""
 MASK_PROMPT_LOGIT = 6.0
 """Confidence given to a mask used as a prompt; the bundled teacher was trained with this value."""
 
@@ -33,8 +38,10 @@ class SamTeacher:
         fingerprint: hash of the weights.
         device: where to compute.
         precision: ``"bf16"`` runs matrix products in bfloat16; ``"auto"`` does so on CUDA, except for this package's own small teacher.
-        encode_chunk: pictures per encoder call.
-        decode_chunk: prompts per decoder call; bounds memory, not what a caller may ask for.
+            ``"int8"`` is ``"bf16"`` with the linear layers of a ViT encoder in 8-bit integers, on a CPU.
+        encode_chunk: pictures per encoder call; None is ``CallSizes``'s number, or on CUDA what fits into the free memory.
+        decode_chunk: prompts per decoder call, likewise; bounds memory, not what a caller may ask for.
+        compiled: compile a ViT encoder's blocks on CUDA (``ImageEncoder.prepare``); other encoders and a CPU stay as they are.
     """
 
     def __init__(
@@ -45,25 +52,65 @@ class SamTeacher:
         *,
         device: str = "cpu",
         precision: Precision = "auto",
-        encode_chunk: int = 8,
-        decode_chunk: int = 64,
+        encode_chunk: int | None = None,
+        decode_chunk: int | None = None,
+        compiled: bool = False,
     ) -> None:
-        """Freeze the model and move it to its device."""
+        """Freeze the model and move it to its device.
+
+        Raises:
+            TeacherError: if the encoder cannot compute in the precision that was named.
+        """
         self.sam = sam.eval().requires_grad_(requires_grad=False).to(device)
         self.profile = profile
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.precision = resolve_precision(precision, self.device, profile)
-        self.encode_batch = BatchSize(encode_chunk, "pictures")
-        self.decode_batch = BatchSize(decode_chunk, "prompts")
+        set_int8(self.sam.image_encoder, self.device, on=self.precision == "int8")
+        self.mask_size_px = int(sam.prompt_encoder.mask_input_size[0])
+        self._way = transfer_to(self.device)
+        self.encode_batch, self.decode_batch = self._batches(encode_chunk, decode_chunk)
         if self.device.type == "cpu":
             keep_freed_memory()
+            fit_threads()
         elif isinstance(sam.image_encoder, ImageEncoder):
-            sam.image_encoder.prepare(encode_chunk, dtype=torch.bfloat16 if self.precision == "bf16" else None)
-        self.mask_size_px = int(sam.prompt_encoder.mask_input_size[0])
+            dtype = torch.bfloat16 if self.precision == "bf16" else None
+            sam.image_encoder.prepare(self.encode_batch.size, dtype=dtype, compiled=compiled)
+
+    @torch.inference_mode()
+    def _batches(self, pictures: int | None, prompts: int | None) -> tuple[BatchSize, BatchSize]:
+        """Return the sizes that were named, or else fit."""
+
+        def encode(count: int) -> None:
+            self._features(blank_squares(count, self.profile, self.device))
+
+        def decode(count: int) -> None:
+            self._decode_chunk(*blank_question(count, self.sam, self.profile, self.device), slice(0, count))
+
+        usual, where = CallSizes(), self.device
+        return (
+            BatchSize(pictures, "pictures") if pictures else fit(encode, where, usual=usual.pictures, most=MOST_PICTURES, what="pictures"),
+            BatchSize(prompts, "prompts") if prompts else fit(decode, where, usual=usual.prompts, most=MOST_PROMPTS, what="prompts"),
+        )
+
+    @property
+    def call_sizes(self) -> CallSizes:
+        """How much to ask at once: on a CPU always the same, so that no answer depends on it; on a GPU what memory has proved to hold."""
+        if self.device.type == "cpu":
+            return CallSizes()
+        return CallSizes(pictures=self.encode_batch.size, prompts=self.decode_batch.size, constant=False)
+
+    def ask_less(self) -> bool:
+        """Halve ``call_sizes``, for a caller who ran out of memory around a call; False where that cannot be."""
+        return self.device.type != "cpu" and any([self.encode_batch.halve(), self.decode_batch.halve()])
+
+    def _features(self, squares: torch.Tensor) -> torch.Tensor:
+        with self._arithmetic():
+            features: torch.Tensor = self.sam.image_encoder(squares)
+        return features.float()
 
     def _arithmetic(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, torch.bfloat16)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> Embeddings:
@@ -78,10 +125,8 @@ class SamTeacher:
 
         def encode_some(some: slice) -> tuple[torch.Tensor, list[tuple[int, int]]]:
             here = range(some.start, some.stop)  # squares of this batch only: a volume's would fill the memory
-            squares = [to_square(images[n], self.profile, index=n, device=self.device) for n in here]
-            with self._arithmetic():
-                features: torch.Tensor = self.sam.image_encoder(torch.stack([square for square, _ in squares]))
-            return features.float(), [size for _, size in squares]
+            squares = self._way.prepare(lambda n: to_square(images[n], self.profile, index=n, device=torch.device("cpu")), here)
+            return self._features(torch.stack([square for square, _ in squares])), [size for _, size in squares]
 
         chunks = in_batches(encode_some, len(images), self.encode_batch)
         return Embeddings(
@@ -197,15 +242,15 @@ class SamTeacher:
             points=points,
             point_labels=None if prompts.point_labels is None else self._tensor(prompts.point_labels[part]),
             mask_inputs=None if prompts.mask_logits is None else self._tensor(prompts.mask_logits[part])[:, None],
-            has_mask=None if prompts.has_mask is None else torch.as_tensor(prompts.has_mask[part], device=self.device),
+            has_mask=None if prompts.has_mask is None else self._way.send(prompts.has_mask[part]),
         )
 
     def _places(self, index: np.ndarray) -> torch.Tensor:
         """Return int64: torch takes uint8 for a mask, not for places."""
-        return torch.as_tensor(np.asarray(index), device=self.device).long()
+        return self._way.send(np.asarray(index)).long()
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(array, np.float32), device=self.device)
+        return self._way.send(np.asarray(array, np.float32))
 
     @torch.inference_mode()
     def upsample(self, logits: torch.Tensor, size_px: tuple[int, int], input_size_px: tuple[int, int]) -> torch.Tensor:
@@ -250,7 +295,7 @@ class SamTeacher:
         return Prediction(logits=logits.float().cpu().numpy(), iou=decoded.iou.float().cpu().numpy())
 
 
-def resolve_precision(precision: Precision, device: torch.device, profile: TeacherProfile) -> Literal["fp32", "bf16"]:
+def resolve_precision(precision: Precision, device: torch.device, profile: TeacherProfile) -> Literal["fp32", "bf16", "int8"]:
     """Return what ``"auto"`` means: bfloat16 on CUDA devices that have it, but never for the bundled teacher, whose labels stay as they are."""
     if precision != "auto":
         return precision

@@ -49,18 +49,6 @@ def through_input(logits: torch.Tensor, image_size: int, input_size_px: tuple[in
     return torch.from_numpy(out).view(*logits.shape[:-2], *size_px)
 
 
-def masks_through_input(logits: torch.Tensor, image_size: int, input_size_px: tuple[int, int], size_px: tuple[int, int]) -> torch.Tensor:
-    """Return ``through_input(...) > 0`` as bool without ever holding all logits at picture resolution."""
-    if not _suits_opencv(logits):
-        return through_input(logits, image_size, input_size_px, size_px) > 0
-    out = np.empty((logits.shape[:-2].numel(), *size_px), bool)
-    scratch = np.empty(size_px, np.float32)
-    for plane, target in zip(_planes(logits), out, strict=True):
-        _restore(plane, image_size, input_size_px, scratch)
-        np.greater(scratch, 0, out=target)
-    return torch.from_numpy(out).view(*logits.shape[:-2], *size_px)
-
-
 def _suits_opencv(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad)
 

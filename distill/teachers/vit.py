@@ -17,6 +17,7 @@ import torch
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
 from torch import nn
 
+from distill.errors import TeacherError
 from distill.teachers.attention import VARIANTS, attend_plain, choose_variant
 from distill.teachers.vit_cpu import CpuPlan, runs_on_plan
 
@@ -199,6 +200,8 @@ class ImageEncoder(nn.Module):
         self.neck = nn.Sequential(
             nn.Conv2d(sizes.width, out, 1, bias=False), LayerNorm2d(out), nn.Conv2d(out, out, 3, padding=1, bias=False), LayerNorm2d(out)
         )
+        self.int8 = False
+        """On a CPU, outside training: the linear layers of the blocks in 8-bit integers (``int8_products``)."""
         self._plan: CpuPlan | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -237,7 +240,8 @@ class ImageEncoder(nn.Module):
         Args:
             batch: images per call.
             dtype: of the products; default the weights' own. Name it where the encoder will run inside ``torch.autocast``.
-            compiled: also compile each block (``torch.compile``), which costs a minute and pays on a GPU.
+            compiled: also compile each block (``torch.compile``), which costs a minute. Meant for GPUs, and not measured on one yet; on a CPU
+                the plan runs instead of the blocks.
         """
         weight = self.pos_embed
         known: dict[tuple[object, ...], str] = {}
@@ -256,3 +260,19 @@ class ImageEncoder(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the plan out: packed weights can neither be copied nor pickled."""
         return {**super().__getstate__(), "_plan": None}
+
+
+def set_int8(encoder: nn.Module, device: torch.device, *, on: bool) -> None:
+    """Have an encoder use 8-bit integers from its next picture on, or not.
+
+    Raises:
+        TeacherError: if it cannot: it is no ViT, or computes elsewhere than on a CPU.
+    """
+    if on and not isinstance(encoder, ImageEncoder):
+        message = f"precision int8 is for SAM's ViT encoders, but this teacher's is {type(encoder).__name__}. Use bf16 or fp32."
+        raise TeacherError(message)
+    if on and device.type != "cpu":
+        message = f"precision int8 computes on the CPU only, but the device is {device}. Use device cpu, or precision bf16."
+        raise TeacherError(message)
+    if isinstance(encoder, ImageEncoder):
+        encoder.int8 = on

@@ -6,6 +6,7 @@ Scratch memory belongs to one call, so several threads may run one plan.
 Letters: ``N`` tokens, ``C`` channels.
 """
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 from distill.teachers.cpu_attention import AttentionPlan
+from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
+from distill.teachers.int8_products import AFTER_GELU, ROWS, PackedInt8Linear
 
 MLP_ROWS = 1024
-"""Rows of the MLP's hidden layer alive at a time."""
+"""Rows of the MLP's hidden layer alive at a time; ``ROWS`` of each core in 8-bit integers."""
 
 
 def runs_on_plan(encoder: nn.Module, x: torch.Tensor) -> bool:
@@ -30,15 +33,24 @@ def runs_on_plan(encoder: nn.Module, x: torch.Tensor) -> bool:
 
 
 class BlockPlan:
-    """One transformer block with packed weights. Tokens stay float32 between its two halves."""
+    """One transformer block with packed weights. Tokens stay float32 between its two halves.
 
-    def __init__(self, block: Any, grid: int, dtype: torch.dtype) -> None:
+    Args:
+        block: of ``distill.teachers.vit``.
+        grid: tokens along the image.
+        dtype: of the products.
+        int8: 8-bit integers for those with the weights of ``qkv``, ``proj``, ``lin1`` and ``lin2`` instead.
+    """
+
+    def __init__(self, block: Any, grid: int, dtype: torch.dtype, *, int8: bool = False) -> None:
         self.block = block
         self.grid = grid
         self.dtype = dtype
-        self.attention = AttentionPlan(block.attn, grid, dtype)
-        self.lin1 = PackedLinear(block.mlp.lin1.weight.to(dtype), block.mlp.lin1.bias, MLP_ROWS)
-        self.lin2 = PackedLinear(block.mlp.lin2.weight.to(dtype), block.mlp.lin2.bias, MLP_ROWS)
+        self.int8 = int8
+        self.attention = AttentionPlan(block.attn, grid, dtype, PackedInt8Linear if int8 else PackedLinear)
+        self.lin1: PackedLinear | PackedInt8Linear
+        self.lin2: PackedLinear | PackedInt8Linear
+        self.lin1, self.lin2 = _int8_mlp(block.mlp) if int8 else _mlp(block.mlp, dtype)
 
     def __call__(self, x: torch.Tensor) -> None:
         """Advance ``(N, C)`` float32 in place."""
@@ -49,8 +61,15 @@ class BlockPlan:
         y = _normed(x, self.block.norm2, self.dtype)
         for name in self.block.beside_mlp:
             x.add_(self._extra(name, y))
-        for n in range(0, len(x), MLP_ROWS):
-            x[n : n + MLP_ROWS].add_(self.lin2(self.lin1(y[n : n + MLP_ROWS], gelu=True)))
+        if self.int8:
+            share_out(lambda starts: self._advance(x, y, starts, ROWS), range(0, len(x), ROWS))
+        else:
+            self._advance(x, y, range(0, len(x), MLP_ROWS), MLP_ROWS)
+
+    def _advance(self, x: torch.Tensor, y: torch.Tensor, starts: Iterable[int], rows: int) -> None:
+        """Add the MLP of ``y`` to ``x`` for the blocks of ``rows`` tokens that begin at ``starts``."""
+        for n in starts:
+            x[n : n + rows].add_(self.lin2(self.lin1(y[n : n + rows], gelu=True)))
 
     def _extra(self, name: str, y: torch.Tensor) -> torch.Tensor:
         module = self.block.get_submodule(name)
@@ -58,6 +77,17 @@ class BlockPlan:
         tokens = y.view(1, self.grid, self.grid, -1)
         changed: torch.Tensor = module(tokens if weight is None else tokens.to(weight.dtype))
         return changed.reshape(len(y), -1)
+
+
+def _mlp(mlp: Any, dtype: torch.dtype) -> tuple[PackedLinear, PackedLinear]:
+    first, second = (PackedLinear(each.weight.to(dtype), each.bias, MLP_ROWS) for each in (mlp.lin1, mlp.lin2))
+    return first, second
+
+
+def _int8_mlp(mlp: Any) -> tuple[PackedInt8Linear, PackedInt8Linear]:
+    """Pack both layers to answer in float32: what lies between them is rounded once."""
+    first = PackedInt8Linear(mlp.lin1.weight.float(), mlp.lin1.bias, ROWS)
+    return first, PackedInt8Linear(mlp.lin2.weight.float(), mlp.lin2.bias, ROWS, zero=AFTER_GELU)
 
 
 def _normed(x: torch.Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> torch.Tensor:
@@ -76,6 +106,7 @@ class CpuPlan:
 
     def __init__(self, encoder: Any) -> None:
         self.dtype = plan_dtype(encoder)
+        self.int8: bool = encoder.int8
         self.signature = _signature(encoder)
         self.grid: int = encoder.grid
         self.patch: int = encoder.sizes.patch
@@ -83,14 +114,14 @@ class CpuPlan:
         embed = encoder.patch_embed.proj
         self.embed = PackedLinear(embed.weight.flatten(1).to(self.dtype), embed.bias, tokens)
         self.positions = encoder.pos_embed.detach().float().view(tokens, -1)
-        self.blocks = [BlockPlan(block, self.grid, self.dtype) for block in encoder.blocks]
+        self.blocks = [BlockPlan(block, self.grid, self.dtype, int8=self.int8) for block in encoder.blocks]
         self.neck = encoder.neck
         self.narrow = PackedLinear(encoder.neck[0].weight.flatten(1).to(self.dtype), None, tokens)
         self.smooth = encoder.neck[2].weight.detach().to(self.dtype)
 
-    def fits(self, encoder: nn.Module) -> bool:
-        """Say whether the encoder's weights and type are still those of this plan."""
-        return plan_dtype(encoder) == self.dtype and _signature(encoder) == self.signature
+    def fits(self, encoder: Any) -> bool:
+        """Say whether the encoder's weights and precision are still those of this plan."""
+        return (plan_dtype(encoder), encoder.int8) == (self.dtype, self.int8) and _signature(encoder) == self.signature
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """Encode ``(B, 3, S, S)`` to ``(B, C, h, w)`` float32, one image after the other."""

@@ -8,12 +8,15 @@ affine that readers compute is the same to the last bit. Otherwise the affine is
 32-bit numbers: an affine from another source, DICOM for instance, is rounded to those.
 """
 
+import zlib
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from storage.case import Geometry
 from storage.errors import InvalidCaseError
@@ -23,6 +26,8 @@ _MILLIMETRES = 2
 """NIfTI's ``xyzt_units`` code for millimetres and no time."""
 _SCANNER = 1
 """NIfTI's form code for scanner coordinates."""
+_EXPORTED = "samdistill export"
+"""Description in the header of what an export wrote, and so may write again."""
 _STORED = {"int64": "int32", "uint64": "uint32", "float16": "float32", "bool": "uint8"}
 """What NIfTI cannot hold, or hardly any reader reads, and what holds it; :func:`_storable` checks that no value changes."""
 
@@ -42,7 +47,7 @@ def export_image(case: Case, path: Path | str) -> Path:
     """
     image_czyx = case.read()
     array = image_czyx[0] if len(image_czyx) == 1 else image_czyx
-    return write_nifti(array, case.record.geometry, path)
+    return write_nifti(array, case.record.geometry, path, description=_EXPORTED)
 
 
 def export_labels(case: Case, label_set: str, path: Path | str) -> Path:
@@ -52,11 +57,26 @@ def export_labels(case: Case, label_set: str, path: Path | str) -> Path:
         LabelSetNotFoundError: if the case has no such label set.
         InvalidCaseError: if the path does not end in ``.nii`` or ``.nii.gz``.
     """
-    return write_nifti(case.labels(label_set).read(), case.record.geometry, path)
+    return write_nifti(case.labels(label_set).read(), case.record.geometry, path, description=_EXPORTED)
 
 
-def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str) -> Path:
+def is_export(path: Path | str) -> bool:
+    """Tell whether an export wrote this file: anything else of its name may be a scan, or what an expert drew."""
+    try:
+        header = nib.load(path).header
+    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError):
+        return False
+    return isinstance(header, nib.Nifti1Header) and bytes(header["descrip"].item()).decode("latin-1") == _EXPORTED
+
+
+def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str, *, description: str = "") -> Path:
     """Write an array ``(z, y, x)`` or ``(c, z, y, x)`` with a geometry; readers never see half a file.
+
+    Args:
+        array: What to write.
+        geometry: Where its voxels lie.
+        path: Ends in ``.nii`` or ``.nii.gz``; missing folders are made, an existing file is replaced.
+        description: For the header, at most 79 letters.
 
     Raises:
         InvalidCaseError: if the path does not end in ``.nii`` or ``.nii.gz``, or the values fit no NIfTI data type.
@@ -69,7 +89,9 @@ def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str) -> Path
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{uuid4().hex}{ending}")
     try:
-        nib.save(_image(_storable(array), geometry), unfinished)
+        image = _image(_storable(array), geometry)
+        image.header["descrip"] = description
+        nib.save(image, unfinished)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)

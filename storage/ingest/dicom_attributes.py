@@ -89,7 +89,8 @@ def positive_number(value: Any) -> float | None:
 
 def keyed_hash(key: bytes, parts: Iterable[str], *, length: int = 16) -> str:
     """Hash texts so that nobody without the key can test a guess; ``length`` counts hex digits."""
-    digest = hmac.new(key, "\x1f".join(parts).encode(), lambda: blake2b(digest_size=32))
+    # Names of files need not be UTF-8.
+    digest = hmac.new(key, "\x1f".join(parts).encode("utf-8", "backslashreplace"), lambda: blake2b(digest_size=32))
     return digest.hexdigest()[:length]
 
 
@@ -105,9 +106,25 @@ def load_or_make_key(path: Path) -> bytes:
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(_KEY_BYTES) + "\n")
         with suppress(FileExistsError):
-            os.link(aside, path)
-        Path(aside).unlink()
+            _give_name(Path(aside), path)
+        Path(aside).unlink(missing_ok=True)
     return _parse_key(path)
+
+
+def _give_name(aside: Path, path: Path) -> None:
+    """Give a finished file its name, unless somebody else was faster.
+
+    Raises:
+        FileExistsError: if somebody was.
+    """
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no links here: memory sticks and some network disks
+        if path.exists():
+            raise FileExistsError(path) from None
+        aside.replace(path)
 
 
 def _parse_key(path: Path) -> bytes:

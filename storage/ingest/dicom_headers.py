@@ -92,6 +92,8 @@ class DicomSeries:
 
 def looks_like_dicom(path: Path) -> bool:
     """Tell by content: the letters DICM after the preamble, or a first element of group 0002 or 0008 without one."""
+    if not path.is_file():
+        return False  # opening a named pipe would wait for ever
     try:
         with path.open("rb") as file:
             head = file.read(_PREAMBLE_BYTES + 4)

@@ -2,7 +2,7 @@
 
 import fnmatch
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,14 +47,14 @@ class FoundFile:
 def find_files(source: Path, *, exclude: Sequence[str] = ()) -> list[FoundFile]:
     """List the sources under a folder, or the one file given, sorted by name.
 
-    Hidden files and folders, and what ``exclude`` matches (shell patterns on the relative name), are left out.
+    Hidden files and folders, and what ``exclude`` matches (shell patterns on the relative name), are left out; links are followed.
 
     Raises:
         IngestError: ``source-not-found``.
     """
     if not source.exists():
         raise IngestError("source-not-found", _nothing_at(source))
-    paths = [source] if source.is_file() else list(_walk(source))
+    paths = [source] if source.is_file() else list(walk(source))
     base = source.parent if source.is_file() else source
     pairs = [(path, path.relative_to(base).as_posix()) for path in paths]
     wanted = [pair for pair in pairs if not any(fnmatch.fnmatch(pair[1], pattern) for pattern in exclude)]
@@ -71,7 +71,7 @@ def check_any(source: Path, *, exclude: Sequence[str] = ()) -> None:
     if not source.exists():
         raise IngestError("source-not-found", _nothing_at(source))
     files = 0
-    for path in [source] if source.is_file() else _walk(source):
+    for path in [source] if source.is_file() else walk(source):
         files += 1
         name = path.relative_to(source.parent if source.is_file() else source).as_posix()
         if not any(fnmatch.fnmatch(name, pattern) for pattern in exclude) and kind_of(path) is not None:
@@ -98,10 +98,31 @@ def kind_of(path: Path) -> Kind | None:
     return "dicom" if path.name.upper() not in _NOT_A_SLICE and looks_like_dicom(path) else None
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX")) and not name.endswith(OWN_FOLDERS)]
-        yield from (Path(base, name) for name in names if not name.startswith("."))
+def walk(folder: Path, *, leave_out: Collection[Path] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, in order; hidden ones, archives and what is beside them are left alone.
+
+    Links to other folders are followed, each place once; a link back into the folder leads to what is seen anyway.
+
+    Args:
+        folder: Where to look.
+        leave_out: Folders that are passed over.
+    """
+    followed = [folder.resolve()]
+    for base, folders, names in os.walk(folder, followlinks=True):
+        wanted = (name for name in sorted(folders) if not name.startswith((".", "__MACOSX")) and not name.endswith(OWN_FOLDERS))
+        folders[:] = [name for name in wanted if Path(base, name) not in leave_out and _leads_on(Path(base, name), followed)]
+        yield from (Path(base, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _leads_on(folder: Path, followed: list[Path]) -> bool:
+    """Tell whether a folder is none that a link led to before; what is below such a place has been, or will be, seen from there."""
+    if not folder.is_symlink():
+        return True
+    place = folder.resolve()
+    if any(place.is_relative_to(seen) for seen in followed):
+        return False
+    followed.append(place)
+    return True
 
 
 def _look_at(path: Path, name: str) -> FoundFile | None:

@@ -11,8 +11,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from storage import Archive, Case
 from storage.case import IGNORE, CaseRecord, ClassInfo, LabelHistory
-from storage.errors import IngestError
-from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping
+from storage.errors import IngestError, LedgerError
+from storage.heartbeat import beating
+from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping, source_name
 from storage.ingest.discover import FoundFile, find_files
 from storage.ingest.images import read_label_image
 from storage.ingest.nifti import read_label_nifti
@@ -57,15 +58,18 @@ def import_labels(
         suffix: What follows the case id in the file names, such as ``_1stHO``; other files are passed over.
 
     Raises:
-        IngestError: ``source-not-found``. A bad file raises nothing: see ``catalog.problems()``.
+        IngestError: ``source-not-found``, or ``unknown-class`` if the mapping leads to an id that is none of the classes'. A bad file raises
+            nothing: see ``catalog.problems()``.
     """
+    _check_mapping(mapping or {}, classes)
     plan = _LabelPlan(classes=classes, label_set=label_set, mapping=dict(mapping or {c.id: c.id for c in classes}), suffix=suffix)
-    root = folder if folder.is_dir() else folder.parent
     files = {file.name: file for file in find_files(folder) if file.kind != "dicom" and case_id_from_name(file.name).endswith(suffix)}
     book = Bookkeeping(archive)
     try:
-        with quiet_readers():
-            reasons, due = _plan(archive, book, root, list(files.values()), plan)
+        with quiet_readers(), beating(archive.ledger):
+            if folder.is_dir():
+                book.forget_gone(folder, {source_name(file.path) for file in files.values()}, row=plan.row)
+            reasons, due = _plan(archive, book, list(files.values()), plan)
             outcomes = Counter(_import_one(archive, book, task, plan) for task in due.values())
         reasons += Counter({slug: count for slug, count in outcomes.items() if slug not in _FINE})
     finally:
@@ -73,6 +77,14 @@ def import_labels(
     added = outcomes["added"]
     unchanged = len(files) - added - outcomes["elsewhere"] - reasons.total()
     return GoldSummary(added=added, unchanged=unchanged, problems=reasons.total(), reasons=dict(sorted(reasons.items())))
+
+
+def _check_mapping(mapping: Mapping[int, int], classes: Sequence[ClassInfo]) -> None:
+    known = {0, IGNORE} | {info.id for info in classes}
+    strangers = {value: target for value, target in mapping.items() if target not in known}
+    if strangers:
+        message = f"the mapping of label values leads to no class: {strangers}. Classes: {sorted(known - {0, IGNORE})}; 0 is background, {IGNORE} ignore."
+        raise IngestError("unknown-class", message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +101,11 @@ class _LabelPlan:
         """Each label set has units of its own, named by case."""
         return STAGE if self.label_set == "gold" else f"{STAGE}/{self.label_set}"
 
+    @property
+    def row(self) -> str:
+        """Under which problems of its files are kept."""
+        return f"label set {self.label_set}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LabelTask:
@@ -101,28 +118,25 @@ class _LabelTask:
     fingerprint: str
 
 
-def _plan(
-    archive: Archive, book: Bookkeeping, root: Path, files: Sequence[FoundFile], plan: _LabelPlan
-) -> tuple[Counter[str], dict[str, _LabelTask]]:
+def _plan(archive: Archive, book: Bookkeeping, files: Sequence[FoundFile], plan: _LabelPlan) -> tuple[Counter[str], dict[str, _LabelTask]]:
     """Pair files with cases; return the problems found so far, old and new, and the tasks that are due."""
     reasons: Counter[str] = Counter()
     tasks: dict[str, _LabelTask] = {}
-    row = f"label set {plan.label_set}"
     for file in files:
-        source, case = str(root / file.name), case_id_from_name(file.name).removesuffix(plan.suffix)
+        source, case = source_name(file.path), case_id_from_name(file.name).removesuffix(plan.suffix)
         record = archive.catalog.find_case(case)
         if record is None or case in tasks:
             reason = "unknown-case" if record is None else "duplicate-case-id"
             message = (
                 f"{file.name}: the archive holds no case {case!r}." if record is None else f"{file.name}: another file labels case {case}."
             )
-            book.replace_problem(source, row, reason, f"{message} Label files are named like the case they belong to.")
+            book.replace_problem(source, plan.row, reason, f"{message} Label files are named like the case they belong to.")
             reasons[reason] += 1
             continue
         print_ = fingerprint(
             state=file.state, name=source, case=record.fingerprint, classes=plan.classes, mapping=sorted(plan.mapping.items())
         )
-        tasks[case] = _LabelTask(case=case, path=file.path, source=source, row=row, fingerprint=print_)
+        tasks[case] = _LabelTask(case=case, path=file.path, source=source, row=plan.row, fingerprint=print_)
     due = archive.ledger.plan(plan.stage, {task.case: task.fingerprint for task in tasks.values()})
     notes = {unit: seen.note for unit, seen in book.seen(plan.stage).items() if unit in tasks and unit not in due}
     reasons.update(note.removeprefix(f"{PROBLEM_NOTE}: ") for note in notes.values() if note.startswith(PROBLEM_NOTE))
@@ -130,9 +144,16 @@ def _plan(
 
 
 def _import_one(archive: Archive, book: Bookkeeping, task: _LabelTask, plan: _LabelPlan) -> str:
-    """Import one file, and return what became of it, or the slug of its problem."""
+    """Import one file, and return what became of it, or the slug of its problem; another run may have it, or take it meanwhile."""
     if not archive.ledger.claim(plan.stage, task.case):
         return "elsewhere"
+    try:
+        return _import_claimed(archive, book, task, plan)
+    except LedgerError:
+        return "elsewhere"
+
+
+def _import_claimed(archive: Archive, book: Bookkeeping, task: _LabelTask, plan: _LabelPlan) -> str:
     try:
         case = archive[task.case]
         _write(case, read_labels_for(case.record, task.path), plan, task.fingerprint)

@@ -43,7 +43,7 @@ def _read_parts(path: Path) -> dict[str, Part]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise IngestError("bad-parts-file", f"{path}: the file cannot be read ({error}).") from error
     parts: dict[str, Part] = {}
     for number, row in enumerate(rows, start=2):

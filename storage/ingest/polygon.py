@@ -14,12 +14,15 @@ def fill_polygons(polygons: Sequence[Sequence[float]], size_yx: tuple[int, int])
         size_yx: Rows and columns of the image.
 
     Raises:
-        ValueError: if a polygon has fewer than three corners or an odd number of values.
+        ValueError: if a polygon has fewer than three corners, an odd number of values, or one that is no number.
     """
     filled = np.zeros(size_yx, dtype=bool)
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             message = f"a polygon needs at least three corners of x and y, but has {len(polygon)} values."
+            raise ValueError(message)
+        if not np.isfinite(polygon).all():
+            message = "a polygon holds a value that is no number."
             raise ValueError(message)
         filled |= _fill(np.asarray(polygon, dtype=np.float64).reshape(-1, 2), size_yx)
     return filled

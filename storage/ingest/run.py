@@ -100,6 +100,10 @@ def dicom_key_path(archive: Archive) -> Path:
     return path.with_name(path.name + ".dicom-key")
 
 
+def _has_key(archive: Archive) -> bool:
+    return local_path(archive.url) is not None and dicom_key_path(archive).exists()
+
+
 def _plan(
     archive: Archive,
     book: Bookkeeping,
@@ -116,18 +120,14 @@ def _plan(
     named = [file for file in files if file.kind != "dicom"]
     tasks, sources = file_tasks(named, root, archive, book, known, modality=modality, patient_from=patient_from)
     slices = [file for file in files if file.kind == "dicom"]
-    if slices:
+    # Without slices there may still be problems of some that are gone.
+    if slices or dicom_key or _has_key(archive):
         key = dicom_key or load_or_make_key(dicom_key_path(archive))
-        more, labels = dicom_tasks(slices, book, key=key, modality=modality)
+        more, labels = dicom_tasks(slices, source, book, key=key, modality=modality)
         tasks, sources = tasks + more, sources | labels
-    _forget_missing(book, root, sources)
+    if source.is_dir():
+        book.forget_gone(source, sources)
     return tasks, sources
-
-
-def _forget_missing(book: Bookkeeping, root: Path, sources: set[str]) -> None:
-    """Take back problems of files that are gone from this folder."""
-    below = f"{root}/"
-    book.forget_problems({p.source for p in book.problems() if p.source.startswith(below) and p.source not in sources and not p.row})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from storage.archive import Archive
 from storage.errors import IngestError
-from storage.ingest.bookkeeping import Bookkeeping
+from storage.ingest.bookkeeping import Bookkeeping, source_name
 from storage.ingest.dicom import read_series
 from storage.ingest.dicom_attributes import keyed_hash
 from storage.ingest.dicom_headers import DicomSeries, SliceHeader, group_series, read_header
@@ -73,20 +73,22 @@ def file_tasks(
             try:
                 naming = Naming(case=case, patient=patient_of(case, patient_from), modality=modality or "unknown")
             except IngestError as error:
-                book.replace_problem(str(root / file.name), "", error.reason, str(error))
+                book.replace_problem(source_name(file.path), "", error.reason, str(error))
                 continue
-            tasks.append(_file_task(file, root, naming, owners[file.name], contender=file.name != first))
-    return tasks, {str(root / file.name) for file in files}
+            tasks.append(_file_task(file, naming, owners[file.name], contender=file.name != first))
+    return tasks, {source_name(file.path) for file in files}
 
 
 def dicom_tasks(
     files: Sequence[FoundFile],
+    source: Path,
     book: Bookkeeping,
     *,
     key: bytes,
     modality: str | None,
 ) -> tuple[list[Task], set[str]]:
-    """Read all headers, record the files that are no pictures, and make a task of each series."""
+    """Read all headers, record the files that are no pictures, make a task of each series, and forget what is gone from a folder."""
+    place = f", folder {keyed_hash(key, ('folder', source_name(source)), length=8)}"
     headers: list[SliceHeader] = []
     states: dict[str, str] = {}
     problems: dict[str, tuple[str, IngestError]] = {}
@@ -97,10 +99,13 @@ def dicom_tasks(
         try:
             headers.append(read_header(file.path, number, key=key, name=name))
         except IngestError as error:
-            problems[f"dicom:{name_hash}"] = (f"file {number} of {len(files)}", error)
+            problems[f"dicom:{name_hash}"] = (f"file {number} of {len(files)}{place}", error)
     _settle(book, {f"dicom:{name_hash}" for name_hash in states}, problems)
-    tasks = [_series_task(series, states, modality) for series in group_series(headers, key=key)]
-    return tasks, {task.source for task in tasks} | set(problems)
+    tasks = [_series_task(series, states, modality, place) for series in group_series(headers, key=key)]
+    sources = {task.source for task in tasks} | set(problems)
+    if source.is_dir():
+        book.forget_problems({problem.source for problem in book.problems() if problem.row.endswith(place)} - sources)
+    return tasks, sources
 
 
 def _owner(case: str, owners: Mapping[str, str], known: Mapping[str, str], archive: Archive) -> str | None:
@@ -114,28 +119,28 @@ def _owner(case: str, owners: Mapping[str, str], known: Mapping[str, str], archi
     return min(owners)
 
 
-def _file_task(file: FoundFile, root: Path, naming: Naming, owner: str, *, contender: bool) -> Task:
+def _file_task(file: FoundFile, naming: Naming, owner: str, *, contender: bool) -> Task:
     reader = read_nifti if file.kind == "nifti" else read_image
     state = fingerprint(state=file.state, patient=naming.patient, modality=naming.modality)
     return Task(
         unit=f"{naming.case[:100]}~{owner}" if contender else naming.case,
         case=naming.case,
         fingerprint=f"{owner}.{state}",
-        source=str(root / file.name),
+        source=source_name(file.path),
         row="",
         read=partial(reader, file.path, naming),
         contender=contender,
     )
 
 
-def _series_task(series: DicomSeries, states: Mapping[str, str], modality: str | None) -> Task:
+def _series_task(series: DicomSeries, states: Mapping[str, str], modality: str | None, place: str) -> Task:
     files = sorted((header.name_hash, states[header.name_hash]) for header in series.slices)
     return Task(
         unit=series.case,
         case=series.case,
         fingerprint=f"{_DICOM_OWNER}.{fingerprint(files=files, modality=modality)}",
         source=f"dicom:{series.case}",
-        row=f"series of {len(series.slices)} files",
+        row=f"series of {len(series.slices)} files{place}",
         read=partial(read_series, series, modality=modality),
     )
 

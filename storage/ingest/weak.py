@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from storage.archive import Archive
 from storage.case import ClassInfo, Prompt
 from storage.errors import IngestError
-from storage.ingest.bookkeeping import Bookkeeping
+from storage.ingest.bookkeeping import Bookkeeping, source_name
+from storage.ingest.discover import walk
 from storage.ingest.source import quiet_readers
 from storage.ingest.weak_coco import coco_rows, is_coco
 from storage.ingest.weak_convert import Converter
@@ -21,8 +22,10 @@ from storage.ingest.weak_explain import explain
 from storage.ingest.weak_files import RawRow, csv_rows, json_lines, json_rows, read_text
 from storage.ingest.weak_schema import ROW
 from storage.ingest.weak_sparse import sparse_prompts
+from storage.records import ProblemRecord
 
 PromptFormat = Literal["json", "jsonl", "csv", "coco", "sparse"]
+_SPARSE = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,10 @@ def import_prompts(
     try:
         with quiet_readers():
             if kind == "sparse":
-                summaries = [_import_file(book, file, _sparse_outcomes(file, converter), converter) for file in _sparse_files(path)]
+                files = _sparse_files(path)
+                if path.is_dir():
+                    book.forget_gone(path, {source_name(file) for file in files}, endings=_SPARSE)
+                summaries = [_import_file(book, file, _sparse_outcomes(file, converter), converter) for file in files]
                 return _sum(summaries, converter.notes())
             return _import_file(book, path, _row_outcomes(path, kind, converter), converter)
     finally:
@@ -95,19 +101,18 @@ class _Outcome:
 
 def _import_file(book: Bookkeeping, path: Path, outcomes: Iterator[_Outcome], converter: Converter) -> PromptSummary:
     """Bring in what a file says, and take back what it said before, in one transaction."""
-    catalog, file = converter.archive.catalog, _file_key(path)
-    book.forget_problems([str(path)])
-    reasons: Counter[str] = Counter()
-    first = ""
+    catalog, file, source = converter.archive.catalog, _file_key(path), source_name(path)
+    problems: list[ProblemRecord] = []
     prompts: list[Prompt] = []
     unread = False
     for outcome in outcomes:
         if outcome.reason:
-            reasons[outcome.reason] += 1
-            first = first or outcome.message
-            catalog.record_problem(str(path), outcome.row, outcome.reason, outcome.message)
+            problems.append(ProblemRecord(source=source, row=outcome.row, reason=outcome.reason, message=outcome.message))
         prompts.extend(outcome.prompts)
         unread |= outcome.unread
+    book.forget_problems([source])
+    catalog.record_problems(problems)
+    reasons = Counter(problem.reason for problem in problems)
     if unread:
         added, removed = catalog.add_prompts(prompts, file=file), 0
     else:
@@ -119,7 +124,7 @@ def _import_file(book: Bookkeeping, path: Path, outcomes: Iterator[_Outcome], co
         problems=sum(reasons.values()),
         reasons=dict(sorted(reasons.items())),
         notes=converter.notes(),
-        first_problem=first,
+        first_problem=problems[0].message if problems else "",
     )
 
 
@@ -186,7 +191,7 @@ def _raw_rows(path: Path, kind: PromptFormat, converter: Converter) -> Iterator[
 def _document(text: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None  # json_rows will find what stands on its own
 
 
@@ -207,7 +212,7 @@ def _convert(path: Path, raw: RawRow, converter: Converter) -> _Outcome:
 def _sparse_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.name.lower().endswith((".nii", ".nii.gz")))
+    return sorted(file for file in walk(path) if file.name.lower().endswith(_SPARSE))
 
 
 def _sparse_outcomes(file: Path, converter: Converter) -> Iterator[_Outcome]:

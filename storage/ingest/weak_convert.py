@@ -5,19 +5,22 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
 from storage import rle
 from storage.archive import Archive
 from storage.case import IGNORE, CaseRecord, ClassInfo, Prompt
-from storage.errors import CaseNotFoundError, IngestError
+from storage.errors import IngestError
 from storage.ingest.images import read_label_image
 from storage.ingest.polygon import fill_polygons
 from storage.ingest.source import case_id_from_name
 from storage.ingest.weak_schema import AnyRow, Box3dRow, BoxRow, MaskRow, PointRow, ScribbleRow
+from storage.wording import plain_name
 
+_LOOKED_FOR = 50
+"""Unknown cases of one import for which similar ids are looked up, at about 5 ms each; a file may have a hundred thousand."""
 _INSIDE_SHARE = 0.5
 """A box is clipped to the image if at least this share of it lies inside; one that is mostly outside was meant for another image."""
 
@@ -34,7 +37,9 @@ class Converter:
     """The only classes that rows may speak of; None allows every id."""
     names: Mapping[str, int] = field(default_factory=dict)
     """Ids of class names, for rows without an id."""
-    _records: dict[str, CaseRecord] = field(default_factory=dict)
+    _records: dict[str, CaseRecord | None] = field(default_factory=dict)
+    _missed: int = 0
+    """Rows so far whose case is not in the archive."""
     _renamed: Counter[tuple[int, str]] = field(default_factory=Counter)
     """(class id, the name a row gives it) -> how many rows, where the recipe calls it otherwise."""
     _renumbered: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -47,7 +52,7 @@ class Converter:
             IngestError: with the slug ``unknown-case``, ``unknown-class``, ``slice-missing``, ``slice-out-of-range``, ``not-finite``,
                 ``inverted-box``, ``box-outside-image``, ``point-outside-image``, ``bad-mask``, ``empty-mask`` or ``mask-file``.
         """
-        record = self.record(row.case if row.case is not None else case_id_from_name(row.image or ""))
+        record = self.record(row.case if row.case is not None else case_id_from_name(_last_part(row.image or "")))
         class_id = self.class_id(row.class_id, row.class_name)
         if isinstance(row, Box3dRow):
             return [self._prompt(row, record, class_id, slice_index=None, box_zyxzyx_px=_clip_3d(row, record))]
@@ -70,14 +75,17 @@ class Converter:
             IngestError: ``unknown-case``.
         """
         if case not in self._records:
-            try:
-                self._records[case] = self.archive[case].record
-            except CaseNotFoundError as error:
-                record = self.archive.catalog.find_case(case_id_from_name(case))
-                if record is None:
-                    raise IngestError("unknown-case", str(error)) from None
-                self._records[case] = record
-        return self._records[case]
+            names = dict.fromkeys((case, case_id_from_name(_last_part(case))))
+            self._records[case] = next(filter(None, map(self.archive.catalog.find_case, names)), None)
+        record = self._records[case]
+        if record is None:
+            raise IngestError("unknown-case", self._no_such_case(case))
+        return record
+
+    def _no_such_case(self, case: str) -> str:
+        """Say that there is no such case; what it may be called instead is looked for only so often, as that takes longer than all else."""
+        self._missed += 1
+        return self.archive.no_such_case(case) if self._missed <= _LOOKED_FOR else f"no case {case!r} in {self.archive.url}."
 
     def class_id(self, class_id: int | None, name: str | None) -> int:
         """Find the class a row means.
@@ -151,30 +159,36 @@ class Converter:
                 mask = self._mask_file(row.path)
             elif row.polygons_xy is not None:
                 mask = fill_polygons(row.polygons_xy, size_yx)
+            elif row.size_yx is not None and row.size_yx != size_yx:  # not decoded: it may say anything
+                raise ValueError(_other_size(row.size_yx, size_yx))  # noqa: TRY301 - one place names the case
             else:
-                mask = rle.decode(row.rle or "", row.size_yx or size_yx)
+                mask = rle.decode(row.rle or "", size_yx)
         except IngestError as error:
             raise IngestError("mask-file", f"case {case}: {error}") from error
         except ValueError as error:
             raise IngestError("bad-mask", f"case {case}: {error}") from error
         if mask.shape != size_yx:
-            raise IngestError("bad-mask", f"case {case}: the mask has {mask.shape} rows and columns, but the slice {size_yx}.")
+            raise IngestError("bad-mask", f"case {case}: {_other_size(mask.shape, size_yx)}")
         if not mask.any():
             raise IngestError("empty-mask", f"case {case}: the mask has no pixel inside the slice. Leave the row out if nothing is there.")
         return mask
 
     def _mask_file(self, name: str) -> np.ndarray:
-        """Read a mask beside the prompt file, and from nowhere else."""
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts:
+        """Read a mask beside the prompt file, and from nowhere else; the path may have been written on Windows."""
+        relative = PurePosixPath(name.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts or PureWindowsPath(name).drive:
             message = f"the mask path {name!r} leads out of the folder of the prompt file."
             raise ValueError(message)
         return np.asarray(read_label_image(self.folder / relative)[0] > 0)
 
 
-def plain_name(name: str) -> str:
-    """Return a class name without what people write differently: case, and blanks for dashes or underscores."""
-    return re.sub(r"[\s_-]+", "-", name.strip().lower())
+def _last_part(path: str) -> str:
+    """Return the name of a file, whether its path was written on Windows or elsewhere."""
+    return re.split(r"[\\/]", path)[-1]
+
+
+def _other_size(found: tuple[int, ...], size_yx: tuple[int, int]) -> str:
+    return f"the mask has {found} rows and columns, but the slice {size_yx}."
 
 
 def slice_and_size(row: AnyRow, record: CaseRecord) -> tuple[int, tuple[int, int]]:

@@ -1,6 +1,7 @@
 """Take files of weak prompts apart into rows, keeping the good rows of a damaged file."""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def json_rows(text: str) -> Iterator[RawRow]:
     """Yield the entries of a JSON list; where its syntax is broken, those that stand on their own."""
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         yield from _salvage(text, error)
         return
     entries = document.get("prompts", [document]) if isinstance(document, dict) else document
@@ -64,18 +65,29 @@ def json_rows(text: str) -> Iterator[RawRow]:
 
 def json_lines(text: str) -> Iterator[RawRow]:
     """Yield one row per line of JSON Lines."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: a text of JSON may hold the separators of Unicode as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             yield RawRow(number=str(number), content=json.loads(line))
         except json.JSONDecodeError as error:
             yield RawRow(number=str(number), error=f"not JSON: {error.msg} at character {error.colno}", reason=_NOT_JSON)
+        except (ValueError, RecursionError) as error:
+            yield RawRow(number=str(number), error=f"not readable: {error}", reason=_NOT_JSON)
 
 
 def csv_rows(text: str) -> Iterator[RawRow]:
     """Yield one row per line of CSV; empty cells count as absent, cells of lists hold numbers or JSON."""
-    reader = csv.DictReader(text.splitlines(), restkey=_SURPLUS)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS)
+    try:
+        yield from _rows_of_lines(reader)
+    except csv.Error as error:
+        message = f"not readable from here on: {error}. A quote is probably never closed"
+        yield RawRow(number=str(reader.line_num), error=message)
+
+
+def _rows_of_lines(reader: "csv.DictReader[str]") -> Iterator[RawRow]:
     for cells in reader:
         number = str(reader.line_num)
         extra = [cell for cell in cells.pop(_SURPLUS, None) or [] if cell.strip()]
@@ -92,7 +104,7 @@ def csv_rows(text: str) -> Iterator[RawRow]:
             yield RawRow(number=number, error=str(error))
 
 
-def _salvage(text: str, cause: json.JSONDecodeError) -> Iterator[RawRow]:
+def _salvage(text: str, cause: Exception) -> Iterator[RawRow]:
     """Decode the objects of a broken list one by one; after one that fails, go on at the next ``}, {``."""
     start = text.find("{")
     if not text.lstrip().startswith("[") or start < 0:
@@ -105,8 +117,9 @@ def _salvage(text: str, cause: json.JSONDecodeError) -> Iterator[RawRow]:
         try:
             content, end = decoder.raw_decode(text, start)
             yield RawRow(number=str(number), content=content)
-        except json.JSONDecodeError as error:
-            message = f"not JSON from line {error.lineno} on: {error.msg}. Rows that stand on their own went in"
+        except (ValueError, RecursionError) as error:
+            what = f"JSON from line {error.lineno} on: {error.msg}" if isinstance(error, json.JSONDecodeError) else f"readable: {error}"
+            message = f"not {what}. Rows that stand on their own went in"
             yield RawRow(number=str(number), error=message, reason=_NOT_JSON)
             found = _NEXT_OBJECT.search(text, start)
             end = found.end() if found else len(text)

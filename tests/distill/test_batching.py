@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.teachers import batching
-from distill.teachers.batching import BatchSize, OutOfMemoryError, free_memory, in_batches
+from distill.teachers.batching import BatchSize, Footprint, OutOfMemoryError, fit, footprint, free_memory, in_batches
 
 REFUSALS = [
     pytest.param(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), id="CUDA"),
@@ -74,9 +74,73 @@ def test_another_error_is_passed_on_at_once() -> None:
 def test_the_size_follows_free_memory_in_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "free_memory", lambda _: 1000)
     cpu = torch.device("cpu")
-    assert BatchSize.from_memory(100, 64, cpu).size == 4  # 600 may be used: six fit
-    assert BatchSize.from_memory(100, 2, cpu).size == 2
-    assert BatchSize.from_memory(5000, 64, cpu).size == 1
+
+    def size(fixed: int, each: int, ceiling: int) -> int:
+        return BatchSize.from_memory(Footprint(fixed_bytes=fixed, bytes_each=each), ceiling, cpu).size
+
+    assert size(0, 100, 64) == 4  # 600 may be used: six fit
+    assert size(250, 100, 64) == 2  # three fit beside what every call takes
+    assert size(0, 100, 2) == 2
+    assert size(0, 5000, 64) == 1
+    assert size(700, 100, 64) == 1
+
+
+class Gpu:
+    """Stands in for what ``torch.cuda`` says of a GPU's memory: a call takes ``fixed + each * items``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fixed: int, each: int, size: int) -> None:
+        self.fixed, self.each, self.size = fixed, each, size
+        self.peak, self.asked = 0, list[int]()
+        monkeypatch.setattr(batching, "free_memory", lambda _: size)
+        stands_in = {
+            "synchronize": lambda _: None,
+            "reset_peak_memory_stats": lambda _: setattr(self, "peak", 77),
+            "memory_allocated": lambda _: 77,
+            "max_memory_allocated": lambda _: self.peak,
+        }
+        for name, call in stands_in.items():
+            monkeypatch.setattr(torch.cuda, name, call)
+
+    def compute(self, items: int) -> None:
+        self.asked.append(items)
+        needs = self.fixed + self.each * items
+        if needs > self.size:
+            message = "CUDA out of memory."
+            raise torch.OutOfMemoryError(message)
+        self.peak = max(self.peak, 77 + needs)
+
+
+def test_what_an_item_costs_is_told_from_what_every_call_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, fixed=300, each=40, size=10**6)
+    assert footprint(gpu.compute, torch.device("cuda")) == Footprint(fixed_bytes=300, bytes_each=40)
+
+
+def test_a_gpu_gets_the_batch_that_its_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, fixed=300, each=40, size=2000)
+    assert fit(gpu.compute, torch.device("cuda"), usual=8, most=64, what="pictures").size == 16  # (1200 - 300) / 40 = 22
+    assert fit(gpu.compute, torch.device("cuda"), usual=8, most=4, what="pictures").size == 4
+
+
+def test_a_gpu_on_which_not_even_a_few_fit_is_given_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, fixed=300, each=500, size=2000)
+    assert fit(gpu.compute, torch.device("cuda"), usual=8, most=64, what="pictures").size == 1
+
+
+def test_another_fault_of_the_measurement_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch, fixed=0, each=1, size=2000)
+
+    def broken(_: int) -> None:
+        message = "CUDA error: an illegal memory access was encountered"
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        fit(broken, torch.device("cuda"), usual=8, most=64, what="pictures")
+
+
+def test_a_cpu_gets_the_usual_batch_and_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, fixed=300, each=40, size=2000)
+    assert fit(gpu.compute, torch.device("cpu"), usual=8, most=64, what="pictures").size == 8
+    assert gpu.asked == []
 
 
 def test_a_container_s_limit_counts_as_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +155,12 @@ def test_a_container_s_limit_counts_as_memory(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",  # of page-locked memory, which PyTorch's allocator does not count
+    ],
 )
 def test_a_library_of_cuda_that_cannot_allocate_means_out_of_memory(text: str) -> None:
     assert batching.ran_out(RuntimeError(text))

@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
     "HQ-SAM": ({"mask_decoder.hf_token.weight": torch.zeros(1)}, r"is HQ-SAM.*Use the SAM file of the same size"),
     "EfficientSAM": ({"prompt_encoder.invalid_points.weight": torch.zeros(1)}, r"is EfficientSAM.*Use MobileSAM"),
     "SAM-Med3D": ({"image_encoder.patch_embed.proj.weight": torch.zeros(1, 1, 1, 1, 1)}, r"is SAM-Med3D.*Use SAM-Med2D"),
-    "EdgeSAM": ({"image_encoder.features.0.0.c.weight": torch.zeros(1)}, r"is EdgeSAM.*Use MobileSAM"),
+    "RepViT-SAM": ({"image_encoder.features.0.0.c.weight": torch.zeros(1)}, r"without EdgeSAM's fusion.*Use EdgeSAM's"),
     "transformers": (
         {"vision_encoder.pos_embed": torch.zeros(1), "mask_decoder.iou_token.weight": torch.zeros(1)},
         r"Hugging Face.*Use Meta's",

@@ -269,6 +269,8 @@ def test_every_official_file_can_be_told_apart_and_names_its_profile() -> None:
         "vit_l": "sam",
         "vit_h": "sam",
         "mobile_sam": "mobile-sam",
+        "edge_sam": "edge-sam",
+        "edge_sam_3x": "edge-sam",
         "medsam": "medsam",
     }
     for each in (lambda f: f.file_name, lambda f: f.sha256, lambda f: f.url):

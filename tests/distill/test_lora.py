@@ -238,3 +238,22 @@ def test_a_configuration_of_another_rank_than_the_factors_is_refused(tmp_path: P
     save_file(peft("image_encoder.blocks.1.attn.qkv", 3 * WIDTH), tmp_path / "d.safetensors", metadata={"r": "16", "lora_alpha": "16"})
     with pytest.raises(CheckpointError, match=r"have rank 2, but the configuration says r = 16"):
         load_teacher(tmp_path / "d.safetensors", base=base, profile="sam")
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        pytest.param("base_model.model.image_encoder.neck.0.lora_A.weight", (RANK, WIDTH, 3, 3), id="a convolution"),
+        pytest.param("base_model.model.image_encoder.blocks.1.attn.qkv.lora_A.weight", (WIDTH,), id="one axis only"),
+    ],
+)
+def test_factors_that_are_no_matrices_are_refused_in_words(key: str, shape: tuple[int, ...], tmp_path: Path, base: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 4}))
+    delta = peft("image_encoder.blocks.0.attn.qkv", 3 * WIDTH) | {key: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match="only factors of linear layers are merged here"):
+        weight_of(saved(tmp_path, delta, "lora.pth"), base)
+
+
+def test_a_samed_factor_that_is_no_matrix_is_refused_in_words(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(CheckpointError, match="fits a ViT of width 0 with 3 blocks"):
+        weight_of(saved(tmp_path, samed() | {"w_a_000": torch.zeros(WIDTH)}, "lora.pth"), base)

@@ -183,6 +183,7 @@ def test_a_known_hash_chooses_the_profile_and_refuses_another(real_data: Path, m
 def test_every_profile_says_which_prompts_it_was_trained_with() -> None:
     assert {name: profile.prompts for name, profile in PROFILES.items() if profile.prompts != ("box", "point", "mask")} == {
         "medsam": ("box",),
+        "edge-sam": ("box", "point"),
         "lite-medsam": ("box",),
         "samed": (),
         "medical-sam-adapter": ("point", "box"),

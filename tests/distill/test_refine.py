@@ -1,6 +1,7 @@
 """What refinement keeps, what it ignores, and what it never calls background."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from distill.refine import (
     smooth_probability,
     worst,
 )
-from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Geometry, LabelHistory, heartbeat
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Geometry, LabelHistory, fingerprint, heartbeat
 from storage.database import Database
 from storage.tables import UnitRow
 
@@ -40,10 +41,10 @@ def block(*bounds: tuple[int, int]) -> np.ndarray:
 OBJECT = block((1, 5), (2, 6), (2, 7))
 
 
-def archive_with(path: Path, probabilities: dict[str, np.ndarray], agreement: float = 0.95) -> Archive:
+def archive_with(path: Path, probabilities: dict[str, np.ndarray], agreement: float = 0.95, unsized: tuple[str, ...] = ()) -> Archive:
     archive = Archive.create(str(path / "a.zarr"))
     for name, probability in probabilities.items():
-        geometry = Geometry(spacing_zyx_mm=UNIT, affine=IDENTITY)
+        geometry = Geometry(spacing_zyx_mm=UNIT, affine=IDENTITY, spacing_known=name not in unsized)
         record = CaseRecord(id=name, patient=name, shape_czyx=(1, *SHAPE), dtype="uint8", geometry=geometry)
         case = archive.add_case(record, np.zeros((1, *SHAPE), np.uint8))
         stored = np.rint(255 * probability).astype(np.uint8)
@@ -230,3 +231,22 @@ def test_a_case_that_another_run_has_taken_meanwhile_is_left_to_it_and_the_other
     summary = refine_archive(archive, RefinePlan(classes=(A,)))
     assert (summary.done, summary.quarantined) == (1, ())
     assert archive.ledger.state("refine:pseudo/r1", "a") == "claimed"
+
+
+def test_volumes_are_judged_case_by_case_where_the_spacing_is_known_under_the_fingerprints_of_such_a_plan(tmp_path: Path) -> None:
+    rule = ClassRule(volume_mm3=(500, 900), threshold=0.45)
+    archive = archive_with(tmp_path, {"picture": OBJECT * 0.9, "scan": OBJECT * 0.9}, unsized=("picture",))
+    summary = refine_archive(archive, RefinePlan(classes=(A,), rules={1: rule}))
+    assert (summary.verdicts, summary.unsized) == ({"accept": 1, "review": 1}, 1)
+    assert archive["scan"].labels("pseudo/r1").history.parameters["reason/1"] == "volume-outside-prior"
+    assert archive["picture"].labels("pseudo/r1").history.parameters["reason/1"] == "good-agreement"
+    with Database(archive.catalog.url).reading() as connection:
+        prints = dict(connection.execute(sa.select(UnitRow.unit, UnitRow.fingerprint)).tuples().all())
+    rules = {"scan": {1: rule}, "picture": {1: replace(rule, volume_mm3=None)}}
+    assert prints == {name: fingerprint(refine=refine.REFINE, source=name, rules=rules[name], classes=(A,)) for name in rules}
+    assert refine_archive(archive, RefinePlan(classes=(A,), rules={1: rule}), cases=["picture"]).skipped == 1
+
+
+def test_without_a_rule_about_volumes_no_case_counts_as_unsized(tmp_path: Path) -> None:
+    archive = archive_with(tmp_path, {"picture": OBJECT * 0.9}, unsized=("picture",))
+    assert refine_archive(archive, RefinePlan(classes=(A,), rules={1: ClassRule()})).unsized == 0

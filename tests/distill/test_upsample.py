@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from distill.teachers import upsample
-from distill.teachers.upsample import masks_through_input, resize_bilinear, through_input
+from distill.teachers.upsample import resize_bilinear, through_input
 
 FRAMES = [
     pytest.param(64, 256, (256, 201), (90, 71), id="shrunk, padded on the right"),
@@ -40,14 +40,6 @@ def test_logits_equal_postprocess_masks(side: int, image_size: int, input_size: 
     assert float((found - expected).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize(("side", "image_size", "input_size", "size"), FRAMES)
-def test_masks_are_where_the_logits_are_above_zero(side: int, image_size: int, input_size: tuple[int, int], size: tuple[int, int]) -> None:
-    logits = logits_of(side)
-    masks = masks_through_input(logits, image_size, input_size, size)
-    assert masks.dtype == torch.bool
-    assert torch.equal(masks, through_input(logits, image_size, input_size, size) > 0)
-
-
 @pytest.mark.parametrize("size", [(90, 71), (20, 130), (64, 64)])
 def test_one_step_equals_interpolate(size: tuple[int, int]) -> None:
     logits = logits_of(64)
@@ -57,10 +49,9 @@ def test_one_step_equals_interpolate(size: tuple[int, int]) -> None:
 
 def test_a_device_without_opencv_gets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, frame = logits_of(64), (256, (256, 201), (90, 71))
-    fast, masks = through_input(logits, *frame), masks_through_input(logits, *frame)
+    fast = through_input(logits, *frame)
     monkeypatch.setattr(upsample, "_suits_opencv", lambda _: False)
     assert float((through_input(logits, *frame) - fast).abs().max()) < 1e-4
-    assert bool((masks_through_input(logits, *frame) == masks).float().mean() > 0.999)
 
 
 def test_gradients_flow_where_they_are_wanted() -> None:

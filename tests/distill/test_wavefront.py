@@ -1,23 +1,23 @@
 """Slices are asked in constant shapes, so that an answer does not depend on its neighbours in the batch; then from two more sides."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from distill.errors import PromptError
-from distill.intensity import Window
 from distill.planes import ask_other_planes, near_isotropic, plane_agreement
 from distill.prompts.hints import SliceHint
 from distill.prompts.schedule import schedule_slices
 from distill.teachers import sam
 from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
 from distill.teachers.sam import SamTeacher
-from distill.wavefront import AskSettings, CaseWork, ClassWork, run_wavefront
-from storage import CaseRecord, Geometry
+from distill.wavefront import AskSettings, CaseWork, run_wavefront
 
-IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+ball_case = runpy.run_path(str(Path(__file__).with_name("ball_case.py")))["ball_case"]  # tests are no package
 
 
 class BrightTeacher:
@@ -52,25 +52,6 @@ class BrightTeacher:
 
     def predict(self, image: np.ndarray, boxes: np.ndarray | None = None, **_: object) -> Prediction:
         raise AssertionError
-
-
-def ball_case(
-    name: str, *prompted: int, radius: float = 6.0, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> tuple[CaseWork, np.ndarray]:
-    """A bright ball in the dark, prompted by its tight box on some slices."""
-    z, y, x = np.mgrid[:20, :24, :32]
-    ball = (z - 10) ** 2 + (y - 12) ** 2 + (x - 15) ** 2 <= radius**2
-    hints = {}
-    for at in prompted:
-        rows, columns = np.nonzero(ball[at])
-        hints[at] = SliceHint(box=np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32))
-    record = CaseRecord(
-        id=name, patient=name, shape_czyx=(1, 20, 24, 32), dtype="uint8", geometry=Geometry(spacing_zyx_mm=spacing_mm, affine=IDENTITY)
-    )
-    target = ClassWork(plans=schedule_slices(hints, 20), probability=np.zeros(ball.shape, np.float32))
-    return CaseWork(
-        record=record, volume_czyx=(200 * ball[None]).astype(np.uint8), window=Window(low=0, high=255, rule="test"), classes={1: target}
-    ), ball
 
 
 def test_a_ball_prompted_on_every_fourth_slice_is_found_between_and_not_beyond() -> None:

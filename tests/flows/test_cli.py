@@ -1,5 +1,6 @@
 """The command line as a person meets it."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from flows import cli, launch
 from flows.results import STAGES, RunSummary, Stage, StageResult
@@ -132,10 +134,11 @@ def test_recipe_prints_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_inspect_names_what_an_archive_refused_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from storage import Archive
+    from storage import Archive, ProblemRecord
 
     archive = Archive.create(str(tmp_path / "a.zarr"))
-    archive.catalog.record_problem("scan.nii.gz", "", "truncated-gzip", "scan.nii.gz: the file ends too early.")
+    problem = ProblemRecord(source="scan.nii.gz", row="", reason="truncated-gzip", message="scan.nii.gz: the file ends too early.")
+    archive.catalog.record_problems([problem])
     assert ask("inspect", str(tmp_path / "a.zarr"), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["facts"]["cases"] == 0
@@ -205,3 +208,81 @@ def test_a_stage_without_an_archive_names_the_command_that_makes_one(write_recip
 def test_predict_on_files_without_a_folder_says_what_to_add(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask("predict", str(tmp_path / "student"), str(tmp_path / "scan.nii.gz")) == 1
     assert "add -o FOLDER" in capsys.readouterr().err
+
+
+def test_export_never_writes_over_what_no_export_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    from storage import Archive, ClassInfo, Geometry, LabelHistory
+    from storage.export.nifti import write_nifti
+    from storage.ingest import ingest
+
+    scans, archive = tmp_path / "images", str(tmp_path / "a.zarr")
+    affine = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    for seed, name in enumerate(("a", "b")):
+        voxels = np.random.default_rng(seed).integers(0, 9, (2, 3, 4)).astype(np.int16)
+        write_nifti(voxels, Geometry(spacing_zyx_mm=(1, 1, 1), affine=affine), scans / f"{name}.nii.gz")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "b.nii.gz").write_bytes(b"what an expert drew")
+    made = Archive.create(archive)
+    ingest(made, scans)
+    for case in ("a", "b"):
+        history = LabelHistory(label_set="gold", classes=(ClassInfo(id=1, name="x"),), made_by="test")
+        made[case].write_labels(history, np.zeros((2, 3, 4), np.uint8))
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*.nii.gz")}
+    assert ask("export", archive, "--labels", "gold", "-o", str(scans / "a.nii.gz")) == 1
+    assert "the labels cannot be written to" in capsys.readouterr().err
+    assert ask("export", archive, "--labels", "gold", "-o", str(tmp_path)) == 1
+    assert f"{tmp_path / 'labels' / 'b.nii.gz'} would be lost: no 'samdistill export' wrote it" in capsys.readouterr().err
+    assert ask("export", archive, "--labels", "gold", "--images", "-o", str(tmp_path)) == 1
+    assert "would be lost, and 2 more" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*.nii.gz")} == before, "nothing was written, not even the free ones"
+    for _ in range(2):
+        assert ask("export", archive, "--labels", "gold", "--images", "-o", str(tmp_path / "look")) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        pytest.param(
+            OSError(errno.ENOSPC, "No space left on device", "a.zarr/cases"),
+            "there is no room left for a.zarr/cases (No space left on device). Make some",
+            id="disk",
+        ),
+        pytest.param(
+            OperationalError("INSERT", {}, Exception("database or disk is full")),
+            "the catalog cannot be used: database or disk is full. Is its disk full",
+            id="database",
+        ),
+    ],
+)
+def test_a_full_disk_is_foreseen(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(launch, "launch", full)
+    assert ask("run", "recipe.yaml") == 1
+    assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_an_older_report_is_not_printed_for_one_that_could_not_be_made(
+    write_recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe("archive: a.zarr\nclasses: {1: {name: x}}\n")
+    (tmp_path / "results" / "reports" / "compact").mkdir(parents=True)
+    (tmp_path / "results" / "reports" / "compact" / "report.json").write_text('{"student": "older"}')
+    left = StageResult(stage="evaluate", failed=1, note="waits for train: another run is at it.")
+    monkeypatch.setattr(launch, "launch", lambda *_, **__: RunSummary(stages=(left,)))
+    assert ask("evaluate", str(path), "--json") == 3
+    said = capsys.readouterr().out
+    assert "older" not in said
+    assert "another run is at it" in said
+
+
+def test_a_file_where_labels_are_to_go_is_an_error_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.errors import StageError
+    from flows.showcase import predict_to_files
+
+    (tmp_path / "out").touch()
+    with pytest.raises(StageError, match="the labels cannot be written to"):
+        predict_to_files(tmp_path, [tmp_path], tmp_path / "out", device="cpu")

@@ -148,3 +148,18 @@ def test_after_a_run_that_did_something_the_next_commands_are_printed(capsys: py
     showcase.show_after_run(replace(made, student=""))
     showcase.show_after_run(replace(made, up_to_date=True))
     assert capsys.readouterr().out == ""
+
+
+def test_printed_commands_quote_paths_with_blanks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["my tools/samdistill", "run"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stages = (StageResult(stage="train", done=1, failed=1),)
+    made = RunSummary(stages=stages, archive="my scans/a.zarr", student="my results/students/compact")
+    showcase.show_after_run(made)
+    console.show_summary(made)
+    said = capsys.readouterr().out
+    assert "  'my tools/samdistill' predict 'my results/students/compact' NEW_SCANS/ -o labels/\n" in said
+    assert "  'my tools/samdistill' inspect 'my scans/a.zarr'\n" in said
+    assert "inspect 'my scans/a.zarr'' says which and why" in said

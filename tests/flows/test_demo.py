@@ -57,3 +57,9 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").write_text("irreplaceable")
     with pytest.raises(DemoError, match="Name another folder"):
         demo.make_demo(tmp_path, progress=lambda done, total: None)
+
+
+def test_a_demonstration_that_was_stopped_before_its_recipe_is_written_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PARTS", ("archive",))
+    demo.make_demo(tmp_path / "d", progress=lambda done, total: None).unlink()
+    assert demo.make_demo(tmp_path / "d", progress=lambda done, total: None).is_file()

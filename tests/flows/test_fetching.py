@@ -7,6 +7,7 @@ import pytest
 
 from distill.teachers import fetch as fetching
 from flows import cli
+from flows.console import ERR
 from flows.errors import RecipeError
 from flows.plans import label_plan
 from flows.recipe_file import load_recipe
@@ -110,3 +111,9 @@ def test_sizes_are_read_as_people_write_them(text: object, size: float) -> None:
 def test_what_is_no_size_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="must be a size"):
         bytes_from(text)
+
+
+def test_a_name_that_looks_like_markup_is_a_misspelt_name_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ERR, "_force_terminal", True)
+    assert ask("fetch", "[/vit_b]") == 1
+    assert "no official checkpoint '[/vit_b]'. Did you mean 'vit_b'?" in capsys.readouterr().err

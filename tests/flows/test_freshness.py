@@ -4,13 +4,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flows import freshness
+from flows import freshness, launch
 from flows.launch import requeue
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
-from storage import Archive
+from flows.results import RunSummary
+from storage import Archive, CaseRecord, Geometry, ProblemRecord, Prompt
 
 WriteRecipe = Callable[[str], Path]
 
@@ -43,7 +45,8 @@ def test_a_dangling_link_among_the_images_is_noticed_and_stops_nothing(recipe: R
 
 def test_files_refused_by_the_first_run_count_in_the_second_one_too(recipe: Recipe) -> None:
     archive = Archive.create(recipe.archive)
-    archive.catalog.record_problem("scan.nii.gz", "", "truncated-gzip", "scan.nii.gz: the file ends too early.")
+    problem = ProblemRecord(source="scan.nii.gz", row="", reason="truncated-gzip", message="scan.nii.gz: the file ends too early.")
+    archive.catalog.record_problems([problem])
     ingest = next(result for result in freshness.standing(recipe) if result.stage == "ingest")
     assert ingest.quarantined == 1
 
@@ -76,3 +79,97 @@ def test_retrying_gives_new_attempts_to_the_units_of_the_chosen_stages_and_of_th
     assert requeue(recipe, ("label", "refine")) == 3
     states = [archive.ledger.state(stage, unit) for stage, unit in units]
     assert states == ["pending", "pending", "pending", "quarantined", "quarantined"]
+
+
+def run_once(recipe: Recipe, meanwhile: Callable[[], object] = lambda: None) -> bool:
+    """Do what a launch does around a run, and tell whether the next launch would find nothing to do."""
+    archive = Archive.open_or_create(recipe.archive, catalog=recipe.catalog)
+    recipe.student_folder.mkdir(parents=True, exist_ok=True)
+    (recipe.student_folder / "student.json").write_text("{}", encoding="utf-8")
+    files, brought_in = freshness.input_stamps(recipe), freshness.material(archive)
+    meanwhile()
+    freshness.remember_run(recipe, files, brought_in)
+    return freshness.is_up_to_date(recipe, freshness.input_stamps(recipe))
+
+
+def test_a_run_that_nothing_disturbed_is_remembered(recipe: Recipe) -> None:
+    assert run_once(recipe)
+
+
+def test_a_scan_that_came_while_a_run_was_going_is_for_the_next_run(recipe: Recipe, tmp_path: Path) -> None:
+    assert not run_once(recipe, (tmp_path / "late.nii.gz").touch)
+
+
+def test_a_launch_looks_at_its_inputs_before_it_runs(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def run(*_: object) -> RunSummary:
+        runs.append(1)
+        Archive.open_or_create(recipe.archive)
+        recipe.student_folder.mkdir(parents=True, exist_ok=True)
+        (recipe.student_folder / "student.json").write_text("{}", encoding="utf-8")
+        if len(runs) == 1:
+            (tmp_path / "late.nii.gz").touch()
+        return RunSummary(stages=())
+
+    monkeypatch.setattr(launch, "_run", run)
+    states = [launch.launch(tmp_path / "recipe.yaml").up_to_date for _ in range(3)]
+    assert (states, len(runs)) == ([False, False, True], 2)
+
+
+def test_prompts_that_came_while_a_run_was_going_are_for_the_next_run(recipe: Recipe) -> None:
+    archive = Archive.create(recipe.archive)
+    eye = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    record = CaseRecord(
+        id="a", patient="a", shape_czyx=(1, 1, 2, 3), dtype="uint8", geometry=Geometry(spacing_zyx_mm=(1, 1, 1), affine=eye)
+    )
+    archive.add_case(record, np.zeros((1, 1, 2, 3), np.uint8))
+    prompt = Prompt(case="a", class_id=1, kind="box", slice=0, box_xyxy_px=(0.0, 0.0, 2.0, 2.0))
+    assert not run_once(recipe, lambda: archive.catalog.add_prompts([prompt]))
+    assert run_once(recipe)
+
+
+@pytest.mark.parametrize("stage", ["ingest", "gold"])
+def test_a_file_that_is_to_be_tried_again_by_the_next_run_keeps_a_run_from_being_the_last(stage: str, recipe: Recipe) -> None:
+    archive = Archive.create(recipe.archive)
+    archive.ledger.plan(stage, {"scan": "1"})
+    archive.ledger.claim(stage, "scan")
+    archive.ledger.fail(stage, "scan", OSError("the network is gone"))
+    assert not run_once(recipe)
+
+
+def test_a_version_with_other_source_looks_again_whatever_its_number(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_once(recipe)
+    monkeypatch.setattr(freshness, "_code", lambda: "other")
+    assert not freshness.is_up_to_date(recipe, freshness.input_stamps(recipe))
+
+
+def test_what_other_students_of_the_archive_met_is_not_counted_to_this_one(recipe: Recipe) -> None:
+    archive, own = Archive.create(recipe.archive), recipe.student.name
+    give_up(archive, "train", "other")
+    for stage in ("train", "evaluate"):
+        archive.ledger.plan(stage, {own: "0"})
+        archive.ledger.claim(stage, own)
+        archive.ledger.done(stage, own)
+    counts = {result.stage: (result.skipped, result.failed, result.quarantined) for result in freshness.standing(recipe)}
+    assert (counts["train"], counts["evaluate"]) == ((1, 0, 0), (1, 0, 0))
+    give_up(archive, "train", own)
+    assert next(result for result in freshness.standing(recipe) if result.stage == "train").quarantined == 1
+
+
+def test_masks_that_prompts_name_and_what_lies_beside_a_checkpoint_are_inputs(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMDISTILL_CACHE", str(tmp_path / "cache"))
+    for name in ("cache/checkpoints/sam_vit_b_01ec64.pth", "delta.pth", "adapter_config.json", "images/scan.png", "masks/m 1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "weak.json").write_text(r'[{"path": "masks/m 1.png"}, {"path": "masks\\gone.PNG"}]', encoding="utf-8")
+    (tmp_path / "weak.csv").write_text("case,path\nscan,masks/m 1.png\n", encoding="utf-8")
+    smallest = "archive: ./a.zarr\nclasses: {1: {name: organ}}\nteacher: {checkpoint: delta.pth, base: vit_b}\n"
+    for prompts in ("weak.json", "weak.csv"):
+        recipe = load_recipe(write_recipe(f"{smallest}ingest: {{images: images, prompts: {prompts}}}\n"))
+        found = [str(path.relative_to(tmp_path)) for path in freshness._inputs(recipe)]
+        assert found[:3] == ["delta.pth", "adapter_config.json", "cache/checkpoints/sam_vit_b_01ec64.pth"]
+        masks = ["masks/m 1.png", "masks/gone.PNG"] if prompts == "weak.json" else ["masks/m 1.png"]
+        assert found[3:] == ["images/scan.png", prompts, *masks]

@@ -1,5 +1,7 @@
 """The predict command: exit codes, what is listed, and what it says of archives."""
 
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 import students
-from flows import showcase
+from flows import cli, console, showcase
 from flows.errors import StageError
 from storage import Archive, CaseRecord, Geometry
 from students import files, predict
@@ -104,3 +106,36 @@ def test_an_archive_beside_other_scans_is_refused_before_anything_is_done(tmp_pa
     Archive.create(str(tmp_path / "a.zarr"))
     with pytest.raises(StageError, match="is an archive, and takes its labels itself"):
         answer(tmp_path / "a.zarr", picture(tmp_path / "a.png"), out=tmp_path / "out")
+
+
+def test_of_many_strangers_only_some_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture(folder / "a.png")
+    for n in range(30):
+        (folder / f"note{n:02}.txt").touch()
+    assert answer(folder, out=tmp_path / "out") == 0
+    assert "note19.txt and 10 more\n" in capsys.readouterr().out
+
+
+def test_the_catalog_of_an_archive_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = f"sqlite:///{tmp_path}/elsewhere.sqlite"
+    Archive.create(str(tmp_path / "a.zarr"), catalog=catalog)
+    monkeypatch.setattr(predict, "predict_cases", lambda *_, **__: 0)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict", "student", str(tmp_path / "a.zarr"), "--catalog", catalog])
+    assert not ended.value.code
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(showcase, "OUT", console.wide_console())
+    (tmp_path / "in").mkdir()
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "読んで.txt").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict", "student", str(tmp_path / "in"), "-o", str(tmp_path / "out")])
+    assert not ended.value.code
+    terminal.flush()
+    assert rb"no scans: \u8aad\u3093\u3067.txt" in terminal.buffer.getvalue()  # type: ignore[attr-defined]  # BytesIO

@@ -195,3 +195,46 @@ def test_what_is_no_duration_is_refused(text: object) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.4 s"), (12.3, "12 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])
 def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
     assert as_text(seconds) == text
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(write_recipe: WriteRecipe) -> None:
+    said = complaint(write_recipe("archive: a.zarr\nclasses:\n  1: {name: liver}\n  1: {name: spleen}\n"))
+    assert said.endswith("recipe.yaml: not readable as YAML in line 4 (the key 1 stands there for the second time).")
+
+
+def test_names_that_differ_only_in_case_or_dashes_are_one_name(write_recipe: WriteRecipe) -> None:
+    assert "two classes carry the same name" in complaint(
+        write_recipe("archive: a.zarr\nclasses: {1: {name: left-lung}, 2: {name: Left_Lung}}\n")
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"], ids=["PowerShell 5", "Notepad"])
+def test_a_recipe_may_be_encoded_as_windows_does_it(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(f"{SMALLEST}results: ./Ergebnisse für Jürgen\n".encode(encoding))
+    assert load_recipe(tmp_path / "recipe.yaml").results.name == "Ergebnisse für Jürgen"
+
+
+def test_a_date_that_there_is_not_is_no_riddle(write_recipe: WriteRecipe) -> None:
+    assert "not readable as YAML (day is out of range for month)" in complaint(write_recipe(f"{SMALLEST}results: 2026-02-30\n"))
+
+
+def test_the_home_of_somebody_unknown_is_named(write_recipe: WriteRecipe) -> None:
+    said = complaint(write_recipe(f"{SMALLEST}results: ~nobody-of-this-name/results\n"))
+    assert "'results' begins with a home folder that is not known on this machine" in said
+
+
+def test_the_file_of_a_catalog_counts_from_the_recipes_folder_and_takes_variables(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSWORD", "p@ss")
+    assert load_recipe(write_recipe(f"{SMALLEST}catalog: sqlite:///c.sqlite\n")).catalog == f"sqlite:///{tmp_path}/c.sqlite"
+    kept = {"sqlite:////elsewhere/c.sqlite", "sqlite://", "sqlite:///:memory:", "postgresql://me:${PASSWORD}@host/name"}
+    for url in kept:
+        assert load_recipe(write_recipe(f"{SMALLEST}catalog: '{url}'\n")).catalog == url.replace("${PASSWORD}", "p@ss")
+    assert "'catalog' the catalog './c.sqlite' is no database URL" in complaint(write_recipe(f"{SMALLEST}catalog: ./c.sqlite\n"))
+
+
+def test_a_map_of_gold_that_leads_to_no_class_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "gold").mkdir()
+    block = "ingest: {images: ., gold: {path: gold, map: {1: 1, 2: 3, 4: 255}}}\n"
+    assert "ingest.gold.map leads to no class: {2: 3}. Classes: 1;" in complaint(write_recipe(SMALLEST + block))

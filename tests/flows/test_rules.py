@@ -54,7 +54,7 @@ def test_a_volume_is_judged_only_where_the_spacing_is_known_and_the_table_says_s
     assert verdict(archive, "scan") == Verdict(keep="review", reason="volume-outside-prior")
     assert verdict(archive, "picture") == Verdict(keep="accept", reason="good-agreement")
     assert result.done == 2
-    assert result.remark == "1 review, 1 accept, 1 without known spacing, where volume_mm3 cannot be judged"
+    assert result.remark == "1 accept, 1 review, 1 without known spacing, where volume_mm3 cannot be judged"
 
 
 def test_inspect_counts_the_verdicts(archive: Archive, recipe: Recipe) -> None:
@@ -85,7 +85,7 @@ def test_a_file_of_an_older_version_with_bare_nan_is_still_read(archive: Archive
     stages.calibrate(recipe)
     path = rules.calibration_file(recipe)
     path.write_text(path.read_text(encoding="utf-8").replace("null", "NaN"), encoding="utf-8")
-    assert rules.refine_plan(recipe, volumes=False).rules[1].volume_mm3 is None
+    assert rules.refine_plan(recipe).rules[1].volume_mm3 == (1000, 9000)
 
 
 def test_notes_that_differ_name_their_classes(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,3 +153,30 @@ def test_the_teacher_is_timed_on_the_pictures_that_the_recipe_asks_for(
     monkeypatch.setattr(arms, "run_wavefront", lambda _teacher, works, _ask: shown.append(works[0].window.low))
     arms.teacher_cost(archive, load_recipe(write_recipe(text)), [archive["tested"].record])
     assert shown == [7.0]
+
+
+def test_a_report_waits_for_a_student_whose_training_was_given_up_and_says_over_what(archive: Archive, recipe: Recipe) -> None:
+    (recipe.student_folder / "student.json").unlink()
+    archive.ledger.plan("train", {recipe.student.name: "a"})
+    for _ in range(3):
+        archive.ledger.claim("train", recipe.student.name)
+        archive.ledger.fail("train", recipe.student.name, MemoryError("too large"))
+    result = stages.evaluate(recipe)
+    assert (result.failed, result.note) == (1, "waits for train: given up after 3 attempts: MemoryError: too large")
+
+
+@pytest.mark.parametrize(
+    ("class_id", "said"),
+    [
+        pytest.param(None, "has a prompt, so the teacher has drawn nothing. Name a file of them", id="no prompts"),
+        pytest.param(7, "are about class 7, but the recipe is about 1, so the teacher has drawn nothing", id="prompts about another class"),
+        pytest.param(1, "Run 'samdistill label RECIPE' first", id="not labelled"),
+    ],
+)
+def test_where_nothing_is_drawn_refine_says_why(class_id: int | None, said: str, archive: Archive, recipe: Recipe) -> None:
+    for name in PARTS:
+        archive[name].delete_labels(TEACHER_SET)
+    if class_id is not None:
+        archive.catalog.add_prompts([box("learnt", class_id)])
+    with pytest.raises(StageError, match=said):
+        stages.shards_to_refine(recipe, 8)

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from distill.engine import ENGINE, LabelPlan, _LabelRun
+from distill.errors import CheckpointError
+from distill.teachers import checkpoints
 from flows import cli
+from flows.card import card_facts
 from flows.errors import RecipeError
+from flows.launch import check_teacher
 from flows.plans import label_plan
 from flows.recipe_file import load_recipe
 from storage import CaseRecord, ClassInfo, Geometry, fingerprint
@@ -74,7 +78,7 @@ def test_the_precision_that_was_named_is_part_of_a_labels_fingerprint_and_the_de
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        pytest.param("checkpoint: '{}/medsam.pth'", "does not say how it wants its images. Name its profile", id="no profile"),
+        pytest.param("checkpoint: '{}/medsam.pth'", "say profile: sam; if it is MedSAM, profile: medsam", id="no profile"),
         pytest.param("checkpoint: '{}/sammed2d.pth', profile: medsam", "cannot be used with profile 'medsam'", id="wrong profile"),
         pytest.param("checkpoint: '{}/samed_lora.pth'", "needs base: the file it was trained on", id="no base"),
         pytest.param("checkpoint: recipe.yaml", "recipe.yaml", id="no checkpoint"),
@@ -92,3 +96,27 @@ def test_a_teacher_that_cannot_be_used_ends_a_run_before_anything_is_made(
     assert said in error
     assert error.count("\n") == 1
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_profile_that_the_hash_of_a_file_contradicts_ends_a_run_before_it_begins(
+    real_data: Path, write_recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "profile_of_hash", lambda _: "sam")
+    file = real_data / "upstream_outputs" / "medsam.pth"
+    recipe = load_recipe(
+        write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{checkpoint: '{file}', profile: medsam}}\n")
+    )
+    with pytest.raises(CheckpointError, match=r"medsam\.pth is known by its hash to be 'sam' and cannot be used with profile 'medsam'"):
+        check_teacher(recipe)
+
+
+def test_what_inspect_says_of_the_bundled_teacher_beyond_its_file_is_what_its_card_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = inspect(Path("bundled"), capsys)
+    assert str(facts["trained on"]).startswith("58 % generated scenes, 14 % cell nuclei, 8 % CT and MR organ slices")
+    assert facts["licence"] == "Apache-2.0, weights and code"
+    card = Path(str(facts["card"]))
+    other = tmp_path / "CARD.md"
+    other.write_text(card.read_text(encoding="utf-8").replace("| 58 % | generated scenes:", "| 50 % | drawn scenes:"), encoding="utf-8")
+    assert card_facts(other)["trained on"].startswith("50 % drawn scenes, 14 % cell nuclei")

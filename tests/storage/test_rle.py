@@ -43,6 +43,10 @@ def test_a_known_string_of_the_coco_tools_reads_as_they_read_it() -> None:
         pytest.param([-1, 13], "the runs cover", id="negative run"),
         pytest.param("\n", "no character of a run-length code", id="foreign character"),
         pytest.param("P", "ends in the middle", id="cut off"),
+        pytest.param([10**30], "the runs cover far too many pixels", id="a run of more than 64 bits"),
+        pytest.param([2**62, 2**62, 2**62, 2**62 + 12], "the runs cover far too many pixels", id="runs whose sum is right modulo 2 ** 64"),
+        pytest.param([10**400], "the runs cover far too many pixels", id="a run beyond floats"),
+        pytest.param("o" * 60 + "0", "a run that is longer than any image", id="a long run as text"),
     ],
 )
 def test_damaged_codes_are_refused(code: str | list[int], message: str) -> None:

@@ -335,3 +335,12 @@ def test_a_student_can_be_read_by_whoever_the_umask_lets(archive: Archive, tmp_p
     assert modes == {"student.json": 0o640, "model.safetensors": 0o640}
     shutil.copytree(done.path, tmp_path / "copy")
     assert load_student(tmp_path / "copy", device="cpu").card == done.card
+
+
+def test_what_lies_in_archives_and_kept_embeddings_is_nobodys_scan_and_not_listed(student: Student, tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    for name in ("a.zarr/zarr.json", "a.zarr.embeddings/ab/embedding.bin", "__MACOSX/._a.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    found = predict_files(student, [tmp_path / "in"], tmp_path / "out")
+    assert (len(found.scans), found.passed_over) == (1, ())

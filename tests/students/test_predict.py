@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from storage import Archive, ClassInfo
 from students import compact, load_student
-from students.errors import VolumeError
+from students.checkpoint import load_checkpoint
+from students.errors import NoSuchDeviceError, StudentFileError, VolumeError
 from students.predict import Student, answer_fingerprint, predict_cases
 from students.spec import StudentSpec
 
@@ -119,3 +121,27 @@ def test_a_student_with_other_weights_answers_again_although_its_card_is_the_sam
     save_file({name: tensor * 0.5 for name, tensor in weights.items()}, folder / "model.safetensors")
     assert predict_cases(load_student(folder, device="cpu"), archive, ["test1"], label_set=label_set) == 1
     assert predict_cases(load_student(folder, device="cpu"), archive, ["test1"], label_set=label_set) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("gpu", "there is no device 'gpu'. Write auto, cpu, cuda", id="no device"),
+        pytest.param("cuda:99", "device cuda:99 is not here: this process sees", id="a GPU too many"),
+    ],
+)
+def test_a_device_that_cannot_be_used_is_named_with_what_can(name: str, said: str, student: Student) -> None:
+    with pytest.raises(NoSuchDeviceError, match=said):
+        load_student(student.path, device=name)
+
+
+@pytest.mark.parametrize("content", [b"\x93NUMPY\xff\xfe", b'{"format_version": "new"}', b"[]"], ids=["no text", "no number", "no card"])
+def test_a_damaged_card_is_an_error_in_words(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_bytes(content)
+    with pytest.raises(StudentFileError, match=r"student\.json: not a student card"):
+        load_student(tmp_path)
+
+
+def test_a_checkpoint_that_holds_something_else_costs_only_the_work_in_it(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path, "print") is None

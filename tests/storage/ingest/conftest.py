@@ -1,6 +1,7 @@
 """Writers of good and bad source files, and an archive to bring them into."""
 
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from storage import Archive
+from storage.ingest import ingest
 from storage.ingest.source import quiet_readers
 
 WriteNifti = Callable[..., Path]
+WritePrompts = Callable[..., Path]
 WriteSlices = Callable[..., list[Path]]
 
 
@@ -46,6 +49,27 @@ def write_nifti() -> WriteNifti:
             image.header[name] = value
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(image, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def scans(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> Archive:
+    """A volume of 8 slices, 10 rows and 12 columns, and a picture of 20 rows and 30 columns, to be prompted."""
+    write_nifti(tmp_path / "in" / "scan.nii.gz", np.random.default_rng(0).integers(0, 99, (12, 10, 8)).astype(np.int16))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30)).astype(np.uint8)).save(tmp_path / "in" / "picture.png")
+    ingest(archive, tmp_path / "in")
+    return archive
+
+
+@pytest.fixture
+def write_prompts() -> WritePrompts:
+    """Write rows as JSON, or text as it is, into a file of prompts."""
+
+    def write(folder: Path, rows: object, name: str = "prompts.json") -> Path:
+        path = folder / name
+        path.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
         return path
 
     return write

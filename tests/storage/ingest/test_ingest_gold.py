@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
-from storage import IGNORE, Archive, ClassInfo
-from storage.ingest import import_labels, import_parts, ingest
+from storage import IGNORE, Archive, Case, ClassInfo
+from storage.database import Database
+from storage.errors import IngestError
+from storage.ingest import gold, import_labels, import_parts, ingest
+from storage.tables import UnitRow
 
 WriteNifti = Callable[..., Path]
 ORGAN = (ClassInfo(id=1, name="organ"),)
@@ -160,3 +164,28 @@ def test_real_gold_merges_into_one_class_and_parts_follow_the_split(archive: Arc
     assert len(archive.cases(with_labels="gold")) == 6
     assert {case.part for case in archive.cases()} == {"archive", "test"}
     assert set(np.unique(archive[names[0].removesuffix(".nii.gz")].labels("gold").read())) == {0, 1}
+
+
+def test_labels_that_another_run_has_taken_meanwhile_are_left_to_it_and_the_others_go_in(
+    scans: Archive, tmp_path: Path, write_nifti: WriteNifti, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("P1-a", "P1-b"):
+        write_nifti(tmp_path / "gold" / f"{name}.nii.gz", labels(1))
+    write = gold._write
+
+    def taken(case: Case, *rest: object) -> None:
+        if case.id == "P1-a":
+            with Database(scans.catalog.url).writing() as connection:
+                connection.execute(sa.update(UnitRow).where(UnitRow.stage == "gold", UnitRow.unit == "P1-a").values(host="elsewhere"))
+        write(case, *rest)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(gold, "_write", taken)
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN).added == 1
+    assert scans.ledger.counts("gold")["claimed"] == 1
+
+
+def test_a_split_with_a_quote_that_is_never_closed_is_refused_in_words(scans: Archive, tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text('case,part\n"P1-a,test\n' + "P1-b,test\n" * 20_000)
+    with pytest.raises(IngestError, match=r"split\.csv: the file cannot be read"):
+        import_parts(scans, path)

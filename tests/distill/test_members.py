@@ -1,0 +1,80 @@
+"""What members say is the same wherever it is put together."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from distill import members
+from distill.members import Members, reduced
+from distill.teachers.transfer import Transfer
+from distill.uncertainty import summarise
+
+late = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("late_streams.py"))))  # tests are no package
+
+
+def noise(count: int, shift: float = 0.0, seed: int = 0) -> torch.Tensor:
+    return 6 * torch.randn(count, 13, 17, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        pytest.param(noise(10), id="members that disagree"),
+        pytest.param(noise(1).expand(10, -1, -1), id="members that agree"),
+        pytest.param(noise(1), id="one member"),
+        pytest.param(noise(4) - 200, id="nothing anywhere"),
+        pytest.param(noise(4) + 200, id="everything everywhere"),
+        pytest.param(torch.cat([noise(3) - 200, noise(2)]), id="some see nothing"),
+    ],
+)
+def test_what_a_gpu_puts_together_is_what_a_cpu_does(logits: torch.Tensor) -> None:
+    expected = summarise(logits.numpy())
+    probability, figures = reduced(logits)
+    assert probability.dtype == torch.float32
+    assert np.abs(probability.numpy() - expected.probability).max() < 1e-6
+    pairwise_dice, stability, area_px = figures.tolist()
+    assert pairwise_dice == pytest.approx(expected.pairwise_dice, abs=1e-6)
+    assert stability == pytest.approx(expected.stability, abs=1e-9)
+    assert area_px == expected.area_px
+
+
+def collected(*, far: bool, monkeypatch: pytest.MonkeyPatch) -> Members:
+    monkeypatch.setattr(members, "is_far", lambda _: far)
+    found = Members()
+    for n in range(3):
+        outside = np.zeros((13, 17), bool)
+        outside[:, : 3 + n] = True
+        found.add(noise(4, seed=n), torch.full((4,), 0.1 * n), outside)
+    found.depart()
+    return found
+
+
+def test_many_questions_come_back_in_one_go_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = late.Streams(monkeypatch)
+    way = Transfer(torch.device("cpu"), overlaps=True)
+    monkeypatch.setattr(members, "transfer_to", lambda _: way)
+    near, far = (collected(far=each, monkeypatch=monkeypatch) for each in (False, True))
+    assert sum(name == "down" for name, _ in streams.copied) == 9
+    for (expected, expected_iou), (found, iou) in zip(near.wait(), far.wait(), strict=True):
+        assert np.abs(found.probability - expected.probability).max() < 1e-6
+        assert (found.area_px, found.stability) == (expected.area_px, pytest.approx(expected.stability))
+        assert found.pairwise_dice == pytest.approx(expected.pairwise_dice)
+        assert iou == expected_iou
+
+
+def test_nothing_is_believed_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for far in (False, True):
+        summaries = [summary for summary, _ in collected(far=far, monkeypatch=monkeypatch).wait()]
+        for n, summary in enumerate(summaries):
+            assert summary.probability[:, : 3 + n].max() < 1e-8
+            assert summary.probability[:, 3 + n :].max() > 0.5
+
+
+def test_no_question_has_no_answer() -> None:
+    nothing = Members()
+    nothing.depart()
+    assert nothing.wait() == []
