@@ -1,8 +1,9 @@
 """Time several programs for the same work in turns, each in a process of its own with a known state of the memory allocator.
 
 Half of the original's time on a CPU can be page faults, so a ratio means little without that state. ``default`` is an untouched
-process, as people run the original. ``kept`` keeps freed memory (``distill.teachers.memory``) and lets waiting threads sleep, as
-this package does. Each arm lives in one process; only one of them works at a time, and each round goes once through all of them.
+process, as people run the original. ``kept`` keeps all freed memory and lets waiting threads sleep, as
+this package does (``distill.teachers.memory``); here glibc is told from outside, since what it takes at run time ends at 2 GiB of free
+memory, and the original frees more. Each arm lives in one process; only one of them works at a time, and each round goes once through all of them.
 """
 
 import argparse
@@ -24,6 +25,13 @@ import numpy as np
 import torch
 
 State = Literal["default", "kept"]
+KEEP = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GLIBC_TUNABLES": ":".join(
+        f"glibc.malloc.{name}" for name in (f"mmap_threshold={2**34}", f"trim_threshold={2**34}", f"top_pad={2**28}", "hugetlb=1")
+    ),
+}
+"""What ``kept`` adds to the environment."""
 Call = Callable[[], tuple[torch.Tensor, ...]]
 """One piece of work, ready to be timed."""
 Found = dict[str, Any]
@@ -85,7 +93,7 @@ def _environment(state: State, threads: int) -> Iterator[None]:
     before = dict(os.environ)
     for name in unwanted:
         os.environ.pop(name, None)
-    os.environ.update(wanted | ({"OMP_WAIT_POLICY": "PASSIVE"} if state == "kept" else {}))
+    os.environ.update(wanted | (KEEP if state == "kept" else {}))
     try:
         yield
     finally:
@@ -282,7 +290,8 @@ def measure_arms(
                 "rounds": [asdict(cost) for cost in spent],
             }
         )
-    return {"device": device_name(args.device), "torch": torch.__version__, "flops": flops, "peak_flops": peaks, **vars(args), "rows": rows}
+    told = {**vars(args), "device": device_name(args.device), "torch": torch.__version__}
+    return {**told, "flops": flops, "peak_flops": peaks, "rows": rows}
 
 
 def show_table(found: Found, *, work: str, counted: str, what: str, piece: str, rates: Sequence[tuple[str, str]] = ()) -> None:
