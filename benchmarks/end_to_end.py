@@ -231,7 +231,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = Path(os.environ["SAMDISTILL_TEST_DATA"]) / "hippocampus"
+    folder_of_data = os.environ.get("SAMDISTILL_TEST_DATA")
+    if not folder_of_data:
+        parser.error("set SAMDISTILL_TEST_DATA to the folder of test data; this benchmark labels real volumes from it")
+    data = Path(folder_of_data) / "hippocampus"
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive.create(str(Path(folder) / "archive.zarr"))
         ingest(archive, data / "images", modality="MR")
