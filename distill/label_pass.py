@@ -131,7 +131,7 @@ class _Pass:
         reader = _thread("read", self._read, records)
         writer = _thread("write", self._write)
         first, *others = self.stations
-        askers = [_thread(f"ask-{station.device}", self._ask_in_thread, station) for station in others]
+        askers = [_thread(f"ask-{station.device}", self._ask_in_thread, station, torch.get_num_threads()) for station in others]
         try:
             self._ask_on(first)
             for asker in askers:
@@ -185,8 +185,11 @@ class _Pass:
             return
         self.loaded.put(work)
 
-    def _ask_in_thread(self, station: Station) -> None:
+    def _ask_in_thread(self, station: Station, threads: int) -> None:
+        """Ask with as many threads as the calling one: a thread that is new to PyTorch begins with what was set last anywhere."""
         try:
+            torch.get_num_threads()  # sets this thread up, which would undo the next line later
+            torch.set_num_threads(threads)
             self._ask_on(station)
         except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
             self.job.stop_with(error)
@@ -233,8 +236,10 @@ class _Pass:
             if len(window) == 1:
                 self.job.fail(window[0].record.id, error)
                 return []
-            return [work for each in window for work in self._ask(teacher, [each.fresh()])]
-        return window
+        else:
+            return window
+        # Outside the handler: the error's traceback would keep the failed call's tensors alive.
+        return [work for each in window for work in self._ask(teacher, [each.fresh()])]
 
     def _write(self) -> None:
         """Write until the queue ends; after a fault keep emptying it, so that nobody waits for a dead thread."""

@@ -162,6 +162,6 @@ def _stamp(path: Path) -> list[str | int]:
     """Return path, size (bytes) and time of last change (ns); a file that cannot be looked at, such as a dangling link, is -1 and 0."""
     try:
         seen = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero in a name
         return [str(path), -1, 0]
     return [str(path), seen.st_size, seen.st_mtime_ns]

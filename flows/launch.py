@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.devices import AUTO, CPU, resolve_devices
 from flows.console import BARS
 from flows.errors import FlowError
 from flows.places import check_writable
@@ -63,7 +64,7 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
 
     Raises:
         StageError: if archive or results cannot be written.
-        DistillError: if the teacher's file cannot be read, or its profile or base does not fit it.
+        DistillError: if the teacher's file cannot be read, its profile, base or precision does not fit it, or a device is not here.
     """
     from storage.store import local_path
 
@@ -76,18 +77,23 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
 
 
 def check_teacher(recipe: Recipe) -> None:
-    """Look into the teacher's file without building the model.
+    """Look for its devices, and into the teacher's file without building the model.
 
     Raises:
-        DistillError: if the file cannot be read, is of no family that can be used, or the recipe leaves open, or contradicts, how.
+        DistillError: if a device is not here, the file cannot be read, is of no family that can be used, or the recipe leaves open, or
+            contradicts, how.
     """
     block = recipe.teacher
+    plain = block.device in {AUTO, CPU} and block.precision != "int8"  # then the device is here, and torch need not be asked
+    devices = () if plain else resolve_devices(block.device)
     if (block.checkpoint, block.profile, block.base) == ("bundled", None, None):
         return
-    from distill.teachers.checkpoints import choose_profile, inspect_checkpoint
+    from distill.teachers.checkpoints import check_precision, choose_profile, inspect_checkpoint
 
     info = inspect_checkpoint(block.checkpoint, base=block.base)
-    choose_profile(info, Path(block.checkpoint).name, block.profile)
+    name = Path(block.checkpoint).name
+    choose_profile(info, name, block.profile)
+    check_precision(info, name, block.precision, devices)
 
 
 def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:

@@ -6,6 +6,7 @@ The steps, one module each: read the tensors (``files``), tell the family and bu
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from math import isfinite
@@ -14,10 +15,11 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import Sam
 
-from distill.errors import CheckpointError
+from distill.devices import CPU
+from distill.errors import CheckpointError, TeacherError
 from distill.teachers import lora
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
-from distill.teachers.families import SAM_VIT, Family, build_network, describe, recognise
+from distill.teachers.families import FAMILIES, SAM_VIT, Family, build_network, describe, recognise
 from distill.teachers.fetch import profile_of_hash, resolve_checkpoint
 from distill.teachers.files import Contents, md5_file, read_tensors, sha256_file
 from distill.teachers.profiles import KNOWN_MD5, PROFILES, profile_for
@@ -261,6 +263,22 @@ def choose_profile(info: CheckpointInfo, name: str, wanted: str | None) -> str:
         message = f"{name} is known by its hash to be {info.profile!r} and cannot be used with profile {chosen!r}."
         raise CheckpointError(message)
     return chosen
+
+
+def check_precision(info: CheckpointInfo, name: str, precision: Precision, devices: Sequence[str]) -> None:
+    """Refuse a precision in which a file's encoder cannot compute on these devices, before anything is built.
+
+    Raises:
+        TeacherError: if it cannot.
+    """
+    encoder = FAMILIES[info.family].encoder
+    if precision == "int8" and encoder != "ViT":
+        message = f"precision int8 is for SAM's ViT encoders, but the encoder of {name} ({info.title}) is {encoder}. Use bf16 or fp32."
+        raise TeacherError(message)
+    elsewhere = [device for device in devices if device != CPU]
+    if precision == "int8" and elsewhere:
+        message = f"precision int8 computes on the CPU only, but the device is {elsewhere[0]}. Use device cpu, or precision bf16."
+        raise TeacherError(message)
 
 
 def _build(opened: _Opened) -> Sam:

@@ -39,8 +39,12 @@ def share_out(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) 
             work(taken)
 
     crew = _crew(os.getpid(), torch.get_num_threads())
-    shifts = [crew.submit(shift) for _ in range(threads)]
-    errors = [error for each in shifts if (error := each.exception()) is not None]
+    try:
+        shifts = [crew.submit(shift) for _ in range(threads)]
+        errors = [error for each in shifts if (error := each.exception()) is not None]
+    except BaseException:  # Ctrl-C: nobody waits for the rest any more
+        taken.drop()
+        raise
     if errors:
         raise errors[0]
 
@@ -56,6 +60,11 @@ class _Taken(Iterator[Piece]):
         with self.lock:
             return next(self.pieces)
 
+    def drop(self) -> None:
+        """Leave what nobody has taken yet."""
+        with self.lock:
+            self.pieces = iter(())
+
 
 @cache
 def _crew(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001 - after a fork the parent's threads are not there
@@ -68,8 +77,13 @@ def _crew(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a
         ready.wait()
 
     crew = ThreadPoolExecutor(threads, "samdistill-crew")
-    for _ in range(threads):
-        crew.submit(begin)
-    ready.wait()
-    torch.set_num_threads(threads)  # it is also what threads begin with that PyTorch has not seen yet
+    try:
+        for _ in range(threads):
+            crew.submit(begin)
+        ready.wait()
+    except BaseException:  # a thread that cannot be started, or Ctrl-C: the others would wait for ever, and the process at its end for them
+        ready.abort()
+        raise
+    finally:
+        torch.set_num_threads(threads)  # it is also what threads begin with that PyTorch has not seen yet
     return crew

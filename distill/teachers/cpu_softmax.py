@@ -85,9 +85,9 @@ def plain_divide(sums: torch.Tensor, inverse: torch.Tensor, answer: torch.Tensor
 
 
 def _error_of(softmax: Softmax, plain: Softmax, span: int, dtype: torch.dtype) -> float:
-    """Return the relative L2 error, against float64, of weights for two heads and two rows of queries."""
+    """Return the relative L2 error, against float64, of weights for two heads and up to two rows of queries."""
     place, scale = (span // 2, min(3, span)), 0.3
-    queries = 2 * place[1]
+    queries = min(2, span - place[0]) * place[1]
     logits = 6 * probe(2 * queries, span**2).view(2, queries, -1).to(dtype)
     terms = probe(2 * queries, 4 * span - 2).view(2, queries, -1).to(dtype)
     inverse = torch.empty(2, queries)

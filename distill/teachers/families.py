@@ -40,6 +40,8 @@ class Family:
     """What may feed it; the first is taken where there is only one."""
     delta: bool = False
     """The file holds changes to another file, which has to be named as ``base``."""
+    encoder: str = "ViT"
+    """How its image encoder is built."""
     unused: tuple[str, ...] = ()
     """Parts of names of tensors that the family's files carry and its predictor never touches."""
 
@@ -57,18 +59,20 @@ FAMILIES: Mapping[str, Family] = {
             name="mobile-sam",
             title="MobileSAM or TinySAM (TinyViT)",
             profiles=("mobile-sam",),
+            encoder="TinyViT",
             unused=("image_encoder.norm_head.", "image_encoder.head."),
         ),
         Family(
             name="lite-medsam",
             title="LiteMedSAM (TinyViT)",
             profiles=("lite-medsam",),
+            encoder="TinyViT",
             unused=("image_encoder.norm_head.", "image_encoder.head."),
         ),
-        Family(name="edge-sam", title="EdgeSAM (RepViT)", profiles=("edge-sam",)),
+        Family(name="edge-sam", title="EdgeSAM (RepViT)", profiles=("edge-sam",), encoder="RepViT"),
         Family(name="samed", title="SAMed LoRA delta", profiles=("samed",), delta=True),
         Family(name="lora", title="LoRA delta", profiles=("sam", "medsam", "sam-med2d", "samed"), delta=True),
-        Family(name="samdistill-conv", title="samdistill's own teacher", profiles=("samdistill-conv",)),
+        Family(name="samdistill-conv", title="samdistill's own teacher", profiles=("samdistill-conv",), encoder="a convolutional network"),
     )
 }
 

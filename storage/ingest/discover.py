@@ -116,8 +116,8 @@ def walk(folder: Path, *, leave_out: Collection[Path] = ()) -> Iterator[Path]:
 
 def _leads_on(folder: Path, followed: list[Path]) -> bool:
     """Tell whether a folder is none that a link led to before; what is below such a place has been, or will be, seen from there."""
-    if not folder.is_symlink():
-        return True
+    if not folder.is_symlink():  # a link to a place above may lead to the first folder once more
+        return len(followed) == 1 or folder.resolve() not in followed
     place = folder.resolve()
     if any(place.is_relative_to(seen) for seen in followed):
         return False

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
@@ -88,3 +89,48 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_after_ctrl_c_nothing_more_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    interrupted = threading.Event()
+
+    def work(pieces: Iterator[int]) -> None:
+        for piece in pieces:
+            begun.append(piece)
+            assert interrupted.wait(60)
+
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with threads(2):
+        share_out(list, range(2))  # the threads are there
+        with monkeypatch.context() as patched:
+            patched.setattr(Future, "exception", pressed)
+            with pytest.raises(KeyboardInterrupt):
+                share_out(work, range(50))
+        interrupted.set()
+        share_out(list, range(2))
+    assert len(begun) <= 2
+
+
+def test_threads_that_cannot_all_be_started_leave_nobody_waiting_and_the_setting_as_it_was() -> None:
+    program = """
+import threading, torch
+from distill.teachers import cpu_crew
+start, left = threading.Thread.start, iter(range(2))
+def refuse(thread):
+    if next(left, None) is None:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = refuse
+torch.set_num_threads(3)
+try:
+    cpu_crew.share_out(list, range(9))
+except RuntimeError as error:
+    assert "new thread" in str(error)
+    assert torch.get_num_threads() == 3
+    print("refused")
+"""
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stdout) == (0, "refused\n"), found.stderr

@@ -95,3 +95,8 @@ def test_pytorch_takes_over_where_nothing_can_be_compiled_or_the_result_is_wrong
 
 def test_types_it_does_not_know_are_left_to_pytorch() -> None:
     assert softmax_for(4, torch.float16).weigh is plain_weigh
+
+
+@pytest.mark.parametrize("span", [1, 2])
+def test_the_smallest_squares_are_checked_within_their_rows(span: int) -> None:
+    assert softmax_for(span, torch.float32).weigh is not plain_weigh

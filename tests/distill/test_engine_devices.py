@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from distill import engine, label_pass
 from distill.casework import CaseWork
@@ -315,3 +316,29 @@ def test_a_device_that_cannot_be_used_is_refused_before_anything_is_loaded(
         label_archive(archive, plan_for(checkpoint, device=device))
     assert loaded == []
     assert archive.ledger.counts(STAGE)["claimed"] == 0
+
+
+def test_every_device_is_asked_with_as_many_threads_as_the_caller_has(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second_is_asked = threading.Event()
+    threads: list[int] = []
+
+    def noting(own: Encode) -> Encode:
+        def encode(images: list[np.ndarray]) -> Embeddings:
+            threads.append(torch.get_num_threads())
+            return own(images)
+
+        return encode
+
+    teachers(monkeypatch, lambda own: waiting_for(second_is_asked)(noting(own)), lambda own: noting(telling(second_is_asked)(own)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    another = threading.Thread(target=torch.set_num_threads, args=(1,))  # of a crew that is being made, or of the user's program
+    another.start()
+    another.join()
+    try:
+        label_archive(archive_of(tmp_path, 4), plan_for(checkpoint, window=2, device="cpu,cpu"))
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {2}

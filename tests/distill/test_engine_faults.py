@@ -2,6 +2,7 @@
 
 import runpy
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,3 +202,23 @@ def test_a_case_that_another_run_has_taken_meanwhile_is_left_to_it_and_the_other
     summary = label_archive(archive, plan_for(checkpoint))
     assert (summary.done, summary.unfinished, summary.quarantined) == (2, 1, ())
     assert archive.ledger.state("label:teacher/r1", "case01") == "claimed"
+
+
+def test_what_a_failed_window_held_is_let_go_before_its_cases_are_asked_one_by_one(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, wavefront = archive_of(tmp_path, 2), label_pass.run_wavefront
+    held: list[weakref.ref[np.ndarray]] = []
+    alive: list[bool] = []
+
+    def failing(teacher: object, works: list[CaseWork], *arguments: object, **options: object) -> None:
+        if len(works) > 1:
+            large = np.zeros(1000)
+            held.append(weakref.ref(large))
+            raise MemoryError
+        alive.append(held[0]() is not None)
+        wavefront(teacher, works, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(label_pass, "run_wavefront", failing)
+    assert label_archive(archive, plan_for(checkpoint, window=2)).done == 2
+    assert alive == [False, False]

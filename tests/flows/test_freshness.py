@@ -173,3 +173,7 @@ def test_masks_that_prompts_name_and_what_lies_beside_a_checkpoint_are_inputs(
         assert found[:3] == ["delta.pth", "adapter_config.json", "cache/checkpoints/sam_vit_b_01ec64.pth"]
         masks = ["masks/m 1.png", "masks/gone.PNG"] if prompts == "weak.json" else ["masks/m 1.png"]
         assert found[3:] == ["images/scan.png", prompts, *masks]
+
+
+def test_a_name_that_no_file_can_have_is_stamped_as_a_file_that_is_not_there() -> None:
+    assert freshness._stamp(Path("mask\0.png")) == ["mask\0.png", -1, 0]

@@ -8,6 +8,7 @@ import pytest
 from distill import engine
 from distill.engine import LabelPlan, _LabelRun
 from distill.errors import DistillError
+from flows import cli
 from flows.errors import RecipeError
 from flows.plans import label_plan
 from flows.recipe_file import load_recipe
@@ -66,3 +67,14 @@ def test_compiling_reaches_the_teacher(written: str, compiled: bool, write_recip
     with pytest.raises(DistillError):
         _LabelRun(None, plan_of(written, write_recipe))._teacher("cuda:3")  # type: ignore[arg-type]
     assert (asked["compiled"], asked["device"]) == (compiled, "cuda:3")
+
+
+def test_a_device_that_is_not_here_ends_a_run_before_anything_is_made(
+    write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(RECIPE.format("checkpoint: bundled, device: 'cpu,cuda:63'") + "ingest: {images: .}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(path)])
+    assert ended.value.code == 1
+    assert "device cuda:63 is not here" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
