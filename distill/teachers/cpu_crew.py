@@ -13,6 +13,7 @@ from functools import cache
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Piece = TypeVar("Piece")
 
@@ -20,8 +21,9 @@ Piece = TypeVar("Piece")
 def share_out(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> None:
     """Call ``work`` in as many threads as PyTorch may use here, all taking from the same iterator of pieces.
 
-    A single piece is left to the calling thread, where PyTorch divides its operations. Which thread gets which piece is left to chance, so a piece's result must not depend on it. Inference mode is that of the caller; nothing is
-    recorded for gradients.
+    A single piece is left to the calling thread, where PyTorch divides its operations; so is everything while a mode of PyTorch's is looking on
+    there (a counter of operations, say), which sees its own thread only. Which thread gets which piece is left to chance, so a piece's
+    result must not depend on it. Inference mode is that of the caller; nothing is recorded for gradients.
 
     Raises:
         Exception: the first that a piece raised, once every thread has ended.
@@ -29,7 +31,7 @@ def share_out(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) 
     every = list(pieces)
     taken = _Taken(iter(every))
     threads = min(torch.get_num_threads(), len(every))
-    if threads <= 1:
+    if threads <= 1 or _get_current_dispatch_mode() is not None:
         work(taken)
         return
     inference = torch.is_inference_mode_enabled()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill.teachers.cpu_crew import share_out
 
@@ -134,3 +135,13 @@ except RuntimeError as error:
 """
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (found.returncode, found.stdout) == (0, "refused\n"), found.stderr
+
+
+def test_a_counter_of_operations_sees_every_piece() -> None:
+    def work(pieces: Iterator[torch.Tensor]) -> None:
+        for piece in pieces:
+            torch.mm(piece, piece)
+
+    with threads(2), FlopCounterMode(display=False) as counter:
+        share_out(work, [torch.ones(4, 4)] * 10)
+    assert counter.get_total_flops() == 10 * 2 * 4**3

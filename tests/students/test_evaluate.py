@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from distill import quality
+from distill.teachers.cpu_products import PackedLinear
+from distill.teachers.int8_products import PackedInt8Linear
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import baselines, compact, load_student
 from students.cost import measure_cost, student_cost
@@ -237,3 +239,10 @@ def test_doubtful_voxels_go_to_the_side_of_the_threshold_they_are_on(tmp_path: P
     assert resolved(case.labels("pseudo/r1")).tolist() == [[[3, 3, 0, 0]]]
     case.write_labels(history, ids)
     assert resolved(case.labels("pseudo/r1")).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("packed", [PackedLinear, PackedInt8Linear])
+def test_products_with_packed_weights_are_counted(packed: type[PackedLinear | PackedInt8Linear]) -> None:
+    layer = packed(torch.ones(32, 64), None, 16)
+    cost = measure_cost("teacher", [], lambda: layer(torch.ones(16, 64)), device=torch.device("cpu"), repeats=1)
+    assert cost.flops_per_case == 2 * 16 * 64 * 32
