@@ -137,16 +137,23 @@ def _student(path: Path) -> Inspection:
 
 
 def _checkpoint(path: str) -> Inspection:
-    from distill.teachers.checkpoints import inspect_checkpoint
+    from distill.errors import CheckpointError
+    from distill.teachers.checkpoints import check_loads, inspect_checkpoint
     from flows.card import bundled_facts
 
     info = inspect_checkpoint(path)
+    usable = "yes" if info.image_size else "with its base"
+    try:
+        check_loads(path)
+    except CheckpointError as error:
+        usable = f"no: {error}"
     return Inspection(
         kind="checkpoint",
         path=path,
         facts={
             "family": info.family,
             "what it is": info.title,
+            "can be used": usable,
             "profile": info.profile or f"not known: name it in the recipe, teacher: {{profile: ...}}; possible: {', '.join(info.profiles)}",
             "image size (px)": info.image_size or "its base's",
             "parameters": info.parameters,

@@ -125,6 +125,17 @@ def load_teacher(
     return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision, compiled=compiled)
 
 
+def check_loads(checkpoint: Path | str) -> None:
+    """Build the teacher of a file as ``load_teacher`` does and throw it away; of a delta without its base, do nothing.
+
+    Raises:
+        CheckpointError: if tensors are missing, unexpected, mis-shaped, or hold NaN or infinity.
+    """
+    opened = _open(checkpoint, None)
+    if not opened.family.delta or opened.build_as is not None:
+        load_strictly(_build(opened), opened.tensors, opened.build_as or opened.family, opened.path.name)
+
+
 def _open(checkpoint: Path | str, base: Path | str | None) -> _Opened:
     path = bundled_path() if str(checkpoint) == BUNDLED else resolve_checkpoint(checkpoint)
     contents = read_tensors(path)

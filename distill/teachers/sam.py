@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from distill.errors import PromptError
+from distill.errors import PromptError, TeacherError
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, Promising, PromptBatch, TeacherProfile
 from distill.teachers.batching import BatchSize, fit, in_batches
 from distill.teachers.cores import fit_threads
@@ -297,6 +297,9 @@ class SamTeacher:
 
 def resolve_precision(precision: Precision, device: torch.device, profile: TeacherProfile) -> Literal["fp32", "bf16", "int8"]:
     """Return what ``"auto"`` means: bfloat16 on CUDA devices that have it, but never for the bundled teacher, whose labels stay as they are."""
+    if precision not in get_args(Precision):
+        message = f"precision {precision!r} is not known; use one of {', '.join(get_args(Precision))}."
+        raise TeacherError(message)
     if precision != "auto":
         return precision
     fast = device.type == "cuda" and profile.name != "samdistill-conv" and _has_bf16(device)

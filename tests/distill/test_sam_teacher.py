@@ -11,7 +11,7 @@ import torch
 from segment_anything import SamPredictor
 
 from distill import load_teacher
-from distill.errors import PromptError
+from distill.errors import PromptError, TeacherError
 from distill.teachers import sam as sam_module
 from distill.teachers.base import PromptBatch, Teacher
 from distill.teachers.sam import SamTeacher
@@ -212,3 +212,8 @@ def test_bfloat16_that_a_gpu_only_emulates_is_not_taken(teacher: SamTeacher, mon
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     profile = dataclasses.replace(teacher.profile, name="sam")
     assert sam_module.resolve_precision("auto", torch.device("cuda"), profile) == "fp32"
+
+
+def test_a_precision_nobody_knows_is_refused_instead_of_taken_for_another(teacher: SamTeacher) -> None:
+    with pytest.raises(TeacherError, match="'fp16' is not known; use one of auto, fp32, bf16, int8"):
+        sam_module.resolve_precision("fp16", torch.device("cpu"), teacher.profile)  # type: ignore[arg-type]

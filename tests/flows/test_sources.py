@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from distill.teachers.checkpoints import bundled_path
 from flows import cli, doctor, stages
 from flows.errors import StageError
 from flows.inspection import inspect_path
@@ -229,3 +233,13 @@ def test_an_archive_without_a_case_does_not_excuse_a_folder_without_an_image(wri
     Archive.create(recipe.archive)
     with pytest.raises(IngestError, match="in is empty"):
         stages.ingest(recipe)
+
+
+def test_inspect_says_whether_a_checkpoint_can_be_used(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    with safe_open(str(bundled_path()), "pt") as file:
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - a handle, no mapping
+    first = next(iter(tensors))
+    save_file(tensors | {first: torch.full_like(tensors[first], float("nan"))}, broken, metadata=header)
+    assert inspect_path("bundled").facts["can be used"] == "yes"
+    assert "NaN" in inspect_path(str(broken)).facts["can be used"]
