@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import Sam
 
-from distill.devices import CPU
+from distill.devices import AUTO, CPU, resolve_devices
 from distill.errors import CheckpointError, TeacherError
 from distill.teachers import lora
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
@@ -105,21 +105,25 @@ def load_teacher(
         checkpoint: ``"bundled"``, an official name such as ``"vit_b"``, or a ``.safetensors``, ``.pt`` or ``.pth`` file.
         profile: the file's protocol, where it cannot be told from the file: ``"sam"``, ``"medsam"``, ... (``distill.teachers.profiles``).
         base: of a LoRA delta, the file it was trained on.
-        device: ``"auto"`` takes CUDA where there is one.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``"auto"`` takes the first GPU where there is one.
         precision: ``"bf16"`` computes in bfloat16 where that is safe; ``"auto"`` does so on CUDA, except for this package's own teacher.
             ``"int8"`` is for ViT encoders on a CPU: faster than ``"bf16"``, and less exact (docs/performance.md).
         compiled: compile the blocks of a ViT encoder on CUDA; a CPU and other encoders stay as they are.
 
     Raises:
         CheckpointError: if the file is missing, damaged, of an unsupported family, or ambiguous.
-        TeacherError: if it cannot compute in the precision that was named.
+        TeacherError: if it cannot compute in the precision that was named, or several devices are.
+        PlanError: if the device is none, or is not here.
     """
     opened = _open(checkpoint, base)
     info = _describe(opened)
     chosen = choose_profile(info, opened.path.name, profile)
     sam = _build(opened)
     load_strictly(sam, opened.tensors, opened.build_as or opened.family, opened.path.name)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where, *more = resolve_devices(device)
+    if more and device != AUTO:
+        message = f"one teacher computes on one device, but {len(more) + 1} are named: {device}. Name one; labelling takes several."
+        raise TeacherError(message)
     shift = _own_header(opened)[1] if opened.family.name == "samdistill-conv" else 0.0
     own = profile_for(chosen, info.image_size, logit_shift=shift)
     return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision, compiled=compiled)

@@ -312,6 +312,24 @@ def _has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def _check_shapes(boxes: np.ndarray | None, points: np.ndarray | None, labels: np.ndarray | None, mask: np.ndarray | None) -> None:
+    rules = (
+        (boxes, (2, 4), "boxes must be (N, 4)"),
+        (points, (3, 2), "points must be (N, K, 2), or (K, 2) for one prompt"),
+        (mask, None, "mask_input must be (N, m, m)"),
+    )
+    for given, form, wanted in rules:
+        if given is None:
+            continue
+        shape = np.shape(given)
+        if (len(shape) != 3) if form is None else (len(shape), shape[-1]) != form:
+            message = f"{wanted}, but is {shape}."
+            raise PromptError(message)
+    if points is not None and labels is not None and labels.shape != points.shape[:2]:
+        message = f"point_labels must be one number per point, {points.shape[:2]}, but are {labels.shape}."
+        raise PromptError(message)
+
+
 def _one_picture_batch(
     boxes: np.ndarray | None, points: np.ndarray | None, labels: np.ndarray | None, mask: np.ndarray | None, *, prompt_free: bool
 ) -> PromptBatch:
@@ -321,6 +339,7 @@ def _one_picture_batch(
         points = points[None]
     if points is not None:
         labels = np.ones(points.shape[:2], np.float32) if labels is None else np.atleast_2d(np.asarray(labels, np.float32))
+    _check_shapes(boxes, points, labels, mask)
     counts = {len(given) for given in (boxes, points, labels, mask) if given is not None}
     if len(counts) > 1:
         message = f"boxes, points, labels and masks must be equally many prompts, but are {sorted(counts)}."

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill import load_teacher
-from distill.errors import CheckpointError
+from distill.errors import CheckpointError, DistillError
 from distill.teachers.checkpoints import inspect_checkpoint
 from distill.teachers.sam import SamTeacher
 
@@ -117,3 +117,9 @@ def test_a_broken_header_of_this_package_s_own_kind_is_refused(tmp_path: Path, h
     save_file({"x": torch.zeros(1)}, path, metadata={"family": "samdistill-conv", **header})
     with pytest.raises(CheckpointError, match="its header is broken"):
         inspect_checkpoint(path)
+
+
+@pytest.mark.parametrize(("device", "said"), [("gpu", "no device"), ("cpu,cpu", "one teacher computes on one device, but 2 are named")])
+def test_a_device_that_cannot_be_used_is_refused_in_words(device: str, said: str) -> None:
+    with pytest.raises(DistillError, match=said):
+        load_teacher("bundled", device=device)

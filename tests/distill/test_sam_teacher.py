@@ -217,3 +217,23 @@ def test_bfloat16_that_a_gpu_only_emulates_is_not_taken(teacher: SamTeacher, mon
 def test_a_precision_nobody_knows_is_refused_instead_of_taken_for_another(teacher: SamTeacher) -> None:
     with pytest.raises(TeacherError, match="'fp16' is not known; use one of auto, fp32, bf16, int8"):
         sam_module.resolve_precision("fp16", torch.device("cpu"), teacher.profile)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        pytest.param({"boxes": np.zeros((1, 5))}, r"boxes must be \(N, 4\), but is \(1, 5\)", id="five columns"),
+        pytest.param({"points": np.array([9.0, 9.0])}, r"points must be \(N, K, 2\)", id="a bare point"),
+        pytest.param(
+            {"points": np.ones((1, 1, 2)), "point_labels": [1, 0]},
+            r"one number per point, \(1, 1\), but are \(1, 2\)",
+            id="a label too many",
+        ),
+        pytest.param(
+            {"mask_input": np.zeros((64, 64), np.float32)}, r"mask_input must be \(N, m, m\), but is \(64, 64\)", id="a bare mask"
+        ),
+    ],
+)
+def test_prompts_of_another_shape_are_refused_in_words(teacher: SamTeacher, prompts: dict[str, np.ndarray], said: str) -> None:
+    with pytest.raises(PromptError, match=said):
+        teacher.predict(np.zeros((40, 40, 3), np.uint8), **prompts)
