@@ -17,12 +17,13 @@ from storage.errors import (
     InvalidCaseError,
     LabelSetNotFoundError,
     LedgerError,
+    ReviewConflictError,
     StorageError,
 )
 from storage.labels import Labels
 from storage.ledger import Ledger, UnitRecord, fingerprint
 from storage.rebuild import rebuild_catalog
-from storage.records import ProblemRecord, ReviewRecord, StudentRecord
+from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
 from storage.stored_case import Case
 
 __all__ = [
@@ -46,9 +47,11 @@ __all__ = [
     "Labels",
     "Ledger",
     "LedgerError",
+    "ListingRecord",
     "Part",
     "ProblemRecord",
     "Prompt",
+    "ReviewConflictError",
     "ReviewRecord",
     "StorageError",
     "StudentRecord",

@@ -125,7 +125,8 @@ class Prompt:
 
     case: str
     class_id: int
-    kind: Literal["box", "point", "scribble", "mask", "box3d"]
+    kind: Literal["box", "point", "scribble", "mask", "box3d", "extreme", "recist", "absent"]
+    """``absent`` says that the class is not in the case: the one prompt that asks nothing, and answers with background."""
     axis: Literal["z", "y", "x"] = "z"
     """The axis that ``slice`` counts along."""
     slice: int | None = None
@@ -134,7 +135,7 @@ class Prompt:
     """In the slice's own (column, row) order: for ``axis='z'`` that is ``(x0, y0, x1, y1)``."""
     box_zyxzyx_px: tuple[float, float, float, float, float, float] | None = None
     points_xy_px: tuple[tuple[float, float], ...] = ()
-    """Points of a point prompt or the polyline of a scribble."""
+    """Points of a point prompt, the polyline of a scribble, the four extreme points, or the ends of RECIST's long and then of its short diameter."""
     positive: bool = True
     mask_rle: str = ""
     """COCO run-length string of a rough mask (columns first), with ``mask_size_yx``."""

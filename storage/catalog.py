@@ -13,9 +13,10 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.case import CaseRecord, Geometry, LabelHistory, Part, Prompt
 from storage.database import Database, storable, upsert
-from storage.errors import CaseNotFoundError
-from storage.records import ProblemRecord, ReviewRecord, StudentRecord
-from storage.tables import CaseRow, LabelSetRow, ProblemRow, PromptFileRow, PromptRow, ReviewRow, ScoreRow, StudentRow, UnitRow
+from storage.errors import CaseNotFoundError, LabelSetNotFoundError
+from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
+from storage.reviews import add_verdict, listed, listing_row, verdicts
+from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptFileRow, PromptRow, ScoreRow, StudentRow, UnitRow, VerdictRow
 
 _GEOMETRY = TypeAdapter(Geometry)
 _PROMPT = TypeAdapter(Prompt)
@@ -49,7 +50,7 @@ class Catalog:
         """Hide a case while its pixels are replaced, and forget its label sets, their scores and that they were made. Prompts stay."""
         with self._database.writing() as connection:
             connection.execute(sa.update(CaseRow).where(CaseRow.id == case_id).values(ready=False))
-            for table in (LabelSetRow, ScoreRow, ReviewRow):
+            for table in (LabelSetRow, ScoreRow, VerdictRow, ListingRow):
                 connection.execute(sa.delete(table).where(table.case_id == case_id))
             _forget_done(connection, case_id, sa.or_(UnitRow.stage == "gold", *(UnitRow.stage.startswith(p) for p in _LABEL_STAGES)))
 
@@ -176,12 +177,27 @@ class Catalog:
             upsert(connection, LabelSetRow, [row], update=["made_by", "teacher", "round", "fingerprint"])
             upsert(connection, ScoreRow, _score_rows(case_id, history.label_set, scores), update=["value"])
 
+    def add_scores(self, case_id: str, label_set: str, scores: Mapping[str, float]) -> None:
+        """Add scores to a finished label set, or overwrite those of the same name; its arrays and its other scores stay.
+
+        Raises:
+            LabelSetNotFoundError: if the case has no such label set, or not a finished one.
+        """
+        with self._database.writing() as connection:
+            query = sa.select(LabelSetRow.name).where(LabelSetRow.case_id == case_id, LabelSetRow.name == label_set)
+            if connection.scalar(query) is None:
+                message = f"case {case_id} has no finished label set {label_set!r} that scores could be about. Write its labels first."
+                raise LabelSetNotFoundError(message)
+            upsert(connection, ScoreRow, _score_rows(case_id, label_set, scores), update=["value"])
+
     def retract_label_set(self, case_id: str, name: str) -> None:
-        """Hide a label set, and forget scores and verdicts that were about its old voxels, and that it was made."""
+        """Hide a label set, and forget scores that were about its old voxels, and that it was made.
+
+        Verdicts of people stay, each tied to the fingerprint of what was judged: they count again if the same labels come back.
+        """
         with self._database.writing() as connection:
             connection.execute(sa.delete(LabelSetRow).where(LabelSetRow.case_id == case_id, LabelSetRow.name == name))
-            for table in (ScoreRow, ReviewRow):
-                connection.execute(sa.delete(table).where(table.case_id == case_id, table.label_set == name))
+            connection.execute(sa.delete(ScoreRow).where(ScoreRow.case_id == case_id, ScoreRow.label_set == name))
             _forget_done(connection, case_id, UnitRow.stage.in_(_stages_that_write(name)))
 
     def label_sets(self, case_id: str) -> list[str]:
@@ -196,29 +212,78 @@ class Catalog:
         with self._database.reading() as connection:
             return dict(connection.execute(query).tuples().all())
 
-    def scores(self, label_set: str) -> dict[str, dict[str, float]]:
-        """Return case -> metric -> value for one label set."""
+    def scores(self, label_set: str, cases: list[str] | None = None) -> dict[str, dict[str, float]]:
+        """Return case -> metric -> value for one label set: of all cases, or of these."""
         query = sa.select(ScoreRow.case_id, ScoreRow.metric, ScoreRow.value).where(ScoreRow.label_set == label_set)
+        query = query.order_by(ScoreRow.case_id, ScoreRow.metric)
+        starts = range(0, len(cases or ()), _KEYS_PER_QUERY)
+        queries = [query] if cases is None else [query.where(ScoreRow.case_id.in_(cases[at : at + _KEYS_PER_QUERY])) for at in starts]
         found: dict[str, dict[str, float]] = {}
         with self._database.reading() as connection:
-            for case_id, metric, value in connection.execute(query.order_by(ScoreRow.case_id, ScoreRow.metric)):
+            for case_id, metric, value in (row for each in queries for row in connection.execute(each)):
                 found.setdefault(case_id, {})[metric] = math.nan if value is None else value
         return found
 
     # Reviews, students, problems
 
-    def record_review(self, review: ReviewRecord) -> None:
-        """Insert or overwrite a person's verdict."""
-        row = {"case_id": review.case, "label_set": review.label_set, "verdict": review.verdict, "note": review.note}
+    def record_review(self, review: ReviewRecord, *, seen: int | None = None, boxes: list[Prompt] | None = None) -> ReviewRecord:
+        """Add a person's decision to the history, and the boxes that go with it; all or nothing.
+
+        Args:
+            review: What was decided. Its fingerprint names the labels that were looked at, its revision does not matter.
+            seen: How many decisions about this mask the person knew of; None overrules whatever there is.
+            boxes: New prompts in place of those of the same source, class and slice.
+
+        Returns:
+            The record as stored, with its revision.
+
+        Raises:
+            CaseNotFoundError: if the case is not in the catalog.
+            ReviewConflictError: if the labels are no longer those that were looked at, or somebody else has decided meanwhile.
+        """
         with self._database.writing() as connection:
-            upsert(connection, ReviewRow, [row], update=["verdict", "note"])
+            _check_known(connection, [review.case])
+            stored = add_verdict(connection, review, seen)
+            for box in boxes or []:
+                place = (PromptRow.axis == box.axis, PromptRow.position == box.slice)
+                _forget_prompts(connection, box.case, box.class_id, box.source, *place)
+            _add_prompts(connection, boxes or [], "")
+        return stored
+
+    def forget_boxes(self, case_id: str, class_id: int, *, source: str) -> int:
+        """Take back the prompts of one source about one class of a case, and return how many there were."""
+        with self._database.writing() as connection:
+            return _forget_prompts(connection, case_id, class_id, source)
 
     def reviews(self, label_set: str) -> list[ReviewRecord]:
-        """Return the verdicts on one label set, by case."""
-        query = sa.select(ReviewRow.case_id, ReviewRow.label_set, ReviewRow.verdict, ReviewRow.note)
+        """Return the verdicts that count, by case and class: the last on each mask, if it was not taken back and the mask is still the same.
+
+        A mask for which a person drew a new box is in it as rejected until the teacher has drawn it anew.
+        """
         with self._database.reading() as connection:
-            rows = connection.execute(query.where(ReviewRow.label_set == label_set).order_by(ReviewRow.case_id)).all()
-        return [ReviewRecord(case=case, label_set=name, verdict=verdict, note=note) for case, name, verdict, note in rows]
+            return verdicts(connection, label_set, current=True)
+
+    def review_history(self, label_set: str, case_id: str | None = None) -> list[ReviewRecord]:
+        """Return everything that people decided about one label set, of one case or all, oldest first within each mask."""
+        with self._database.reading() as connection:
+            return verdicts(connection, label_set, current=False, case_id=case_id)
+
+    def record_listing(self, shown: Iterable[ListingRecord]) -> None:
+        """Remember what a reviewer was shown."""
+        rows = [listing_row(each) for each in shown]
+        with self._database.writing() as connection:
+            upsert(connection, ListingRow, rows, update=["source", "fingerprint", "revision"])
+
+    def listed(self, case_id: str, label_set: str, by: str) -> dict[int, ListingRecord]:
+        """Return what a reviewer was last shown of a case, by class."""
+        with self._database.reading() as connection:
+            return listed(connection, case_id, label_set, by)
+
+    def fingerprints(self, label_set: str) -> dict[str, str]:
+        """Return case -> fingerprint of the work that wrote its label set."""
+        query = sa.select(LabelSetRow.case_id, LabelSetRow.fingerprint).where(LabelSetRow.name == label_set)
+        with self._database.reading() as connection:
+            return dict(connection.execute(query.order_by(LabelSetRow.case_id)).tuples().all())
 
     def record_student(self, student: StudentRecord) -> None:
         """Insert or overwrite a student."""
@@ -325,6 +390,11 @@ def _take_back(connection: sa.Connection, file: str, source: str, keep: set[str]
         elsewhere = sa.exists().where(PromptFileRow.key == PromptRow.key)
         deleted += connection.execute(sa.delete(PromptRow).where(PromptRow.key.in_(page), ~elsewhere)).rowcount
     return deleted
+
+
+def _forget_prompts(connection: sa.Connection, case_id: str, class_id: int, source: str, *where: sa.ColumnElement[bool]) -> int:
+    mine = (PromptRow.case_id == case_id, PromptRow.class_id == class_id, PromptRow.source == source)
+    return connection.execute(sa.delete(PromptRow).where(*mine, *where)).rowcount
 
 
 def _stages_that_write(label_set: str) -> list[str]:

@@ -9,6 +9,7 @@ StorageError
 │   └── InvalidCaseError       (ValueError)
 ├── LabelSetNotFoundError   (KeyError)
 ├── CatalogError            the SQL index beside it
+│   └── ReviewConflictError    a verdict on what changed, or was judged by somebody else, meanwhile
 ├── LedgerError             the record of work
 └── IngestError             (ValueError) one source file that cannot go in, with a reason slug
 """
@@ -52,6 +53,10 @@ class LabelSetNotFoundError(StorageError, KeyError):
 
 class CatalogError(StorageError):
     """The SQL catalog is missing, too new, or refuses a statement."""
+
+
+class ReviewConflictError(CatalogError):
+    """A verdict on a mask that has changed, or that another person has judged, since the reviewer saw it."""
 
 
 class LedgerError(StorageError):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from storage.layout import choose_layout, label_codec
 from storage.ome import LEVEL, PROBABILITY, UNCERTAINTY, LabelAttributes, label_attributes
 from storage.store import LazyArray, Store, group_at
 
+_MAP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -41,22 +42,36 @@ class Labels:
     def __init__(self, store: Store) -> None:
         """Remember the store of the label set's group; use :meth:`storage.Case.labels` to get one."""
         self._store = store
-        self._arrays = {name: LazyArray(store, name) for name in (LEVEL, PROBABILITY, UNCERTAINTY)}
+        self._arrays: dict[str, LazyArray] = {}
 
     @property
     def ids(self) -> zarr.Array[Any]:
         """Class ids ``(z, y, x)``: 0 background, 1.. classes, 255 nobody should learn here."""
-        return self._arrays[LEVEL].open()
+        return self._open(LEVEL)
 
     @property
     def probability(self) -> zarr.Array[Any] | None:
         """Probability ``(k, z, y, x)`` as uint8, 255 = certain, ``k`` in the order of ``history.classes``; None where not kept."""
-        return self._beside(PROBABILITY)
+        return self.map(PROBABILITY)
 
     @property
     def uncertainty(self) -> zarr.Array[Any] | None:
         """Entropy ``(z, y, x)`` as uint8, 255 = ln 2; None where not kept."""
-        return self._beside(UNCERTAINTY)
+        return self.map(UNCERTAINTY)
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the arrays that lie beside the class ids."""
+        return self._attributes.samdistill.maps
+
+    def map(self, name: str) -> zarr.Array[Any] | None:
+        """Return an array that lies beside the class ids, as uint8; None where it was not kept.
+
+        Label sets of teachers have ``vote`` (share of the ensemble's members that say yes, 255 = all) and ``mutual_information``
+        (how much of the entropy comes from members contradicting each other, 255 = ln 2), both ``(z, y, x)`` and the larger one where
+        classes differ.
+        """
+        return self._open(name) if name in self.maps else None
 
     @property
     def history(self) -> LabelHistory:
@@ -76,10 +91,8 @@ class Labels:
     def _attributes(self) -> LabelAttributes:
         return LabelAttributes.read(zarr.open_group(self._store, mode="r"))
 
-    def _beside(self, name: str) -> zarr.Array[Any] | None:
-        if name not in self._attributes.samdistill.maps:
-            return None
-        return self._arrays[name].open()
+    def _open(self, name: str) -> zarr.Array[Any]:
+        return self._arrays.setdefault(name, LazyArray(self._store, name)).open()
 
 
 def write_label_arrays(
@@ -91,13 +104,13 @@ def write_label_arrays(
         store: The label set's own place, writable and empty.
         record: The case it belongs to.
         history: Where the labels came from.
-        arrays: ``0`` and, if there are any, ``probability`` and ``uncertainty``; already checked.
+        arrays: ``0`` and, if there are any, ``probability``, ``uncertainty`` and other maps; already checked.
         scores: Numbers to keep with the labels; those that are not finite are left out, since JSON cannot hold them.
     """
     for name, array in arrays.items():
         write_array(store, name, array, "kzyx"[-array.ndim :], label_codec())
     finite = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
-    maps = tuple(name for name in (PROBABILITY, UNCERTAINTY) if name in arrays)
+    maps = tuple(name for name in arrays if name != LEVEL)
     document = label_attributes(record, history, finite, maps)
     group_at(store).attrs.put(document.attributes())
 
@@ -129,15 +142,30 @@ def check_labels(record: CaseRecord, history: LabelHistory, arrays: Mapping[str,
     if ids.dtype not in (np.uint8, np.uint16):
         message = f"{where}: class ids must be uint8 or uint16, but are {ids.dtype}."
         raise InvalidCaseError(message)
-    expected = {LEVEL: zyx, UNCERTAINTY: zyx, PROBABILITY: (len(history.classes), *zyx)}
     for name, array in arrays.items():
-        if array.shape != expected[name]:
-            message = f"{where}: array {name!r} must have shape {expected[name]}, but has {array.shape}. Axes are z, y, x."
+        expected = (len(history.classes), *zyx) if name == PROBABILITY else zyx
+        if array.shape != expected:
+            message = f"{where}: array {name!r} must have shape {expected}, but has {array.shape}. Axes are z, y, x."
             raise InvalidCaseError(message)
         if name != LEVEL and array.dtype != np.uint8:
             message = f"{where}: array {name!r} must be uint8, but is {array.dtype}."
             raise InvalidCaseError(message)
     _check_ids(where, history, ids)
+
+
+def check_map_names(history: LabelHistory, names: Iterable[str]) -> None:
+    """Refuse names that no map can have.
+
+    Raises:
+        InvalidCaseError: naming the label set and the name.
+    """
+    for name in names:
+        if not _MAP_NAME.fullmatch(name):
+            message = (
+                f"label set {history.label_set}: a map cannot be called {name!r}. "
+                "Use small letters, digits and '_', beginning with a letter, such as 'vote'."
+            )
+            raise InvalidCaseError(message)
 
 
 def _check_ids(where: str, history: LabelHistory, ids: np.ndarray) -> None:

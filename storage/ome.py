@@ -6,7 +6,7 @@ needs the metadata after the arrays. A test validates what we write with ome-zar
 """
 
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import zarr
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,8 @@ FORMAT = 1
 """Version of our own attribute and folder layout."""
 LEVEL = "0"
 """Path of the only resolution level. Scans are small enough to be viewed whole; a pyramid would add a seventh to every archive."""
-MapName = Literal["probability", "uncertainty"]
+MapName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""Name of an array beside the class ids: ``probability``, ``uncertainty``, ``mutual_information``, ``vote``, ..."""
 PROBABILITY: MapName = "probability"
 UNCERTAINTY: MapName = "uncertainty"
 

@@ -36,11 +36,48 @@ class StudentRecord:
     metrics: dict[str, Scalar] = field(default_factory=dict)
 
 
+Opinion = Literal["accept", "ignore", "reject"]
+"""What a reviewer may say of a mask: right, not sure, or wrong."""
+Sampling = Literal["random", "ranked", "asked"]
+"""Why a person looked: the case was drawn at random, ranked high, or looked at without having been listed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewRecord:
-    """What a person decided about one label set of one case."""
+    """What a person decided about one class of one label set of one case."""
 
     case: str
     label_set: str
-    verdict: Literal["accept", "ignore", "reject", "review"]
+    """The teacher's, such as ``teacher/r1``: its masks are judged, as refinement made pseudo-labels of them."""
+    class_id: int
+    verdict: Opinion
+    """A mask for which a person drew a new box counts as ``reject`` until it is drawn anew."""
+    source: Sampling = "asked"
+    by: str = ""
+    """A name that reviewers know each other by: letters, digits, ``.``, ``_`` and ``-``."""
+    at: str = ""
+    """When, in UTC, to the second: ``2026-11-21T16:30:00Z``."""
+    filter_said: str = ""
+    """What refinement had decided by itself, such as ``accept``; empty where it had not been there yet."""
+    fingerprint: str = ""
+    """Of the labels that were looked at; the verdict holds for these and no others."""
     note: str = ""
+    action: Literal["judge", "rebox", "undo"] = "judge"
+    """``undo`` takes back the verdict that it repeats."""
+    revision: int = 0
+    """1 for the first that was decided about this mask, then 2, ...; 0 until it is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListingRecord:
+    """What a reviewer was last shown of one class of one case."""
+
+    case: str
+    label_set: str
+    class_id: int
+    by: str
+    source: Sampling
+    fingerprint: str
+    """Of the labels that were shown."""
+    revision: int
+    """How many decisions about it there were at that time."""

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from storage.case import CaseRecord, LabelHistory
 from storage.catalog import Catalog
 from storage.errors import LabelSetNotFoundError
-from storage.labels import Labels, check_labels, folder_of, write_label_arrays
+from storage.labels import Labels, check_labels, check_map_names, folder_of, write_label_arrays
 from storage.ome import LEVEL, PROBABILITY, UNCERTAINTY, listing_attributes
 from storage.store import LazyArray, Store, below, check_writable, group_at, remove_group, sweep_unfinished
 
@@ -86,6 +86,7 @@ class Case:
         *,
         probability_kzyx: Shaped[np.ndarray, "k z y x"] | None = None,
         uncertainty_zyx: Shaped[np.ndarray, "z y x"] | None = None,
+        maps: Mapping[str, np.ndarray] | None = None,
         scores: Mapping[str, float] | None = None,
     ) -> None:
         """Write or replace the label set ``history.label_set``. A write that is killed is never visible as a finished one.
@@ -95,6 +96,7 @@ class Case:
             ids_zyx: Class ids, uint8 or uint16: 0 background, 255 ignore.
             probability_kzyx: uint8, 255 = certain, ``k`` in the order of ``history.classes``.
             uncertainty_zyx: uint8, 255 = an entropy of ln 2.
+            maps: More arrays ``(z, y, x)`` uint8 to keep beside the class ids, by name (``Labels.map``).
             scores: Numbers about this label set; kept here and in the catalog.
 
         Raises:
@@ -102,8 +104,10 @@ class Case:
             ArchiveError: if the archive was opened for reading only.
         """
         check_writable(self._store, f"case {self.id}")
-        maps = {PROBABILITY: probability_kzyx, UNCERTAINTY: uncertainty_zyx}
-        arrays = {LEVEL: ids_zyx} | {name: array for name, array in maps.items() if array is not None}
+        beside = {PROBABILITY: probability_kzyx, UNCERTAINTY: uncertainty_zyx}
+        arrays = {name: array for name, array in beside.items() if array is not None} | dict(maps or {})
+        check_map_names(history, arrays)
+        arrays = {LEVEL: ids_zyx} | arrays
         check_labels(self.record, history, arrays)
         folder = folder_of(history.label_set)
         self._catalog.retract_label_set(self.id, history.label_set)

@@ -138,15 +138,40 @@ class ProblemRow(Base):
     message: Mapped[str] = mapped_column(Text)
 
 
-class ReviewRow(Base):
-    """A person's verdict on one label set of one case."""
+class VerdictRow(Base):
+    """One thing that a person decided about one class of one label set of one case. Rows are only added: the last revision counts."""
 
-    __tablename__ = "reviews"
+    __tablename__ = "verdicts"
+    __table_args__ = (Index(None, "label_set", "case_id"),)
 
     case_id: Mapped[str] = _case_id()
     label_set: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    class_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """1, 2, ...; two reviewers at once cannot both write the same one."""
+    action: Mapped[str] = mapped_column(String(16))
     verdict: Mapped[str] = mapped_column(String(16))
+    source: Mapped[str] = mapped_column(String(16))
+    filter_said: Mapped[str] = mapped_column(String(16))
+    reviewer: Mapped[str] = mapped_column(String(64))
+    at: Mapped[str] = mapped_column(String(32))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Of the labels that were judged."""
     note: Mapped[str] = mapped_column(Text)
+
+
+class ListingRow(Base):
+    """What a reviewer was last shown of one class of one case, so that a verdict on something else is noticed."""
+
+    __tablename__ = "review_listings"
+
+    case_id: Mapped[str] = _case_id()
+    label_set: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    class_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reviewer: Mapped[str] = mapped_column(String(64), primary_key=True)
+    source: Mapped[str] = mapped_column(String(16))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    revision: Mapped[int]
 
 
 class StudentRow(Base):

@@ -16,7 +16,7 @@ from storage.errors import IngestError
 from storage.ingest.images import read_label_image
 from storage.ingest.polygon import fill_polygons
 from storage.ingest.source import case_id_from_name
-from storage.ingest.weak_schema import AnyRow, Box3dRow, BoxRow, MaskRow, PointRow, ScribbleRow
+from storage.ingest.weak_schema import AnyRow, Box3dRow, BoxRow, ExtremeRow, MaskRow, PointRow, RecistRow, ScribbleRow
 from storage.wording import plain_name
 
 _LOOKED_FOR = 50
@@ -62,7 +62,7 @@ class Converter:
             letters = "xy" if row.box_ij is None else "ij"
             x0, y0, x1, y1 = _clip((x0, y0, x1, y1), size_yx[::-1], letters, row.shown, record.id)
             return [self._prompt(row, record, class_id, slice_index=index, box_xyxy_px=(x0, y0, x1, y1))]
-        if isinstance(row, PointRow | ScribbleRow):
+        if isinstance(row, PointRow | ScribbleRow | ExtremeRow | RecistRow):
             _check_points(row.places, size_yx, record.id)
             return [self._prompt(row, record, class_id, slice_index=index, points_xy_px=row.places)]
         mask = self._mask(row, size_yx, record.id)

@@ -14,6 +14,7 @@ KINDS = tuple(_ROWS)
 _NUMBERS = {"box_xyxy": 4, "box_ij": 4, "box_xywh": 4, "point_xy": 2, "point_ij": 2, "box_zyxzyx": 6, "box_ijk": 6, "size_yx": 2}
 """How many numbers each field takes."""
 _PAIRS = ("points_xy", "points_ij")
+_FOUR_PAIRS = ("extreme_points_xy", "recist_xy")
 _WORDS = {2: "two", 4: "four", 6: "six"}
 
 
@@ -54,6 +55,8 @@ def _wanted(field: str) -> str:
         return f"{_WORDS[_NUMBERS[field]]} numbers"
     if field in _PAIRS:
         return "a list of pairs of numbers"
+    if field in _FOUR_PAIRS:
+        return "four pairs of numbers"
     fixed = {
         "slice": "a whole number from 0",
         "class_id": "a whole number from 1 to 254",

@@ -12,7 +12,7 @@ from storage.errors import IngestError
 
 _NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{)")
 _LISTS = frozenset({"box_xyxy", "box_ij", "box_xywh", "point_xy", "point_ij", "box_zyxzyx", "box_ijk", "size_yx"})
-_LISTS_OF_PAIRS = frozenset({"points_xy", "points_ij"})
+_LISTS_OF_PAIRS = frozenset({"points_xy", "points_ij", "extreme_points_xy", "recist_xy"})
 _NOT_JSON = "malformed-json"
 _SURPLUS = "cells without a column"
 _QUOTE = "Put a list into quotes, or separate its numbers by blanks"

@@ -138,6 +138,50 @@ class ScribbleRow(_PointsRow):
         return self
 
 
+Fours = Annotated[tuple[Two, ...], Field(min_length=4, max_length=4)]
+
+
+def _enclose_something(places: tuple[Two, ...]) -> None:
+    if any(max(values) <= min(values) for values in zip(*places, strict=True)):
+        message = f"the four points enclose nothing: {', '.join(f'({x:g}, {y:g})' for x, y in places)}"
+        raise ValueError(message)
+
+
+class ExtremeRow(_Row):
+    """The object's leftmost, topmost, rightmost and lowest point on a slice, in any order."""
+
+    kind: Literal["extreme"]
+    extreme_points_xy: Fours
+
+    @model_validator(mode="after")
+    def _encloses(self) -> "ExtremeRow":
+        _enclose_something(self.extreme_points_xy)
+        return self
+
+    @property
+    def places(self) -> tuple[Two, ...]:
+        """The points as ``x, y``."""
+        return self.extreme_points_xy
+
+
+class RecistRow(_Row):
+    """The longest diameter of a lesion and the longest one across it, as RECIST 1.1 measures them (Eisenhauer et al. 2009)."""
+
+    kind: Literal["recist"]
+    recist_xy: Fours
+    """Both ends of the long diameter, then both of the short one."""
+
+    @model_validator(mode="after")
+    def _encloses(self) -> "RecistRow":
+        _enclose_something(self.recist_xy)
+        return self
+
+    @property
+    def places(self) -> tuple[Two, ...]:
+        """The ends as ``x, y``."""
+        return self.recist_xy
+
+
 class MaskRow(_Row):
     """A rough mask of one slice."""
 
@@ -183,6 +227,6 @@ class Box3dRow(_Row):
         return self.box_zyxzyx or (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-AnyRow = BoxRow | PointRow | ScribbleRow | MaskRow | Box3dRow
+AnyRow = BoxRow | PointRow | ScribbleRow | ExtremeRow | RecistRow | MaskRow | Box3dRow
 
 ROW: TypeAdapter[AnyRow] = TypeAdapter(Annotated[AnyRow, Field(discriminator="kind")])
