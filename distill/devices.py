@@ -6,6 +6,7 @@ the CPU where there is none. Nothing here imports torch before a device is looke
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from distill.errors import PlanError, TeacherError
 
@@ -24,6 +25,18 @@ FAULTS = (
 )
 """What PyTorch's errors say when a GPU, or the process's state on it, is broken; every later call there fails too. Older versions of PyTorch
 raise them as plain RuntimeError, newer ones those of the runtime itself as ``torch.AcceleratorError``."""
+
+REFUSED_CALLS = (
+    "invalid argument",
+    "invalid configuration argument",
+    "invalid pitch argument",
+    "too many resources requested for launch",
+    "operation not permitted when stream is capturing",
+    "CUBLAS_STATUS_INVALID_VALUE",
+    "CUBLAS_STATUS_NOT_SUPPORTED",
+)
+"""What the same errors say of one call that CUDA would not make, after which it goes on: its runtime API (cudaError_t) writes of the others,
+and not of these, that the process must be ended. What is in neither list counts as a broken device: rather one device less than blaming cases."""
 
 
 class DeviceError(TeacherError, RuntimeError):
@@ -93,13 +106,22 @@ def resolve_devices(named: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def made_current(device: str) -> AbstractContextManager[object]:
+    """Return a block in which a GPU is the one that CUDA's libraries and kernels of others use unasked; nothing changes for the CPU."""
+    if not device.startswith("cuda"):
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
+
+
 def has_died(error: BaseException) -> bool:
     """Say whether an error means that a device can compute no more, rather than that one case cannot be computed or memory ran out."""
     import torch
 
     from distill.teachers.batching import OutOfMemoryError, ran_out
 
-    if isinstance(error, OutOfMemoryError) or ran_out(error):
+    if isinstance(error, OutOfMemoryError) or ran_out(error) or any(text in str(error).partition("\n")[0] for text in REFUSED_CALLS):
         return False
     broken: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
     return isinstance(error, broken) or (isinstance(error, RuntimeError) and any(text in str(error) for text in FAULTS))

@@ -6,6 +6,7 @@ DistillError
 │   ├── FetchError           (OSError)    an official file that could not be brought here
 │   └── PromptError          (ValueError) a prompt the teacher cannot answer
 ├── PlanError                (ValueError) a plan that contradicts itself or the archive
+├── ExtensionError           (ValueError) something of another package that cannot be used
 └── CalibrationError         (ValueError) too little gold to calibrate on
 """
 
@@ -32,6 +33,10 @@ class PromptError(TeacherError, ValueError):
 
 class PlanError(DistillError, ValueError):
     """A plan that contradicts itself or the archive it is for."""
+
+
+class ExtensionError(DistillError, ValueError):
+    """A source of prompts or a teacher that another package brings and that cannot be used; the message names the package."""
 
 
 class CalibrationError(DistillError, ValueError):

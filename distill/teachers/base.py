@@ -63,25 +63,51 @@ class PromptBatch:
     points_xy_px: np.ndarray | None = None
     """``(P, K, 2)`` float32."""
     point_labels: np.ndarray | None = None
-    """``(P, K)``; 1 inside the object, 0 outside."""
+    """``(P, K)``; 1 inside the object, 0 outside, -1 where a prompt has fewer points than ``K``."""
     mask_logits: np.ndarray | None = None
     """``(P, m, m)`` float32 in the network's own low-resolution frame (see ``Teacher.mask_prompt``)."""
+    mask_index: np.ndarray | None = None
+    """``(P,)`` int: which of ``mask_logits``, then perhaps fewer than ``P``, each prompt has; None where each has its own."""
+    regions_xyxy_px: np.ndarray | None = None
+    """``(P, 4)`` float32: what nobody looks at outside of it, so that a teacher may leave it undrawn; a saving, never a hint."""
     has_mask: np.ndarray | None = None
     """``(P,)`` bool; False where ``mask_logits`` is to be ignored."""
     prompt_free: bool = False
     """Ask without any hint, for teachers that need none (SAMed)."""
 
     def __post_init__(self) -> None:
-        """Refuse a batch without hints that is not meant to be, and boxes that enclose nothing."""
+        """Refuse a batch without hints that is not meant to be, numbers that are none, labels without meaning and boxes that enclose nothing."""
         if not self.prompt_free and self.boxes_xyxy_px is None and self.points_xy_px is None and self.mask_logits is None:
             message = "a prompt batch needs boxes, points or masks, but has none of them."
             raise PromptError(message)
+        self._check_numbers()
         if self.boxes_xyxy_px is not None:
             extent = self.boxes_xyxy_px[:, 2:] - self.boxes_xyxy_px[:, :2]
             bad = np.flatnonzero(~(extent > 0).all(axis=1))
             if len(bad):
                 message = f"prompt {bad[0]}: box {self.boxes_xyxy_px[bad[0]].tolist()} encloses nothing; give x0, y0, x1, y1 with x1 > x0 and y1 > y0."
                 raise PromptError(message)
+
+    def _check_numbers(self) -> None:
+        for name, given in (("box", self.boxes_xyxy_px), ("points", self.points_xy_px)):
+            if given is not None and not np.isfinite(given).all():
+                row = np.argwhere(~np.isfinite(given))[0][0]
+                message = f"prompt {row}: {name} {given[row].tolist()} with NaN or infinity; give finite pixel coordinates."
+                raise PromptError(message)
+        if self.point_labels is not None and not np.isin(self.point_labels, (-1, 0, 1)).all():
+            row, nth = np.argwhere(~np.isin(self.point_labels, (-1, 0, 1)))[0]
+            label = self.point_labels[row, nth]
+            message = (
+                f"prompt {row}: point label {label:g} means nothing; say 1 (inside the object), 0 (outside) or -1 (padding, no point)."
+            )
+            raise PromptError(message)
+
+    def masks_of(self, part: slice) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the rough masks of some of the prompts, and which of them each has; None where each has its own, or none has one."""
+        if self.mask_logits is None or self.mask_index is None:
+            return None if self.mask_logits is None else self.mask_logits[part], None
+        needed, which = np.unique(self.mask_index[part], return_inverse=True)
+        return self.mask_logits[needed], which
 
     def __len__(self) -> int:
         """Return ``P``."""

@@ -1,32 +1,28 @@
 """Look into a checkpoint file, say what it is, and build the teacher from it; never run what it pickles.
 
 The steps, one module each: read the tensors (``files``), tell the family and build its network (``families``, ``vit``,
-``tiny_vit``, ``adapters``), put a delta on its base (``lora``), choose the protocol (``profiles``).
+``tiny_vit``, ``adapters``), put a delta on its base (``lora``), all of it for one file (``opening``), choose the protocol (``profiles``).
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.resources import as_file, files
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import cast
 
 import torch
-from segment_anything.modeling import Sam
 
 from distill.devices import AUTO, CPU, resolve_devices
 from distill.errors import CheckpointError, TeacherError
-from distill.teachers import lora
-from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
-from distill.teachers.families import FAMILIES, SAM_VIT, Family, build_network, describe, recognise
-from distill.teachers.fetch import profile_of_hash, resolve_checkpoint
-from distill.teachers.files import Contents, md5_file, read_tensors, sha256_file
+from distill.teachers.base import Teacher
+from distill.teachers.families import FAMILIES, SAM_VIT, Fact, describe
+from distill.teachers.fetch import profile_of_hash
+from distill.teachers.files import Contents, md5_file
+from distill.teachers.foreign import FOREIGN, check_foreign, foreign_facts, is_foreign, load_foreign
+from distill.teachers.opening import Opened, build, open_checkpoint, own_header
 from distill.teachers.profiles import KNOWN_MD5, PROFILES, profile_for
 from distill.teachers.sam import Precision, SamTeacher
-from distill.teachers.strict import load_strictly
-
-BUNDLED = "bundled"
+from distill.teachers.strict import check_tensors, load_strictly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,48 +42,27 @@ class CheckpointInfo:
     parameters: int
     fingerprint: str
     """First 16 hexadecimal digits of the file's SHA-256; for a delta, of it and its base."""
-    details: dict[str, str]
+    details: dict[str, Fact]
+    fault: str = ""
+    """Why it cannot be loaded all the same; only looked for where ``inspect_checkpoint`` was asked to."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A file with its base merged in, read once."""
-
-    path: Path
-    contents: Contents
-    family: Family
-    tensors: dict[str, torch.Tensor]
-    """With the base's, where one was named."""
-    build_as: Family | None
-    """How to build it; None for a delta whose base was not named."""
-    sha256: str
-    """Of the file; for a delta on a base, of both files' and its scale; for a whole model with scaled factors inside, of it and the scale."""
-
-
-def bundled_path() -> Path:
-    """Return the file of the teacher that ships with the package.
-
-    Raises:
-        CheckpointError: if this installation lacks it.
-    """
-    with as_file(files("distill.teachers") / "bundled" / "teacher.safetensors") as path:
-        if not path.exists():
-            message = "this installation has no bundled teacher (distill/teachers/bundled/teacher.safetensors). Reinstall the package, or train one: python -m distill.teachers.pretrain --help"
-            raise CheckpointError(message)
-        return path
-
-
-def inspect_checkpoint(path: Path | str, *, base: Path | str | None = None) -> CheckpointInfo:
+def inspect_checkpoint(path: Path | str, *, base: Path | str | None = None, tensors: bool = False) -> CheckpointInfo:
     """Say what a file is without building the model.
 
     Args:
         path: ``"bundled"``, an official name, or a file.
         base: of a LoRA delta, the file it was trained on; without it, what the delta needs is said.
+        tensors: hold every tensor against the network too, and say in ``fault`` what is wrong; a delta without its base is not judged.
 
     Raises:
         CheckpointError: if it is no checkpoint, or one of a family that is recognised but not supported.
     """
-    return _describe(_open(path, base))
+    if is_foreign(path):
+        return _describe_foreign(str(path), base)
+    opened = open_checkpoint(path, base)
+    info = _describe(opened)
+    return replace(info, fault=_fault(opened)) if tensors else info
 
 
 def load_teacher(
@@ -98,11 +73,12 @@ def load_teacher(
     device: str = "auto",
     precision: Precision = "auto",
     compiled: bool = False,
-) -> SamTeacher:
-    """Build a teacher from ``"bundled"`` or a checkpoint file.
+) -> Teacher:
+    """Build a teacher from ``"bundled"`` or a checkpoint file, or let another package load its own.
 
     Args:
-        checkpoint: ``"bundled"``, an official name such as ``"vit_b"``, or a ``.safetensors``, ``.pt`` or ``.pth`` file.
+        checkpoint: ``"bundled"``, an official name such as ``"vit_b"``, a ``.safetensors``, ``.pt`` or ``.pth`` file, or the name of a teacher that another
+            package brings (docs/extending.md).
         profile: the file's protocol, where it cannot be told from the file: ``"sam"``, ``"medsam"``, ... (``distill.teachers.profiles``).
         base: of a LoRA delta, the file it was trained on.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``"auto"`` takes the first GPU where there is one.
@@ -115,83 +91,48 @@ def load_teacher(
         TeacherError: if it cannot compute in the precision that was named, or several devices are.
         PlanError: if the device is none, or is not here.
     """
-    opened = _open(checkpoint, base)
+    if is_foreign(checkpoint):
+        check_foreign(str(checkpoint), profile=profile, base=base)
+        return cast("Teacher", load_foreign(str(checkpoint), _single(device), precision))
+    opened = open_checkpoint(checkpoint, base)
     info = _describe(opened)
     chosen = choose_profile(info, opened.path.name, profile)
-    sam = _build(opened)
+    sam = build(opened)
     load_strictly(sam, opened.tensors, opened.build_as or opened.family, opened.path.name)
+    shift = own_header(opened)[1] if opened.family.name == "samdistill-conv" else 0.0
+    own = profile_for(chosen, info.image_size, logit_shift=shift)
+    return SamTeacher(sam, own, info.fingerprint, device=_single(device), precision=precision, compiled=compiled)
+
+
+def _single(device: str) -> str:
+    """Return the device of one teacher; ``auto`` is the first of several."""
     where, *more = resolve_devices(device)
     if more and device != AUTO:
         message = f"one teacher computes on one device, but {len(more) + 1} are named: {device}. Name one; labelling takes several."
         raise TeacherError(message)
-    shift = _own_header(opened)[1] if opened.family.name == "samdistill-conv" else 0.0
-    own = profile_for(chosen, info.image_size, logit_shift=shift)
-    return SamTeacher(sam, own, info.fingerprint, device=where, precision=precision, compiled=compiled)
+    return where
 
 
-def check_loads(checkpoint: Path | str) -> None:
-    """Build the teacher of a file as ``load_teacher`` does and throw it away; of a delta without its base, do nothing.
-
-    Raises:
-        CheckpointError: if tensors are missing, unexpected, mis-shaped, or hold NaN or infinity.
-    """
-    opened = _open(checkpoint, None)
-    if not opened.family.delta or opened.build_as is not None:
-        load_strictly(_build(opened), opened.tensors, opened.build_as or opened.family, opened.path.name)
-
-
-def _open(checkpoint: Path | str, base: Path | str | None) -> _Opened:
-    path = bundled_path() if str(checkpoint) == BUNDLED else resolve_checkpoint(checkpoint)
-    contents = read_tensors(path)
-    family = recognise(contents.tensors, contents.header, path.name)
-    digest = sha256_file(path)
-    if not family.delta:
-        if base is not None:
-            message = f"{path.name} is {family.title}, a whole model; base is for LoRA deltas. Leave it out."
-            raise CheckpointError(message)
-        return _Opened(path, contents, family, contents.tensors, family, digest)
-    if base is None:
-        if family.name != "lora" or lora.needs_base(contents.tensors):
-            return _Opened(path, contents, family, contents.tensors, None, digest)
-        strength = _strength(path, contents)
-        tensors = lora.merge_lora(contents.tensors, None, (path.name, path.name), strength)
-        digest = hashlib.sha256(f"{digest} times {strength.scale}".encode()).hexdigest() if strength else digest
-        return _Opened(path, contents, family, tensors, SAM_VIT, digest)
-    return _with_base(path, contents, family, resolve_checkpoint(base))
+def _fault(opened: Opened) -> str:
+    """Return what ``load_teacher`` would refuse in the tensors; the network that they are held against has shapes and no memory."""
+    if opened.build_as is None:
+        return ""
+    try:
+        with torch.device("meta"):
+            own = build(opened).state_dict()
+        check_tensors(own, opened.tensors, opened.build_as, opened.path.name)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
-def _strength(path: Path, contents: Contents) -> lora.Strength | None:
-    """Return how strong the factors are, where the file has some that do not say it; a stranger's configuration beside others is not read."""
-    return lora.read_strength(path, contents.header) if lora.needs_strength(contents.tensors) else None
-
-
-def _with_base(path: Path, contents: Contents, family: Family, base: Path) -> _Opened:
-    """Merge a delta into the file it was trained on."""
-    below = read_tensors(base)
-    kind = recognise(below.tensors, below.header, base.name)
-    if kind.name != SAM_VIT.name:
-        message = (
-            f"base {base.name} is {kind.title}; deltas are put on a SAM ViT, such as sam_vit_b_01ec64.pth. Name the file it was trained on."
-        )
-        raise CheckpointError(message)
-    names = (path.name, base.name)
-    strength = None
-    if family.name == "samed":
-        merged = lora.merge_samed(contents.tensors, below.tensors, names)
-    else:
-        strength = _strength(path, contents)
-        merged = lora.merge_lora(contents.tensors, below.tensors, names, strength)
-    both = f"{sha256_file(path)} on {sha256_file(base)} times {strength.scale if strength else None}"
-    return _Opened(path, contents, family, merged, SAM_VIT, hashlib.sha256(both.encode()).hexdigest())
-
-
-def _describe(opened: _Opened) -> CheckpointInfo:
+def _describe(opened: Opened) -> CheckpointInfo:
     family, contents = opened.family, opened.contents
     if family.name == "samdistill-conv":
-        image_size, details = _own_header(opened)[0].image_size, dict(contents.header)
+        image_size, details = own_header(opened)[0].image_size, {key: _as_fact(value) for key, value in contents.header.items()}
     else:
         image_size, details = _sizes(opened)
-    notes = {"left out": ", ".join(contents.left_out), "pickled classes not read": ", ".join(contents.foreign)}
+    notes = {"left out": _beside(contents), "pickled classes not read": _foreign(contents)}
     unused = sum(any(part in key for part in family.unused) for key in opened.tensors)
     notes["tensors not used"] = f"{unused}, as in the family's own code" if unused else ""
     profile = _known_profile(opened)
@@ -207,26 +148,48 @@ def _describe(opened: _Opened) -> CheckpointInfo:
     )
 
 
-def _own_header(opened: _Opened) -> tuple[ConvSamConfig, float]:
-    """Return the network's sizes and the logit shift that the header of this package's own files carries.
+def _describe_foreign(name: str, base: Path | str | None) -> CheckpointInfo:
+    """Say which package brings a teacher; what is inside, only its loader knows."""
+    check_foreign(name, profile=None, base=base)
+    package, declared, mark = foreign_facts(name)
+    return CheckpointInfo(
+        family=FOREIGN,
+        title=f"a teacher of {package}",
+        profile=None,
+        profiles=(),
+        image_size=0,
+        parameters=0,
+        fingerprint=mark,
+        details={"loaded by": declared},
+    )
 
-    Raises:
-        CheckpointError: if it lacks them or they are none.
-    """
-    header = opened.contents.header
+
+def _beside(contents: Contents) -> str:
+    """Name what a trainer saved beside the weights, and say what leaving it out means."""
+    return f"{', '.join(contents.left_out)} (saved beside the weights, not needed to predict)" if contents.left_out else ""
+
+
+def _foreign(contents: Contents) -> str:
+    """Name what only code of the file could rebuild, and say what leaving it out means."""
+    return (
+        f"{', '.join(contents.foreign)} (would need code of the file to run, which never happens; the weights are whole without)"
+        if contents.foreign
+        else ""
+    )
+
+
+def _as_fact(text: str) -> Fact:
+    """Return the number that a header's text stands for; other texts stay."""
     try:
-        config = ConvSamConfig.from_json(json.loads(header["config"]))
-        sizes = (config.image_size, config.stride, config.embed_dim, *config.widths)
-        shift = float(header.get("logit_shift", 0.0))
-        if not (all(isinstance(each, int) and each > 0 for each in sizes) and isfinite(shift)):
-            raise ValueError(sizes, shift)  # noqa: TRY301 - one place says what a broken header is
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        message = f"{opened.path.name} says it is {opened.family.title}, but its header is broken: {type(error).__name__} at {error}. Fetch or export it again."
-        raise CheckpointError(message) from error
-    return config, shift
+        number = float(text)
+    except ValueError:
+        return text
+    if not isfinite(number):
+        return text
+    return int(number) if text.isascii() and text.isdigit() else number
 
 
-def _sizes(opened: _Opened) -> tuple[int, dict[str, str]]:
+def _sizes(opened: Opened) -> tuple[int, dict[str, Fact]]:
     try:
         return describe(opened.build_as or opened.family, opened.tensors)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
@@ -238,7 +201,7 @@ def _prompts(profile: str | None) -> dict[str, str]:
     return {} if profile is None else {"trained prompts": ", ".join(PROFILES[profile].prompts) or "none: it segments without"}
 
 
-def _known_profile(opened: _Opened) -> str | None:
+def _known_profile(opened: Opened) -> str | None:
     """Return the protocol that the family or the file's hash tells."""
     if len(opened.family.profiles) == 1:
         return opened.family.profiles[0]
@@ -294,9 +257,3 @@ def check_precision(info: CheckpointInfo, name: str, precision: Precision, devic
     if precision == "int8" and elsewhere:
         message = f"precision int8 computes on the CPU only, but the device is {elsewhere[0]}. Use device cpu, or precision bf16."
         raise TeacherError(message)
-
-
-def _build(opened: _Opened) -> Sam:
-    if opened.family.name == "samdistill-conv":
-        return build_conv_sam(_own_header(opened)[0])
-    return build_network(opened.build_as or opened.family, opened.tensors, opened.path.name)

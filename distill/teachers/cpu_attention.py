@@ -144,6 +144,6 @@ class AttentionPlan:
         terms = torch.bmm(q, self.tables[:heads])
         logits = scratch[: heads * queries * self.span**2].view(heads, queries, -1)
         torch.bmm(q, keys.transpose(1, 2), out=logits)
-        inverse = torch.empty(heads, queries)
+        inverse = torch.empty(heads, queries, dtype=torch.float32)
         self.softmax.weigh(logits, terms, place, depth**-0.5, inverse)
         self.softmax.divide(torch.bmm(logits, values), inverse, answer, start)

@@ -113,7 +113,7 @@ def _switched() -> Iterator[None]:
 
 def probe(rows: int, columns: int) -> torch.Tensor:
     """Numbers with all their bits in use, without touching the global generator."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows), dtype=torch.float32)
 
 
 def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:

@@ -90,7 +90,7 @@ def _error_of(softmax: Softmax, plain: Softmax, span: int, dtype: torch.dtype) -
     queries = min(2, span - place[0]) * place[1]
     logits = 6 * probe(2 * queries, span**2).view(2, queries, -1).to(dtype)
     terms = probe(2 * queries, 4 * span - 2).view(2, queries, -1).to(dtype)
-    inverse = torch.empty(2, queries)
+    inverse = torch.empty(2, queries, dtype=torch.float32)
     exact = logits.double()
     plain.weigh(exact, terms.double(), place, scale, inverse)
     softmax.weigh(logits, terms, place, scale, inverse)

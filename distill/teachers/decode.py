@@ -11,7 +11,7 @@ not change, to the last bit, with what else is asked.
 import torch
 from segment_anything.modeling import MaskDecoder, Sam
 
-from distill.teachers.decode_folded import decode_confident, decode_folded, folds
+from distill.teachers.decode_folded import Drawing, decode_confident, decode_folded, folds
 
 CPU_CHUNK = 8
 """Prompts per pass on a CPU: 1, 8 and 64 take 34, 32 and 33 cpu-ms per prompt (64 x 64 grid, Zen 4). The wavefront's calls have no remainder with 8."""
@@ -47,7 +47,7 @@ def decode_tokens(
     return logits, decoder.iou_prediction_head(states[:, 0])
 
 
-def decode_prompts(
+def decode_prompts(  # noqa: PLR0913 - each kind of hint is one
     sam: Sam,
     embeddings: torch.Tensor,
     image_index: torch.Tensor,
@@ -56,7 +56,9 @@ def decode_prompts(
     points: torch.Tensor | None = None,
     point_labels: torch.Tensor | None = None,
     mask_inputs: torch.Tensor | None = None,
+    mask_index: torch.Tensor | None = None,
     has_mask: torch.Tensor | None = None,
+    drawing: Drawing | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode ``P`` prompts about ``B`` images at once. All prompts carry the same kinds of hint, or none at all.
 
@@ -70,32 +72,40 @@ def decode_prompts(
         boxes: ``(P, 4)`` xyxy in the model's input pixels.
         points: ``(P, K, 2)`` xy in the model's input pixels.
         point_labels: ``(P, K)``; 1 foreground, 0 background, -1 padding.
-        mask_inputs: ``(P, 1, 4h, 4w)`` logits of an earlier mask.
+        mask_inputs: ``(Q, 1, 4h, 4w)`` logits of earlier masks.
+        mask_index: ``(P,)`` integers: which of these each prompt has. Default: as many masks as prompts, each its own.
         has_mask: ``(P,)`` bool; False replaces that prompt's mask by "no mask". Default all True.
+        drawing: what of the answers is needed. Default all of them; more than what is needed may be drawn.
 
     Returns:
-        Logits ``(P, M, 4h, 4w)`` and predicted IoU ``(P, M)`` of all mask tokens.
+        Logits ``(P, M, 4h, 4w)`` and predicted IoU ``(P, M)`` of all mask tokens; logits perhaps of the needed ones alone.
     """
     encoder = sam.prompt_encoder
     pairs = None if points is None else (points, point_labels)
     with in_float32(embeddings):
         sparse, dense = encoder(points=pairs, boxes=boxes, masks=mask_inputs)
-    if mask_inputs is not None and has_mask is not None:
-        nothing = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        dense = torch.where(has_mask[:, None, None, None], dense, nothing)
+    sparse = sparse.to(encoder.no_mask_embed.weight.dtype)  # segment-anything begins with empty tokens of torch's default type
     count = len(image_index)
     sparse = sparse.expand(count, -1, -1)  # without any hint segment-anything gives one row
-    dense = dense[:1] if mask_inputs is None else dense  # without masks its rows are all the same
+    nothing = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    if mask_inputs is None:
+        dense, which = dense[:1], None  # without masks its rows are all the same
+    else:
+        which = torch.arange(count, device=dense.device) if mask_index is None else mask_index
+        if has_mask is not None:  # "no mask" becomes the first of the dense embeddings
+            dense = torch.cat([nothing.expand(1, *dense.shape[1:]), dense])
+            which = torch.where(has_mask, which + 1, 0)
     if torch.is_grad_enabled() or not count:
-        return decode_tokens(sam.mask_decoder, embeddings[image_index] + dense, _dense_pe(sam, embeddings), sparse)
+        told = dense if which is None else dense[which]
+        return decode_tokens(sam.mask_decoder, embeddings[image_index] + told, _dense_pe(sam, embeddings), sparse)
     step = CPU_CHUNK if embeddings.device.type == "cpu" else count
     if folds(sam.mask_decoder, sparse.shape[1]):
-        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1) if mask_inputs is None else dense
-        return decode_folded(sam, embeddings, image_index, sparse, dense, chunk=step)
+        dense = nothing if which is None else dense
+        return decode_folded(sam, embeddings, image_index, sparse, dense, which, chunk=step, drawing=drawing or Drawing())
     parts = []
     for n in range(0, count, step):
         some = slice(n, n + step)
-        src = embeddings[image_index[some]] + (dense if mask_inputs is None else dense[some])
+        src = embeddings[image_index[some]] + (dense if which is None else dense[which[some]])
         parts.append(decode_tokens(sam.mask_decoder, src, _dense_pe(sam, embeddings), sparse[some]))
     return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
 
@@ -129,6 +139,7 @@ def decode_promising(
     """
     with in_float32(embeddings):
         sparse, _ = sam.prompt_encoder(points=(points, point_labels), boxes=None, masks=None)
+    sparse = sparse.to(sam.prompt_encoder.no_mask_embed.weight.dtype)
     if folds(sam.mask_decoder, sparse.shape[1]):
         # Small grids need more prompts per pass to keep a CPU busy: on 32 x 32, passes of 32 took 0.9 of the time of passes of 8.
         step = CPU_CHUNK * max(1, FULL_GRID // embeddings[0, 0].numel()) if embeddings.device.type == "cpu" else len(image_index)

@@ -13,8 +13,9 @@ order only at the end, when a pixel is four mask logits instead of 32 channels.
 Letters: ``P`` prompts, ``n`` image tokens, ``C`` channels, ``A`` heads, ``D`` channels per head, ``T`` tokens per prompt, ``M`` masks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
+from distill.teachers.regions import UNDRAWN, Cells
 
 WORTH = 1.25
 """Folding pays up to about this many logits per image token, as a share of the channels that it saves."""
@@ -38,7 +40,15 @@ def folds(decoder: MaskDecoder, sparse: int) -> bool:
 
 @torch.no_grad()
 def decode_folded(
-    sam: Sam, images: torch.Tensor, image_index: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, *, chunk: int
+    sam: Sam,
+    images: torch.Tensor,
+    image_index: torch.Tensor,
+    sparse: torch.Tensor,
+    dense: torch.Tensor,
+    dense_index: torch.Tensor | None,
+    *,
+    chunk: int,
+    drawing: "Drawing",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode at least one prompt, each about one of the images.
 
@@ -47,29 +57,30 @@ def decode_folded(
         images: ``(B, C, h, w)`` embeddings.
         image_index: ``(P,)``: which image each prompt is about.
         sparse: ``(P, T, C)`` point and box tokens.
-        dense: ``(P, C, h, w)`` mask embeddings, or ``(1, C, 1, 1)`` where all prompts have the same, as those without a mask do.
+        dense: ``(Q, C, h, w)`` mask embeddings, or ``(1, C, 1, 1)`` where all prompts have the same, as those without a mask do.
+        dense_index: ``(P,)``: which of these each prompt has; None where all have the same.
         chunk: prompts per pass.
+        drawing: what of the answers is drawn.
 
     Returns:
-        Logits ``(P, M, 4h, 4w)`` and predicted IoU ``(P, M)`` of all mask tokens, float32.
+        Logits ``(P, T, 4h, 4w)`` of the mask tokens drawn, and predicted IoU ``(P, M)`` of all of them, float32.
     """
     kind = images.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
     plan = _plan_for(sam, dtype, images.device)
     size = (images.shape[2], images.shape[3])
-    shared = dense.shape[2:] == (1, 1)
     parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def decode(starts: Iterator[int]) -> None:
         for n in starts:
             some = slice(n, n + chunk)
-            image = rows[image_index[some]]
-            image = image if shared else image + _rows(dense[some].float())
-            tokens, image = plan.think(image.to(dtype), sparse[some].float())
-            parts[n] = plan.draw(tokens, image, size), plan.judge(tokens)
+            image = rows[row_index[some]]
+            image = image if told is None or dense_index is None else image.add_(told[dense_index[some]])
+            tokens, image = plan.think(image.to(dtype), sparse[some].float(), drawing.tokens or sam.mask_decoder.num_mask_tokens)
+            parts[n] = drawing.draw(plan, tokens, image, size, some), plan.judge(tokens)
 
     with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
-        rows = _rows(images.float() + dense if shared else images.float())
+        rows, row_index, told = _told_rows(images.float(), image_index, dense.float(), dense_index)
         _in_passes(decode, len(sparse), chunk, kind)
     ordered = [parts[n] for n in sorted(parts)]
     return torch.cat([logits for logits, _ in ordered]), torch.cat([iou for _, iou in ordered])
@@ -101,7 +112,7 @@ def decode_confident(
     def decode(starts: Iterator[int]) -> None:
         for n in starts:
             some = slice(n, n + chunk)
-            tokens, image = plan.think(rows[image_index[some]].to(dtype), sparse[some].float())
+            tokens, image = plan.think(rows[image_index[some]].to(dtype), sparse[some].float(), sam.mask_decoder.num_mask_tokens)
             scores = plan.judge(tokens)
             good = (scores[:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]
             parts[n] = good + n, plan.draw(tokens[good], image[good], size) if len(good) else nothing, scores
@@ -115,6 +126,20 @@ def decode_confident(
     return drawn, logits, judged
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What of the answers is drawn."""
+
+    tokens: int | None = None
+    """The first so many mask tokens; None is all."""
+    cells: Sequence[Cells] | None = None
+    """Of each prompt's grid; None is all of it."""
+
+    def draw(self, plan: "_Plan", tokens: torch.Tensor, image: torch.Tensor, size: tuple[int, int], some: slice) -> torch.Tensor:
+        """Draw some of the prompts."""
+        return plan.draw(tokens, image, size, None if self.cells is None else self.cells[some])
+
+
 def _in_passes(decode: Callable[[Iterator[int]], None], prompts: int, chunk: int, kind: str) -> None:
     """Have every ``chunk`` of at least one prompt decoded; on a CPU each core decodes passes of its own."""
     starts = range(0, prompts, chunk)
@@ -122,6 +147,23 @@ def _in_passes(decode: Callable[[Iterator[int]], None], prompts: int, chunk: int
         share_out(decode, starts)
     else:
         decode(iter(starts))
+
+
+def _told_rows(
+    images: torch.Tensor, image_index: torch.Tensor, dense: torch.Tensor, dense_index: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Add mask embeddings to images, each pair once.
+
+    Returns:
+        The sums as rows ``(R, n, C)``; which of them each prompt is about ``(P,)``; and None, or, where finding the pairs would mean to wait for a GPU, the
+        mask embeddings' rows, which are then still to be added.
+    """
+    if dense_index is None:
+        return _rows(images + dense), image_index, None
+    if images.device.type != "cpu":
+        return _rows(images), image_index, _rows(dense)
+    pairs, which = torch.unique(image_index * len(dense) + dense_index, return_inverse=True)
+    return _rows(images[pairs // len(dense)] + dense[pairs % len(dense)]), which, None
 
 
 def _rows(images: torch.Tensor) -> torch.Tensor:
@@ -197,8 +239,11 @@ class _Plan:
         self.up1, self.up2 = (_as_linear(up[n], dtype) for n in (0, 3))
         self.up_norm = up[1]
 
-    def think(self, image: torch.Tensor, sparse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let ``sparse (P, T, C)`` and ``image (P, n, C)`` attend to each other; return both. The image is overwritten."""
+    def think(self, image: torch.Tensor, sparse: torch.Tensor, masks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let ``sparse (P, T, C)`` and ``image (P, n, C)`` attend to each other; return the tokens of predicted IoU and the first ``masks`` masks, and the image.
+
+        The image is overwritten.
+        """
         decoder = self.decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).float()
         first = torch.cat([own.expand(len(image), -1, -1), sparse], dim=1)
@@ -210,6 +255,7 @@ class _Plan:
             to_tokens.image_asks(tokens + first, tokens, placed, image)
             image = _normed(image, layer.norm4)
             placed = image + self.positions
+        tokens, first = tokens[:, : 1 + masks], first[:, : 1 + masks]  # nobody asks the others any more
         return decoder.transformer.norm_final_attn(tokens + self.last.tokens_ask(tokens + first, placed, image)), image
 
     def judge(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -217,11 +263,19 @@ class _Plan:
         scores: torch.Tensor = self.decoder.iou_prediction_head(tokens[:, 0])
         return scores
 
-    def draw(self, tokens: torch.Tensor, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Return mask logits ``(P, M, 4h, 4w)`` of what ``think`` returned, for a grid of ``size``."""
+    def draw(self, tokens: torch.Tensor, image: torch.Tensor, size: tuple[int, int], cells: Sequence[Cells] | None = None) -> torch.Tensor:
+        """Return mask logits ``(P, T, 4h, 4w)`` of what ``think`` returned, for a grid of ``size``, or for some cells of it."""
         heads = self.decoder.output_hypernetworks_mlps
-        hyper = torch.stack([heads[n](tokens[:, 1 + n]) for n in range(self.decoder.num_mask_tokens)], dim=1)
-        return self._masks(image, hyper, size)
+        hyper = torch.stack([heads[n](tokens[:, 1 + n]) for n in range(tokens.shape[1] - 1)], dim=1)
+        if cells is None:
+            return self._masks(image, hyper, size)
+        masks = image.new_full((len(image), hyper.shape[1], 4 * size[0], 4 * size[1]), UNDRAWN, dtype=torch.float32)
+        grid = image.view(len(image), *size, -1)
+        for n, (top, bottom, left, right) in enumerate(cells):  # one by one: in products of other sizes the last bits would be others
+            some = grid[n, top:bottom, left:right].reshape(1, -1, grid.shape[-1])
+            drawn = self._masks(some, hyper[n : n + 1], (bottom - top, right - left))
+            masks[n, :, 4 * top : 4 * bottom, 4 * left : 4 * right] = drawn[0]
+        return masks
 
     @staticmethod
     def _self_attend(layer: Any, tokens: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

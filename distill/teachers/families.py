@@ -20,6 +20,8 @@ from distill.teachers.tiny_vit import TinyVit, TinyVitSizes, tiny_vit_sizes
 from distill.teachers.vit import BlockExtras, ImageEncoder, VitSizes, vit_sizes
 
 Tensors = Mapping[str, torch.Tensor]
+Fact = str | int | float | tuple[int, ...]
+"""What a person or a program is told about a file."""
 BLOCK = "image_encoder.blocks.0"
 REP_VIT, FUSION = "image_encoder.features.", "image_encoder.fuse_stage"
 """A RepViT encoder, and what EdgeSAM's has and those of other SAMs do not."""
@@ -236,7 +238,7 @@ def _assemble(encoder: nn.Module, image_size: int, grid: int, tensors: Tensors) 
     )
 
 
-def describe(family: Family, tensors: Tensors) -> tuple[int, dict[str, str]]:
+def describe(family: Family, tensors: Tensors) -> tuple[int, dict[str, Fact]]:
     """Return the side of the input in pixels, and the sizes that a person wants to see."""
     if family.delta:
         width, blocks = size_it_fits(tensors)
@@ -244,42 +246,41 @@ def describe(family: Family, tensors: Tensors) -> tuple[int, dict[str, str]]:
         return 0, {
             "needs": f"base: the file it was trained on, a ViT of width {width} with {blocks} blocks{f' ({known})' if known else ''}"
         }
-    decoder = {
-        "mask tokens": str(tensors["mask_decoder.mask_tokens.weight"].shape[0]) if "mask_decoder.mask_tokens.weight" in tensors else "?"
-    }
+    known_tokens = "mask_decoder.mask_tokens.weight" in tensors
+    decoder: dict[str, Fact] = {"mask tokens": tensors["mask_decoder.mask_tokens.weight"].shape[0] if known_tokens else "?"}
     if family.name in {"mobile-sam", "lite-medsam"}:
         return _describe_tiny(tiny_vit_sizes(tensors), decoder)
     if family.name == "edge-sam":
         return _describe_rep(rep_vit_sizes(tensors), decoder)
     sizes = vit_sizes(tensors)
-    details = {
+    details: dict[str, Fact] = {
         "size": VIT_NAMES.get((sizes.width, sizes.depth), "ViT of its own size"),
-        "width": str(sizes.width),
-        "depth": str(sizes.depth),
-        "heads": str(sizes.heads),
-        "window": str(sizes.window),
-        "global blocks": str(sizes.global_blocks),
-        "decoder width": str(sizes.out_channels),
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "heads": sizes.heads,
+        "window": sizes.window,
+        "global blocks": sizes.global_blocks,
+        "decoder width": sizes.out_channels,
     }
     adapters = sorted({part for key in tensors for part in key.split(".") if part.endswith("Adapter")})
     return sizes.image_size, details | decoder | {"adapters": ", ".join(adapters) or "none"}
 
 
-def _describe_tiny(sizes: TinyVitSizes, decoder: dict[str, str]) -> tuple[int, dict[str, str]]:
-    details = {
-        "widths": str(sizes.widths),
-        "depths": str(sizes.depths),
-        "heads": str(sizes.heads[1:]),
-        "windows": str(sizes.windows[1:]),
-        "decoder width": str(sizes.out_channels),
+def _describe_tiny(sizes: TinyVitSizes, decoder: dict[str, Fact]) -> tuple[int, dict[str, Fact]]:
+    details: dict[str, Fact] = {
+        "widths": sizes.widths,
+        "depths": sizes.depths,
+        "heads": sizes.heads[1:],
+        "windows": sizes.windows[1:],
+        "decoder width": sizes.out_channels,
     }
     return sizes.image_size, details | decoder | {"adapters": "none"}
 
 
-def _describe_rep(sizes: RepVitSizes, decoder: dict[str, str]) -> tuple[int, dict[str, str]]:
-    details = {
-        "widths": str(sizes.widths),
-        "depths": str(sizes.depths),
-        "decoder width": str(sizes.out_channels),
+def _describe_rep(sizes: RepVitSizes, decoder: dict[str, Fact]) -> tuple[int, dict[str, Fact]]:
+    details: dict[str, Fact] = {
+        "widths": sizes.widths,
+        "depths": sizes.depths,
+        "decoder width": sizes.out_channels,
     }
     return IMAGE_SIZE, details | decoder | {"adapters": "none"}

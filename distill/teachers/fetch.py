@@ -137,10 +137,17 @@ def official_file(name: str) -> OfficialFile:
     """
     if name in OFFICIAL:
         return OFFICIAL[name]
-    close = difflib.get_close_matches(name, OFFICIAL, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
+    near = nearest_official(name)
+    guess = f" Did you mean {near!r}?" if near else ""
     message = f"no official checkpoint {name!r}.{guess} Known: {', '.join(OFFICIAL)}."
     raise CheckpointError(message)
+
+
+def nearest_official(name: str) -> str | None:
+    """Return the official name that was probably meant by another: ``vit_b`` for ``vit-b``, ``ViT_B`` or ``sam_vit_b``."""
+    plain = name.lower().replace("-", "_").replace(" ", "_").removesuffix(".pth").removesuffix(".pt")
+    short = plain if plain in OFFICIAL else plain.removeprefix("sam_")
+    return next(iter(difflib.get_close_matches(short, OFFICIAL, n=1, cutoff=0.7)), None)
 
 
 def resolve_checkpoint(name_or_path: Path | str) -> Path:
@@ -154,7 +161,7 @@ def resolve_checkpoint(name_or_path: Path | str) -> Path:
     text = str(name_or_path)
     if text not in OFFICIAL:
         path = Path(name_or_path)
-        if not path.exists() and re.fullmatch(r"\w+", text) and difflib.get_close_matches(text, OFFICIAL, n=1):
+        if not path.exists() and re.fullmatch(r"[\w-]+", text) and nearest_official(text):
             official_file(text)
         return path
     file, target = OFFICIAL[text], checkpoint_folder() / OFFICIAL[text].file_name

@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from distill.errors import CheckpointError
+from distill.teachers.meant import perhaps_meant, what_is_in
 from distill.teachers.pickles import ProgramError, read_pickled
+from distill.teachers.strangers import looks_like, size_of
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
 """Names under which trainers save the weights: SAM-Med2D and MedSAM; Medical-SAM-Adapter; SAM-Med3D; micro-sam."""
@@ -25,6 +27,9 @@ LEADING = ("module", "sam", "model", "base_model")
 ANYWHERE = ("_orig_mod", "module")
 """Name parts that ``torch.compile`` and DistributedDataParallel put wherever a submodule was wrapped."""
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+OURS = (ValueError, TypeError)
+"""Types of what ``distill.teachers.pickles`` and Python's own pickle machine say in one short sentence."""
+LONGEST_REASON = 120
 DEEPEST_WRAPPER = 8
 """Dictionaries in dictionaries before the weights; a dictionary that holds itself would never end."""
 
@@ -49,8 +54,11 @@ def read_tensors(path: Path) -> Contents:
     Raises:
         CheckpointError: if the file is missing, empty, truncated, or holds no tensors that can be read without running code.
     """
+    if path.is_dir():
+        message = f"{path} is a folder, and a checkpoint is a file. {what_is_in(path)} Name the file."
+        raise CheckpointError(message)
     if not path.is_file():
-        message = f"no checkpoint at {path}. Give 'bundled' or the path of a .safetensors, .pt or .pth file."
+        message = f"no checkpoint at {path}. Give 'bundled' or the path of a .safetensors, .pt or .pth file.{perhaps_meant(str(path))}"
         raise CheckpointError(message)
     if _is_safetensors(path):
         return _read_safetensors(path)
@@ -103,10 +111,14 @@ def _check_extents(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Say what the file is instead, or what is wrong in one line of ours: the libraries' own messages run to several sentences."""
+    if found := looks_like(path):
+        message = f"{path.name} is no checkpoint: it looks like {found}. Name a .safetensors, .pt or .pth file of weights."
+        raise CheckpointError(message) from error
+    reason = str(error) if type(error) in OURS and len(str(error).splitlines()) == 1 else "its end is missing or its middle is damaged"
     message = (
-        f"{path.name} cannot be read as a checkpoint ({path.stat().st_size} bytes): {first}. "
-        "It is probably truncated; fetch it again and compare its hash."
+        f"{path.name} cannot be read as a checkpoint ({size_of(path)}): {reason[:LONGEST_REASON]}. "
+        "It is probably truncated; fetch or copy it again and compare its size and hash."
     )
     raise CheckpointError(message) from error
 

@@ -44,7 +44,7 @@ class PackedInt8Linear:
         exact = weight.detach().float()
         self.dtype = weight.dtype
         self.zero = zero
-        self.bias = torch.zeros(len(exact)) if bias is None else bias.detach().float()
+        self.bias = torch.zeros(len(exact), dtype=torch.float32) if bias is None else bias.detach().float()
         self.steps = (exact.abs().amax(1) / 127).clamp(min=TINY)
         levels = (exact / self.steps[:, None]).round().to(torch.int8)
         self.packs = weight.device.type == "cpu" and multiplies_bytes()
@@ -117,7 +117,7 @@ def _is_exact() -> bool:
     x[0] = 255
     try:
         with torch.inference_mode():
-            y = _product(x, AFTER_GELU, _pack(levels, len(x)), torch.ones(len(levels)))
+            y = _product(x, AFTER_GELU, _pack(levels, len(x)), torch.ones(len(levels), dtype=torch.float32))
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return torch.equal(y.double(), (x.double() - AFTER_GELU) @ levels.double().T)

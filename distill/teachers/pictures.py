@@ -19,6 +19,8 @@ from distill.teachers.conv_encoder import PIXEL_MEAN, PIXEL_STD
 from distill.teachers.cubic import resize_cubic
 from distill.teachers.upsample import resize_bilinear, through_input
 
+MASK_PROMPT_LOGIT = 6.0
+"""Confidence given to a mask used as a prompt; the bundled teacher was trained with this value."""
 SMALLEST_RANGE = 1e-8
 """A picture of one grey value is divided by this (MedSAM, LiteMedSAM)."""
 PROBABILITY_EPS = 1e-7
@@ -112,7 +114,7 @@ def _normalise(resized: np.ndarray, profile: TeacherProfile, device: torch.devic
     """Return ``(3, h, w)`` float32."""
     if profile.normalise == "mean-std":
         pixels = torch.as_tensor(np.ascontiguousarray(resized), device=device).permute(2, 0, 1)
-        mean, std = (torch.tensor(each, device=device).view(-1, 1, 1) for each in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = (torch.tensor(each, dtype=torch.float32, device=device).view(-1, 1, 1) for each in (PIXEL_MEAN, PIXEL_STD))
         return (pixels - mean) / std
     if profile.normalise == "min-max":
         low, high = int(resized.min()), int(resized.max())
@@ -167,3 +169,19 @@ def nearest_places(source: int, target: int) -> np.ndarray:
 
 def _bilinear(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return resize_bilinear(x, size)
+
+
+def mask_as_logits(mask: np.ndarray, profile: TeacherProfile, input_size_px: tuple[int, int], side_px: int) -> np.ndarray:
+    """Turn ``(H, W)`` in [0, 1] into logits ``(m, m)``: shrink the mask first, then scale, as shrinking logits washes out small objects.
+
+    Args:
+        mask: of a picture, or probabilities.
+        profile: says how large the network's input is.
+        input_size_px: (height, width) of the picture inside it.
+        side_px: ``m``.
+    """
+    ratio = side_px / profile.image_size
+    height, width = (max(1, round(side * ratio)) for side in input_size_px)
+    square = np.zeros((side_px, side_px), np.float32)
+    square[:height, :width] = cv2.resize(np.asarray(mask, np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    return (2 * square - 1) * np.float32(MASK_PROMPT_LOGIT)

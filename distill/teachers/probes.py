@@ -9,13 +9,13 @@ from distill.teachers.base import Embeddings, PromptBatch, TeacherProfile
 
 def blank_squares(count: int, profile: TeacherProfile, device: torch.device) -> torch.Tensor:
     """Return ``(count, 3, S, S)`` float32 for the encoder."""
-    return torch.zeros(count, 3, profile.image_size, profile.image_size, device=device)
+    return torch.zeros(count, 3, profile.image_size, profile.image_size, dtype=torch.float32, device=device)
 
 
 def blank_question(count: int, sam: Sam, profile: TeacherProfile, device: torch.device) -> tuple[Embeddings, PromptBatch]:
     """Return an encoded picture and ``count`` prompts about it, hinted at as the wavefront does: by box and, where that is taken, mask."""
     side, encoder = profile.image_size, sam.prompt_encoder
-    features = torch.zeros(1, encoder.embed_dim, *encoder.image_embedding_size, device=device)
+    features = torch.zeros(1, encoder.embed_dim, *encoder.image_embedding_size, dtype=torch.float32, device=device)
     picture = Embeddings(features=features, sizes_px=((side, side),), input_sizes_px=((side, side),))
     index = np.zeros(count, np.int64)
     if not profile.prompts:

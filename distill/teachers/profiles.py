@@ -91,7 +91,7 @@ def profile_for(name: str, image_size: int, *, logit_shift: float = 0.0) -> Teac
         CheckpointError: if there is no such profile.
     """
     if name not in PROFILES:
-        near = get_close_matches(name, PROFILES, n=1)
+        near = get_close_matches(name.lower().replace("_", "-"), PROFILES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         message = f"no profile {name!r}.{hint} Known: {', '.join(PROFILES)}."
         raise CheckpointError(message)

@@ -3,30 +3,31 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal, get_args
 
-import cv2
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from distill.errors import PromptError, TeacherError
+from distill.errors import PromptError
+from distill.teachers.answers import choose_tokens, join_promising, no_tokens, nothing_promising
+from distill.teachers.asked import check_kinds, check_points_only, check_predict, one_picture_batch
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, Promising, PromptBatch, TeacherProfile
 from distill.teachers.batching import BatchSize, fit, in_batches
 from distill.teachers.cores import fit_threads
 from distill.teachers.decode import decode_promising, decode_prompts
+from distill.teachers.decode_folded import Drawing
 from distill.teachers.memory import keep_freed_memory
-from distill.teachers.pictures import place_boxes, prompt_scale, restore, to_square
+from distill.teachers.pictures import mask_as_logits, place_boxes, prompt_scale, restore, to_square
+from distill.teachers.precision import Precision, resolve_precision
 from distill.teachers.probes import blank_question, blank_squares
+from distill.teachers.regions import Cells, cells_of
 from distill.teachers.transfer import transfer_to
 from distill.teachers.vit import ImageEncoder, set_int8
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
+__all__ = ["MOST_PICTURES", "MOST_PROMPTS", "Precision", "SamTeacher", "resolve_precision"]
 
 MOST_PICTURES, MOST_PROMPTS = 32, 512
 """Of one call on a GPU: an estimate of where larger ones gain nothing, not measured yet."""
-MASK_PROMPT_LOGIT = 6.0
-"""Confidence given to a mask used as a prompt; the bundled teacher was trained with this value."""
 
 
 class SamTeacher:
@@ -74,8 +75,8 @@ class SamTeacher:
             keep_freed_memory()
             fit_threads()
         elif isinstance(sam.image_encoder, ImageEncoder):
-            dtype = torch.bfloat16 if self.precision == "bf16" else None
-            sam.image_encoder.prepare(self.encode_batch.size, dtype=dtype, compiled=compiled)
+            low = torch.bfloat16 if self.precision == "bf16" else None
+            sam.image_encoder.prepare(self.encode_batch.size, dtype=low, compiled=compiled)
 
     @torch.inference_mode()
     def _batches(self, pictures: int | None, prompts: int | None) -> tuple[BatchSize, BatchSize]:
@@ -146,13 +147,15 @@ class SamTeacher:
                 single-mask token (``M = 1``), True the candidates (three; every token for SAMed).
 
         Raises:
-            PromptError: if a teacher that segments without prompts is given some, or another is given none.
+            PromptError: if a teacher that segments without prompts is given some, another none, or one a kind it was not trained with.
         """
-        self._check_kind(prompts)
+        check_kinds(prompts, self.profile)
         if not len(prompts):
-            return self._select(*self._no_answers(), multimask=multimask)
-        parts = in_batches(partial(self._decode_chunk, embeddings, prompts), len(prompts), self.decode_batch)
-        return self._select(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), multimask=multimask)
+            return choose_tokens(*no_tokens(self.sam.mask_decoder, self.mask_size_px, self.device), self.profile, multimask=multimask)
+        single = multimask is False or (multimask is None and self.profile.answer == "single")
+        parts = in_batches(partial(self._decode_chunk, embeddings, prompts, single=single), len(prompts), self.decode_batch)
+        logits, iou = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        return choose_tokens(logits, iou, self.profile, multimask=multimask)
 
     @torch.inference_mode()
     def decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float) -> Promising:
@@ -163,33 +166,16 @@ class SamTeacher:
         Raises:
             PromptError: if the prompts are other than points.
         """
-        if (
-            prompts.points_xy_px is None
-            or prompts.point_labels is None
-            or prompts.boxes_xyxy_px is not None
-            or prompts.mask_logits is not None
-        ):
-            message = "only prompts by points, without boxes and masks, can be drawn selectively. Use decode."
-            raise PromptError(message)
-        self._check_kind(prompts)
+        check_points_only(prompts)
+        check_kinds(prompts, self.profile)
         if not len(prompts):
-            logits, _ = self._no_answers()
-            nowhere = torch.zeros(0, dtype=torch.long, device=self.device)
-            return Promising(prompt=nowhere, token=nowhere, low_res_logits=logits[:, :1], iou=logits[:, 0, 0, 0])
-        parts = in_batches(partial(self._decode_promising, embeddings, prompts, least_iou), len(prompts), self.decode_batch)
-        return Promising(
-            prompt=torch.cat([part.prompt for part in parts]),
-            token=torch.cat([part.token for part in parts]),
-            low_res_logits=torch.cat([part.low_res_logits for part in parts]),
-            iou=torch.cat([part.iou for part in parts]),
-        )
+            return nothing_promising(self.mask_size_px, self.device)
+        return join_promising(in_batches(partial(self._decode_promising, embeddings, prompts, least_iou), len(prompts), self.decode_batch))
 
     def _decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float, part: slice) -> Promising:
-        index = prompts.image_index[part]
-        scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
+        where, scale = self._whereabouts(embeddings, prompts, part)
         points = self._tensor(np.asarray(prompts.points_xy_px)[part] * scale[:, None])
         labels = self._tensor(np.asarray(prompts.point_labels)[part])
-        where = self._places(index)
         with self._arithmetic():
             drawn, logits, iou = decode_promising(self.sam, embeddings.features, where, points, labels, least_iou)
         row, token = (iou[drawn, 1:] > least_iou).nonzero(as_tuple=True)
@@ -198,56 +184,44 @@ class SamTeacher:
             prompt=drawn[row] + part.start, token=token, low_res_logits=shifted[:, None], iou=iou[drawn[row], token + 1].float()
         )
 
-    def _no_answers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits ``(0, M, m, m)`` and predicted IoU ``(0, M)`` of no prompts."""
-        logits = torch.zeros(0, self.sam.mask_decoder.num_mask_tokens, self.mask_size_px, self.mask_size_px, device=self.device)
-        return logits, logits[:, :, 0, 0]
-
-    def _check_kind(self, prompts: PromptBatch) -> None:
-        if not self.profile.prompts and not prompts.prompt_free:
-            message = f"{self.profile.name} segments without prompts, but was given some. Ask it with none: predict(image)."
-            raise PromptError(message)
-        if self.profile.prompts and prompts.prompt_free:
-            message = f"{self.profile.name} needs boxes, points or masks, but was asked without any."
-            raise PromptError(message)
-
-    def _select(self, logits: torch.Tensor, iou: torch.Tensor, *, multimask: bool | None) -> Decoded:
-        """Choose among all mask tokens; the first is the single-mask answer, except for SAMed, where each is a class."""
-        if multimask is None and self.profile.answer == "best" and logits.shape[1] > 1:
-            best = iou[:, 1:].argmax(dim=1) + 1
-            rows = torch.arange(len(best), device=best.device)
-            return Decoded(low_res_logits=logits[rows, best][:, None], iou=iou[rows, best][:, None])
-        if self.profile.answer == "all":
-            chosen = slice(0, 1) if multimask is False else slice(None)
-        else:
-            chosen = slice(1, None) if multimask and logits.shape[1] > 1 else slice(0, 1)
-        return Decoded(low_res_logits=logits[:, chosen], iou=iou[:, chosen])
-
-    def _decode_chunk(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode_chunk(
+        self, embeddings: Embeddings, prompts: PromptBatch, part: slice, *, single: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with self._arithmetic():
-            logits, iou = self._ask(embeddings, prompts, part)
-        logits, iou = logits.float(), iou.float()
-        return logits + self.profile.logit_shift if self.profile.logit_shift else logits, iou
+            logits, iou = self._ask(embeddings, prompts, part, single=single)
+        shift = self.profile.logit_shift
+        return logits.float() + shift if shift else logits.float(), iou.float()
 
-    def _ask(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        index = prompts.image_index[part]
-        scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
+    def _ask(self, embeddings: Embeddings, prompts: PromptBatch, part: slice, *, single: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        where, scale = self._whereabouts(embeddings, prompts, part)
         boxes = None if prompts.boxes_xyxy_px is None else self._tensor(place_boxes(self.profile, prompts.boxes_xyxy_px[part], scale))
         points = None if prompts.points_xy_px is None else self._tensor(prompts.points_xy_px[part] * scale[:, None])
+        masks, mask_index = prompts.masks_of(part)
         return decode_prompts(
             self.sam,
             embeddings.features,
-            self._places(index),
+            where,
             boxes=boxes,
             points=points,
             point_labels=None if prompts.point_labels is None else self._tensor(prompts.point_labels[part]),
-            mask_inputs=None if prompts.mask_logits is None else self._tensor(prompts.mask_logits[part])[:, None],
+            mask_inputs=None if masks is None else self._tensor(masks)[:, None],
+            mask_index=None if mask_index is None else self._way.send(mask_index),
             has_mask=None if prompts.has_mask is None else self._way.send(prompts.has_mask[part]),
+            drawing=Drawing(tokens=1 if single else None, cells=self._cells(embeddings, prompts, part, scale)),
         )
 
-    def _places(self, index: np.ndarray) -> torch.Tensor:
-        """Return int64: torch takes uint8 for a mask, not for places."""
-        return self._way.send(np.asarray(index)).long()
+    def _cells(self, embeddings: Embeddings, prompts: PromptBatch, part: slice, scale: np.ndarray) -> Sequence[Cells] | None:
+        """Return what has to be drawn, or None for everything: to a GPU many small drawings are more work than one of all."""
+        if prompts.regions_xyxy_px is None or self.device.type != "cpu":
+            return None
+        rows, columns = embeddings.features.shape[2:]
+        return cells_of(prompts.regions_xyxy_px[part] * np.tile(scale, 2), (rows, columns), self.profile.image_size)
+
+    def _whereabouts(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, np.ndarray]:
+        """Return each prompt's picture ``(P,)`` and the factors ``(P, 2)`` from its pixels to the network's."""
+        index = prompts.image_index[part]
+        scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
+        return self._way.send(np.asarray(index)).long(), scale  # int64: torch takes uint8 for a mask, not for places
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return self._way.send(np.asarray(array, np.float32))
@@ -258,12 +232,8 @@ class SamTeacher:
         return restore(logits, self.profile, size_px, input_size_px)
 
     def mask_prompt(self, mask: np.ndarray, input_size_px: tuple[int, int]) -> np.ndarray:
-        """Turn ``(H, W)`` in [0, 1] into logits ``(m, m)``: shrink the mask first, then scale, as shrinking logits washes out small objects."""
-        ratio = self.mask_size_px / self.profile.image_size
-        height, width = (max(1, round(side * ratio)) for side in input_size_px)
-        square = np.zeros((self.mask_size_px, self.mask_size_px), np.float32)
-        square[:height, :width] = cv2.resize(np.asarray(mask, np.float32), (width, height), interpolation=cv2.INTER_AREA)
-        return (2 * square - 1) * np.float32(MASK_PROMPT_LOGIT)
+        """Turn ``(H, W)`` in [0, 1] into logits ``(m, m)`` for ``PromptBatch.mask_logits``."""
+        return mask_as_logits(mask, self.profile, input_size_px, self.mask_size_px)
 
     def predict(
         self,
@@ -281,75 +251,16 @@ class SamTeacher:
             image: ``(H, W, 3)`` uint8 RGB; for SAMed also ``(H, W)`` and floats in [0, 1].
             boxes: ``(N, 4)`` xyxy in picture pixels, upper bound exclusive.
             points: ``(N, K, 2)`` xy, or ``(K, 2)`` for one prompt.
-            point_labels: ``(N, K)`` or ``(K,)``; 1 inside, 0 outside. Default all 1.
+            point_labels: ``(N, K)`` or ``(K,)``; 1 inside, 0 outside, -1 padding. Default all 1.
             mask_input: ``(N, m, m)`` logits in the network's frame.
             multimask: see ``decode``.
 
         Raises:
-            PromptError: if there is no prompt, or boxes and points disagree in number.
+            PromptError: if ``distill.teachers.asked`` refuses the prompts; a box may stick out of the picture, but not lie beside it.
         """
-        batch = _one_picture_batch(boxes, points, point_labels, mask_input, prompt_free=not self.profile.prompts)
+        batch = one_picture_batch(boxes, points, point_labels, mask_input, prompt_free=not self.profile.prompts)
+        check_predict(batch, self.profile, self.mask_size_px, np.shape(image))
         embeddings = self.encode([image])
         decoded = self.decode(embeddings, batch, multimask=multimask)
         logits = self.upsample(decoded.low_res_logits, embeddings.sizes_px[0], embeddings.input_sizes_px[0])
         return Prediction(logits=logits.float().cpu().numpy(), iou=decoded.iou.float().cpu().numpy())
-
-
-def resolve_precision(precision: Precision, device: torch.device, profile: TeacherProfile) -> Literal["fp32", "bf16", "int8"]:
-    """Return what ``"auto"`` means: bfloat16 on CUDA devices that have it, but never for the bundled teacher, whose labels stay as they are."""
-    if precision not in get_args(Precision):
-        message = f"precision {precision!r} is not known; use one of {', '.join(get_args(Precision))}."
-        raise TeacherError(message)
-    if precision != "auto":
-        return precision
-    fast = device.type == "cuda" and profile.name != "samdistill-conv" and _has_bf16(device)
-    return "bf16" if fast else "fp32"
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Tell whether a GPU computes in bfloat16 itself; where it is emulated, it is slower than float32."""
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-def _check_shapes(boxes: np.ndarray | None, points: np.ndarray | None, labels: np.ndarray | None, mask: np.ndarray | None) -> None:
-    rules = (
-        (boxes, (2, 4), "boxes must be (N, 4)"),
-        (points, (3, 2), "points must be (N, K, 2), or (K, 2) for one prompt"),
-        (mask, None, "mask_input must be (N, m, m)"),
-    )
-    for given, form, wanted in rules:
-        if given is None:
-            continue
-        shape = np.shape(given)
-        if (len(shape) != 3) if form is None else (len(shape), shape[-1]) != form:
-            message = f"{wanted}, but is {shape}."
-            raise PromptError(message)
-    if points is not None and labels is not None and labels.shape != points.shape[:2]:
-        message = f"point_labels must be one number per point, {points.shape[:2]}, but are {labels.shape}."
-        raise PromptError(message)
-
-
-def _one_picture_batch(
-    boxes: np.ndarray | None, points: np.ndarray | None, labels: np.ndarray | None, mask: np.ndarray | None, *, prompt_free: bool
-) -> PromptBatch:
-    boxes = None if boxes is None else np.atleast_2d(np.asarray(boxes, np.float32))
-    points = None if points is None else np.asarray(points, np.float32)
-    if points is not None and points.ndim == 2:
-        points = points[None]
-    if points is not None:
-        labels = np.ones(points.shape[:2], np.float32) if labels is None else np.atleast_2d(np.asarray(labels, np.float32))
-    _check_shapes(boxes, points, labels, mask)
-    counts = {len(given) for given in (boxes, points, labels, mask) if given is not None}
-    if len(counts) > 1:
-        message = f"boxes, points, labels and masks must be equally many prompts, but are {sorted(counts)}."
-        raise PromptError(message)
-    if prompt_free and not counts:
-        return PromptBatch(image_index=np.zeros(1, np.int64), prompt_free=True)
-    return PromptBatch(
-        image_index=np.zeros(counts.pop() if counts else 0, np.int64),
-        boxes_xyxy_px=boxes,
-        points_xy_px=points,
-        point_labels=labels,
-        mask_logits=mask,
-    )

@@ -8,14 +8,33 @@ from segment_anything.modeling import Sam
 from distill.errors import CheckpointError
 from distill.teachers.families import Family
 
+Tensors = Mapping[str, torch.Tensor]
+SHOWN = 3
+"""Names of tensors in a message."""
 
-def load_strictly(sam: Sam, tensors: Mapping[str, torch.Tensor], family: Family, name: str) -> None:
-    """Fill the network; every tensor of both sides must fit.
+
+def load_strictly(sam: Sam, tensors: Tensors, family: Family, name: str) -> None:
+    """Fill the network, in float32 whatever ``torch.set_default_dtype`` made of it; every tensor of both sides must fit.
+
+    Raises:
+        CheckpointError: if ``check_tensors`` does.
+    """
+    used = check_tensors(sam.state_dict(), tensors, family, name)
+    sam.float().load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in used.items()})
+
+
+def check_tensors(own: Tensors, tensors: Tensors, family: Family, name: str) -> dict[str, torch.Tensor]:
+    """Hold a file's tensors against a network's, and return those that go into it.
+
+    Args:
+        own: the network's; only names and shapes count.
+        tensors: the file's.
+        family: says what the file may hold besides.
+        name: what messages call the file.
 
     Raises:
         CheckpointError: naming missing, unexpected and mis-shaped tensors with the likely cause, or weights that are not finite.
     """
-    own = sam.state_dict()
     used = {key: value for key, value in tensors.items() if not any(part in key for part in family.unused)}
     missing, unexpected = sorted(own.keys() - used.keys()), sorted(used.keys() - own.keys())
     misshapen = [
@@ -24,16 +43,25 @@ def load_strictly(sam: Sam, tensors: Mapping[str, torch.Tensor], family: Family,
         if own[key].shape != used[key].shape
     ]
     if missing or unexpected or misshapen:
-        message = (
-            f"{name} does not fit its family ({family.title}): {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misshapen)} mis-shaped {misshapen[:3]}. {_likely_cause(missing, unexpected, misshapen)}"
-        )
+        lists = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshapen))
+        wrong = "; ".join(f"{_some(keys)} {what}: {_names(keys)}" for what, keys in lists if keys)
+        message = f"{name} does not fit its family ({family.title}): {wrong}. {_likely_cause(missing, unexpected, misshapen)}"
         raise CheckpointError(message)
     bad = [key for key, value in used.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
-        message = f"{name} holds NaN or infinity in {bad[:3]}; the training that wrote it diverged. Take an earlier checkpoint."
+        message = (
+            f"{name} holds NaN or infinity in {_some(bad)}: {_names(bad)}. The training that wrote it diverged; take an earlier checkpoint."
+        )
         raise CheckpointError(message)
-    sam.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in used.items()})
+    return used
+
+
+def _some(keys: list[str]) -> str:
+    return "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors"
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join([*keys[:SHOWN], *(["..."] if len(keys) > SHOWN else [])])
 
 
 def _likely_cause(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
