@@ -16,6 +16,10 @@ from storage.rle import decode as decode_rle
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""
 MAX_SCRIBBLE_POINTS = 4
+INWARD_PX = 2.0
+"""How far extreme points are moved inward."""
+RECIST_MARGIN = 0.08
+"""Share of its sides by which the box around the diameters is widened; 5 to 10 % is usual."""
 _POINT_KINDS = frozenset({"point", "scribble"})
 HALF_PX = np.float32(0.5)
 """Prompts count pixel ``n`` as covering ``[n, n + 1)``; teachers count its centre as ``n`` and add the half themselves."""
@@ -78,14 +82,12 @@ def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, d
     gathered: dict[int, dict[int, SliceHint]] = {}
     for prompt in usable_prompts(prompts):
         slices = gathered.setdefault(prompt.class_id, {})
-        for z, hint in _as_hints(record, prompt):
+        for z, hint in _as_hints(record, prompt) if prompt.axis == "z" else ():
             slices[z] = _join(slices.get(z), hint)
     return {class_id: dict(sorted(slices.items())) for class_id, slices in gathered.items() if slices}
 
 
 def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHint]]:
-    if prompt.axis != "z":
-        return []
     if prompt.kind == "box3d" and prompt.box_zyxzyx_px is not None:
         return _box3d_hints(record, np.asarray(prompt.box_zyxzyx_px, np.float32))
     z = prompt.slice if prompt.slice is not None else 0
@@ -95,9 +97,54 @@ def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHi
         points = np.asarray(prompt.points_xy_px, np.float32) - HALF_PX
         points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_SCRIBBLE_POINTS)).round().astype(int)]
         return [(z, SliceHint(points=points, point_labels=np.full(len(points), float(prompt.positive), np.float32)))]
+    if prompt.kind in ("extreme", "recist") and len(prompt.points_xy_px) == 4:
+        ends = np.asarray(prompt.points_xy_px, np.float32)
+        return [(z, extreme_hint(ends) if prompt.kind == "extreme" else recist_hint(ends))]
     if prompt.kind == "mask" and prompt.mask_rle and prompt.mask_size_yx is not None:
         return _mask_hint(z, decode_rle(prompt.mask_rle, prompt.mask_size_yx))
     return []
+
+
+def extreme_hint(ends: np.ndarray) -> SliceHint:
+    """Return the exact box of four extreme points ``(4, 2)`` xy, and as positive points each of them moved inward, and their mean.
+
+    On the border itself a point says as much about the outside (Maninis et al. 2018 made them prompts of their own).
+    """
+    middle = ends.mean(axis=0)
+    inward = middle - ends
+    lengths = np.maximum(np.linalg.norm(inward, axis=1, keepdims=True), 1e-6)
+    moved = ends + inward * np.minimum(INWARD_PX / lengths, 0.5)
+    return _positive(np.concatenate([ends.min(axis=0), ends.max(axis=0)]), np.concatenate([moved, middle[None]]))
+
+
+def recist_hint(ends: np.ndarray) -> SliceHint:
+    """Return the box around both diameters of a lesion, a little widened, and as positive points their crossing and what lies a quarter from their ends.
+
+    A lesion bulges beyond its diameters (Cai et al. 2018 start from them in the same way).
+
+    Args:
+        ends: ``(4, 2)`` xy: of the long diameter, then of the short one.
+    """
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    margin = RECIST_MARGIN * (high - low)
+    long, short = ends[:2], ends[2:]
+    quarters = [line[0] + share * (line[1] - line[0]) for line in (long, short) for share in (0.25, 0.75)]
+    return _positive(np.concatenate([low - margin, high + margin]), np.stack([_crossing(long, short), *quarters]))
+
+
+def _crossing(long: np.ndarray, short: np.ndarray) -> np.ndarray:
+    """Return where two lines ``(2, 2)`` cross; between their middles where they run side by side, or where they cross outside of the long one."""
+    along, across = long[1] - long[0], short[1] - short[0]
+    turn = float(along[0] * across[1] - along[1] * across[0])
+    gap = short[0] - long[0]
+    share = float(gap[0] * across[1] - gap[1] * across[0]) / turn if abs(turn) > 1e-6 else -1.0
+    crossing: np.ndarray = long[0] + share * along if 0 <= share <= 1 else np.concatenate([long, short]).mean(axis=0)
+    return crossing
+
+
+def _positive(box: np.ndarray, points: np.ndarray) -> SliceHint:
+    points = (points - HALF_PX).astype(np.float32)
+    return SliceHint(box=box.astype(np.float32), points=points, point_labels=np.ones(len(points), np.float32))
 
 
 def _mask_hint(z: int, mask: np.ndarray) -> list[tuple[int, SliceHint]]:

@@ -1,0 +1,191 @@
+"""Ask sources for prompts, before any teacher is asked: case by case, in the order of the chain, kept in the catalog beside the weak ones.
+
+A case and a source are one unit of the ledger. A source is asked about the classes that no earlier source of the chain has prompted, so that a
+hand-drawn box is never overruled by a guess. A later run asks again where the case, the source or what is open has changed.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from distill.errors import PromptError
+from distill.intensity import intensity_inputs
+from distill.label_plan import LabelPlan
+from distill.prompts.choice import PROPOSED, WEAK, drawing_sources, open_classes
+from distill.prompts.sources import PromptSource, SourceContext, Subject, make_source
+from storage import Archive, CaseRecord, LedgerError, Prompt, fingerprint
+from storage.heartbeat import beating
+
+PROPOSE = "1"
+"""Raised whenever what is asked of sources changes."""
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptPlan:
+    """Which sources to ask, in which order."""
+
+    sources: tuple[str, ...]
+    """As the recipe names them."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Source -> what it is made with."""
+    label: LabelPlan
+    """About which classes, with which teacher and intensity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposeSummary:
+    """What a run of all sources did."""
+
+    done: int
+    """Cases about which a source was asked, over all sources."""
+    skipped: int
+    prompts: int
+    """Prompts that were proposed by this run."""
+    absent: int
+    """Classes that were said not to be in a case, by this run."""
+    quarantined: tuple[str, ...]
+    unfinished: int
+    seconds: float
+
+
+def stage_of(source: str) -> str:
+    """Return the ledger's name of one source's stage."""
+    return f"prompts:{source}"
+
+
+def propose_prompts(
+    archive: Archive, plan: PromptPlan, *, cases: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
+) -> ProposeSummary:
+    """Ask every source of the chain about every case that is due.
+
+    Args:
+        archive: where cases and prompts live.
+        plan: whom to ask.
+        cases: restrict to these ids; default all.
+        progress: called with (cases finished, cases to do) of the source that is asked.
+
+    Raises:
+        PlanError: if a source is unknown, or cannot be made from its options or the archive.
+    """
+    began = time.monotonic()
+    wanted = None if cases is None else set(cases)
+    records = {record.id: record for record in archive.cases() if wanted is None or record.id in wanted}
+    context = SourceContext(archive=archive, plan=plan.label)
+    runs = []
+    for name in drawing_sources(plan.sources):
+        if name != WEAK:
+            runs.append(_SourceRun(archive, plan, context, name))
+            runs[-1].run(records, progress)
+    return ProposeSummary(
+        done=sum(run.done for run in runs),
+        skipped=sum(run.skipped for run in runs),
+        prompts=sum(run.prompts for run in runs),
+        absent=sum(run.absent for run in runs),
+        quarantined=tuple(sorted({case for run in runs for case in run.quarantined})),
+        unfinished=sum(run.unfinished for run in runs),
+        seconds=time.monotonic() - began,
+    )
+
+
+class _SourceRun:
+    """One source and the cases it is asked about."""
+
+    def __init__(self, archive: Archive, plan: PromptPlan, context: SourceContext, name: str) -> None:
+        self.archive, self.plan, self.context, self.name = archive, plan, context, name
+        self.stage = stage_of(name)
+        self.done = self.skipped = self.prompts = self.absent = self.unfinished = 0
+        self.quarantined: tuple[str, ...] = ()
+
+    def run(self, records: Mapping[str, CaseRecord], progress: Callable[[int, int], None] | None) -> None:
+        """Ask about what is due, three times at most."""
+        stored = self.archive.catalog.prompts_by_case(list(records))
+        open_to = {case: self._open(stored[case]) for case in records}
+        due_for_it = {case: classes for case, classes in open_to.items() if classes}
+        if not due_for_it:
+            return
+        source = make_source(self.name, self.context, self.plan.options.get(self.name, {}))
+        prints = {case: self._fingerprint(source, records[case], classes) for case, classes in due_for_it.items()}
+        todo = self.archive.ledger.plan(self.stage, prints)
+        total = len(todo)
+        with beating(self.archive.ledger):
+            for _ in range(ATTEMPTS):
+                for case in todo:
+                    if self.archive.ledger.claim(self.stage, case):
+                        self._ask(source, records[case], due_for_it[case], stored[case])
+                        if progress is not None:
+                            progress(self.done, total)
+                todo = self.archive.ledger.plan(self.stage, {case: prints[case] for case in todo})
+        self.quarantined = tuple(unit.unit for unit in self.archive.ledger.quarantined(self.stage) if unit.unit in prints)
+        self.skipped = len(prints) - total - len(self.quarantined)
+        self.unfinished = len(set(todo) - set(self.quarantined))
+
+    def _open(self, stored: Sequence[Prompt]) -> tuple[int, ...]:
+        """Return the classes that no source before this one in the chain has prompted."""
+        chain = drawing_sources(self.plan.sources)
+        before = chain[: chain.index(self.name)]
+        classes = [info.id for info in self.plan.label.classes]
+        return open_classes(stored, before, classes) if before else tuple(classes)
+
+    def _fingerprint(self, source: PromptSource, record: CaseRecord, classes: Sequence[int]) -> str:
+        infos = [info for info in self.plan.label.classes if info.id in classes]
+        return fingerprint(
+            propose=PROPOSE,
+            source=[source.name, source.fingerprint],
+            case=[record.fingerprint, record.modality],
+            classes=infos,
+            **intensity_inputs(self.plan.label.intensity, record),
+        )
+
+    def _ask(self, source: PromptSource, record: CaseRecord, classes: Sequence[int], stored: Sequence[Prompt]) -> None:
+        """Ask about one claimed case and keep the answer."""
+        ledger = self.archive.ledger
+        infos = [info for info in self.context.classes if info.id in classes]
+        try:
+            subject = self.context.subject(record, infos, stored)
+            found = as_proposed(source.name, subject, source.propose(subject))
+            self.archive.catalog.replace_prompts(found, file=_key(record.id, source.name), source=f"{PROPOSED}{source.name}")
+        except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
+            with suppress(LedgerError):
+                ledger.fail(self.stage, record.id, error)
+            return
+        except BaseException:
+            with suppress(LedgerError):
+                ledger.release(self.stage, record.id)
+            raise
+        with suppress(LedgerError):  # another run has taken the case meanwhile, and will say the same
+            ledger.done(self.stage, record.id)
+        self.done += 1
+        self.absent += sum(prompt.kind == "absent" for prompt in found)
+        self.prompts += sum(prompt.kind != "absent" for prompt in found)
+
+
+def as_proposed(name: str, subject: Subject, prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return what a source proposes as the catalog keeps it, after a look at whether it can be meant.
+
+    Raises:
+        PromptError: if a prompt is about another case, a class that was not asked for, or a slice that is not there.
+    """
+    asked = {info.id for info in subject.classes}
+    depth = subject.record.shape_czyx[1]
+    kept = []
+    for prompt in prompts:
+        where = f"source {name!r}, case {subject.record.id}"
+        if prompt.case != subject.record.id:
+            message = f"{where}: a prompt is about case {prompt.case!r}. A source may only speak about the case it is asked about."
+            raise PromptError(message)
+        if prompt.class_id not in asked:
+            message = f"{where}: a prompt is about class {prompt.class_id}, but the open classes are {sorted(asked)}."
+            raise PromptError(message)
+        if prompt.axis == "z" and prompt.slice is not None and not 0 <= prompt.slice < depth:
+            message = f"{where}: a prompt is on slice {prompt.slice}, but the case has slices 0 to {depth - 1}."
+            raise PromptError(message)
+        kept.append(replace(prompt, source=f"{PROPOSED}{name}"))
+    return kept
+
+
+def _key(case: str, source: str) -> str:
+    """Return under which key the catalog remembers that these prompts are one statement."""
+    return blake2b(f"{PROPOSED}{source}/{case}".encode(), digest_size=16).hexdigest()
