@@ -6,10 +6,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from distill.intensity import IntensitySpec, Window, choose_window, picture_of
+from distill.prompts.choice import source_of
 from distill.prompts.hints import hints_by_slice
 from distill.prompts.schedule import SlicePlan, schedule_slices
 from distill.uncertainty import EnsembleSummary
 from storage import Archive, CaseRecord, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Where a track beyond the outermost prompts ended, and why."""
+
+    z: int
+    reason: str
+    """A slug that reports count by: ``organ-ended``, ``area-ratio``, ``centroid-jump``, ``iou-below-tau``, ``outgrown``."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +35,29 @@ class ClassWork:
     """Slices that were asked or reached, and on which the class is not."""
     plane_agreement: float | None = None
     """Mean Dice between the answers of three planes; None where only axial slices were asked."""
+    stops: list[Stop] = field(default_factory=list)
+    """Where going on beyond the outermost prompts ended."""
+    round_trips: dict[str, float] = field(default_factory=dict)
+    """``down`` and ``up``: Dice at the slice where a track began, between its mask and the one that the way back ends with."""
+    unknown: set[int] = field(default_factory=set)
+    """Slices of tracks whose way back did not meet their beginning."""
+    vote: np.ndarray = field(init=False)
+    """``(z, y, x)`` uint8: share of the members that say yes, 255 = all."""
+    mutual_information: np.ndarray = field(init=False)
+    """``(z, y, x)`` uint8: how much of the doubt comes from members contradicting each other, 255 = ln 2."""
+
+    def __post_init__(self) -> None:
+        """Make room for the maps."""
+        self.vote, self.mutual_information = (np.zeros(self.probability.shape, np.uint8) for _ in range(2))
+
+    def keep(self, z: int, summary: EnsembleSummary) -> None:
+        """Take the answer about a slice; its maps are kept once, as slices of the volumes'."""
+        kept = {}
+        for name in ("probability", "vote", "mutual_information"):
+            volume = getattr(self, name)
+            volume[z] = getattr(summary, name)
+            kept[name] = volume[z]
+        self.summaries[z] = replace(summary, **kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +68,10 @@ class CaseWork:
     volume_czyx: np.ndarray
     window: Window
     classes: dict[int, ClassWork]
+    said_absent: dict[int, float] = field(default_factory=dict)
+    """Class -> how sure a prompt was that it is not in the case; such a class is not asked about."""
+    sources: tuple[str, ...] = ()
+    """Who prompted, as recipes name them."""
 
     def picture(self, z: int) -> np.ndarray:
         """Return slice ``z`` as the teacher sees it, ``(H, W, 3)`` uint8."""
@@ -47,7 +84,13 @@ class CaseWork:
 
 
 def prepare_case(
-    archive: Archive, record: CaseRecord, prompts: Iterable[Prompt], *, classes: Collection[int], intensity: IntensitySpec
+    archive: Archive,
+    record: CaseRecord,
+    prompts: Iterable[Prompt],
+    *,
+    classes: Collection[int],
+    intensity: IntensitySpec,
+    propagate: bool = False,
 ) -> CaseWork:
     """Read a case and plan what to ask, nothing answered yet.
 
@@ -57,13 +100,25 @@ def prepare_case(
         prompts: about it; those of other classes are left out.
         classes: ids, in the order in which the work is to have them.
         intensity: how native intensities become pictures.
+        propagate: plan the whole volume, not only the gaps between prompts and as much again beyond them.
     """
+    given = [prompt for prompt in prompts if prompt.class_id in classes]
     volume = archive[record.id].read()
-    hints = hints_by_slice(record, prompts)
+    hints = hints_by_slice(record, given)
     shape_zyx = record.shape_czyx[1:]
     planned = {
-        key: ClassWork(plans=schedule_slices(hints[key], shape_zyx[0]), probability=np.zeros(shape_zyx, np.float32))
+        key: ClassWork(
+            plans=schedule_slices(hints[key], shape_zyx[0], reach=shape_zyx[0] if propagate else None),
+            probability=np.zeros(shape_zyx, np.float32),
+        )
         for key in classes
         if key in hints
     }
-    return CaseWork(record=record, volume_czyx=volume, window=choose_window(record, volume, intensity), classes=planned)
+    return CaseWork(
+        record=record,
+        volume_czyx=volume,
+        window=choose_window(record, volume, intensity),
+        classes=planned,
+        said_absent={prompt.class_id: prompt.confidence for prompt in given if prompt.kind == "absent" and prompt.class_id not in planned},
+        sources=tuple(sorted({source_of(prompt) for prompt in given})),
+    )

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from distill.appoint import appoint
 from distill.devices import DeviceError, resolve_devices
-from distill.embedding_cache import cache_inputs, with_cache
+from distill.embedding_cache import cache_inputs
 from distill.errors import PlanError
 from distill.intensity import intensity_inputs
 from distill.label_pass import LabelJob, Station, run_pass
 from distill.label_plan import ENGINE, LabelPlan
+from distill.prompts.choice import chosen_prompts
 from distill.prompts.hints import usable_prompts
 from distill.teachers.base import Teacher
-from distill.teachers.checkpoints import inspect_checkpoint, load_teacher
+from distill.teachers.checkpoints import inspect_checkpoint
 from storage import Archive, CaseRecord, Prompt, fingerprint
 
 __all__ = ["ENGINE", "LabelPlan", "LabelSummary", "label_archive"]
@@ -79,7 +81,7 @@ class _LabelRun:
         wanted = None if cases is None else set(cases)
         records = {record.id: record for record in self.archive.cases() if wanted is None or record.id in wanted}
         stored = self.archive.catalog.prompts_by_case(list(records))
-        job.prompts = {case: usable_prompts(each) for case, each in stored.items()}
+        job.prompts = {case: usable_prompts(chosen_prompts(each, self.plan.sources)) for case, each in stored.items()}
         prompted = [case for case in records if _usable(job.prompts.get(case, []), self.plan)]
         teacher = inspect_checkpoint(self.plan.teacher, base=self.plan.base).fingerprint
         job.prints = {case: self._fingerprint(records[case], job.prompts[case], teacher) for case in prompted}
@@ -130,15 +132,8 @@ class _LabelRun:
         """Load one teacher per device."""
         return [Station(device=device, teacher=self._teacher(device)) for device in resolve_devices(self.plan.device)]
 
-    def _teacher(self, device: str = "auto") -> Teacher:
-        plan = self.plan
-        loaded = load_teacher(
-            plan.teacher, profile=plan.profile, base=plan.base, device=device, precision=plan.precision, compiled=plan.compiled
-        )
-        if not loaded.profile.prompts:
-            message = f"teacher {plan.teacher} ({loaded.profile.name}) segments without prompts, one mask per class of its own; labelling asks with prompts. Use a promptable teacher."
-            raise PlanError(message)
-        return with_cache(loaded, plan.embedding_cache)
+    def _teacher(self, device: str) -> Teacher:
+        return appoint(self.plan, device)
 
     def _fingerprint(self, record: CaseRecord, prompts: list[Prompt], teacher: str) -> str:
         return fingerprint(
@@ -146,7 +141,7 @@ class _LabelRun:
             case=[record.fingerprint, record.modality],
             prompts=prompts,
             teacher=teacher,
-            ask=self.plan.ask,
+            ask=self.plan.ask.inputs(),
             classes=self.plan.classes,
             profile=self.plan.profile or "",
             **({} if self.plan.precision == "auto" else {"precision": self.plan.precision}),  # the base is part of the teacher's hash

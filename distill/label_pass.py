@@ -9,17 +9,18 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from distill.casework import CaseWork, prepare_case
-from distill.devices import has_died
+from distill.devices import has_died, made_current
 from distill.label_plan import LabelPlan
 from distill.label_store import store_labels
 from distill.planes import ask_other_planes
+from distill.round_trip import check_round_trips
 from distill.teachers.base import Teacher
 from distill.wavefront import run_wavefront, sizes_of
 from storage import Archive, CaseRecord, LedgerError, Prompt, StorageError
@@ -179,6 +180,7 @@ class _Pass:
                 self.job.prompts[record.id],
                 classes=[info.id for info in plan.classes],
                 intensity=plan.intensity,
+                propagate=plan.ask.propagate,
             )
         except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
             self.job.fail(record.id, error)
@@ -196,7 +198,7 @@ class _Pass:
 
     def _ask_on(self, station: Station) -> None:
         """Ask one device window after window, until there is no more, the run stops, or the device breaks down."""
-        with _entered(station.device):
+        with made_current(station.device):
             for window in self._windows(station.teacher):
                 if self._is_stopping():
                     return
@@ -226,6 +228,8 @@ class _Pass:
         ask = self.job.plan.ask
         try:
             run_wavefront(teacher, window, ask, check=self._go_on)
+            if ask.propagate:
+                check_round_trips(teacher, window, ask, check=self._go_on)
             if ask.planes == "three":
                 ask_other_planes(teacher, window, ask, check=self._go_on)
         except _StopError:
@@ -260,11 +264,6 @@ def _thread(name: str, work: Callable[..., None], *arguments: object) -> threadi
     thread = threading.Thread(target=work, args=arguments, name=f"samdistill-{name}", daemon=True)
     thread.start()
     return thread
-
-
-def _entered(device: str) -> AbstractContextManager[object]:
-    """Make a GPU the current one of this thread: compiled kernels go to it."""
-    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
 
 
 def _told(error: BaseException | None, window: Sequence[CaseWork]) -> str:

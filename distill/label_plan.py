@@ -18,6 +18,8 @@ class LabelPlan:
 
     classes: tuple[ClassInfo, ...]
     label_set: str = "teacher/r1"
+    sources: tuple[str, ...] = ("weak",)
+    """Whose prompts to ask with, the first that has any first (``distill.prompts.choice``)."""
     teacher: str = "bundled"
     profile: str | None = None
     base: str | None = None

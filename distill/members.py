@@ -1,19 +1,29 @@
 """What the members of ensembles say, reduced to what is kept of them where they were computed.
 
-On a CPU that is at once, by ``distill.uncertainty.summarise``. On a GPU the same is computed there, so that of ``E`` members' logits one map and
-a few figures are brought down, for many questions in one go, and nothing waits for them before they are read.
+On a CPU that is at once, by ``distill.uncertainty.summarise``. On a GPU the same is computed there, so that of ``E`` members' logits three maps and
+a few figures are brought down, for many questions in one go, and nothing waits for them before they are read. Only the region around
+the box is looked at, since nothing is believed outside of it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from distill.teachers.transfer import Arriving, transfer_to
-from distill.uncertainty import EnsembleSummary, summarise
+from distill.uncertainty import LN2, EnsembleSummary, pairwise_dice, summarise
 
-FAR_BELOW = -20.0
-"""The logit of pixels where nothing is believed."""
+Region = tuple[slice, slice]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in which picture an ensemble lies."""
+
+    region: Region
+    size_px: tuple[int, int]
 
 
 class Members:
@@ -22,22 +32,30 @@ class Members:
     def __init__(self) -> None:
         self._ready: list[tuple[EnsembleSummary, float]] = []
         self._there: list[torch.Tensor] = []
+        self._places: list[_Place] = []
         self._arriving: Arriving | None = None
 
-    def add(self, logits: torch.Tensor, iou: torch.Tensor, outside: np.ndarray) -> None:
+    def add(
+        self, logits: torch.Tensor, iou: torch.Tensor, region: Region, size_px: tuple[int, int], candidates: torch.Tensor | None = None
+    ) -> None:
         """Take one ensemble; all of them must be on one device.
 
         Args:
-            logits: ``(E, H, W)`` of its members, in one frame.
+            logits: ``(E, h, w)`` of its members, in one frame: those of ``region``.
             iou: ``(E,)`` predicted.
-            outside: ``(H, W)`` bool: where nothing is believed.
+            region: rows and columns where something is believed.
+            size_px: (height, width) of the picture.
+            candidates: ``(C, h, w)`` logits of the candidates for the unjittered box.
         """
+        place = _Place(region, size_px)
         if is_far(logits):
-            beyond = transfer_to(logits.device).send(outside)
-            self._there += [*reduced(logits.masked_fill(beyond, FAR_BELOW)), iou]
+            self._there += [*reduced(logits, candidates), iou]
+            self._places.append(place)
             return
-        members = np.where(outside, np.float32(FAR_BELOW), logits.numpy())
-        self._ready.append((summarise(members), _mean(iou.tolist())))
+        summary = summarise(logits.numpy())
+        if candidates is not None:
+            summary = replace(summary, multimask_dice=pairwise_dice(candidates.numpy() > 0))
+        self._ready.append((summary.placed(place.region, place.size_px), _mean(iou.tolist())))
 
     def depart(self) -> None:
         """Have everything that was taken brought here; call it once, after the last one."""
@@ -50,7 +68,8 @@ class Members:
         if self._arriving is None:
             return self._ready
         arrays = self._arriving.wait()
-        return [(_summary(*arrays[n : n + 2]), _mean(arrays[n + 2].tolist())) for n in range(0, len(arrays), 3)]
+        each = [arrays[n : n + 4] for n in range(0, len(arrays), 4)]
+        return [(_summary(place, *found[:3]), _mean(found[3].tolist())) for place, found in zip(self._places, each, strict=True)]
 
 
 def is_far(tensor: torch.Tensor) -> bool:
@@ -58,24 +77,35 @@ def is_far(tensor: torch.Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def reduced(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def reduced(logits: torch.Tensor, candidates: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute what ``summarise`` does, within rounding, with nothing that waits for the device: no branch and no copy of a number.
 
     Args:
-        logits: ``(E, H, W)`` float32.
+        logits: ``(E, h, w)`` float32.
+        candidates: ``(C, h, w)``; their agreement is one more figure.
 
     Returns:
-        The mean probability ``(H, W)`` float32, and pairwise Dice, stability and area as ``(3,)`` float64.
+        The mean probability ``(h, w)`` float32; vote and mutual information ``(2, h, w)`` uint8; pairwise Dice, stability, area and, where there are
+        candidates, their pairwise Dice, as ``(3,)`` or ``(4,)`` float64.
     """
-    mean = torch.sigmoid(logits.clamp(-30, 30)).mean(dim=0)
+    clipped = logits.clamp(-30, 30)
+    probabilities = torch.sigmoid(clipped)
+    mean = probabilities.mean(dim=0)
+    own_entropy = (torch.nn.functional.softplus(-clipped) + (1 - probabilities) * clipped).mean(dim=0)
+    certain = mean.clamp(1e-6, 1 - 1e-6)
+    entropy = -(certain * certain.log() + (1 - certain) * torch.log1p(-certain))
+    yes = logits > 0
+    maps = torch.stack([yes.float().mean(dim=0), (entropy - own_entropy) / LN2])
     mean_logit = logits.mean(dim=0)
     inner, outer = ((mean_logit > edge).sum().double() for edge in (1, -1))
     stability = inner / outer.clamp(min=1)  # without an outer area there is no inner one
-    return mean, torch.stack([_pairwise_dice(logits > 0), stability, (mean > 0.5).sum().double()])
+    figures = [_pairwise_dice(yes), stability, (mean > 0.5).sum().double()]
+    figures += [] if candidates is None else [_pairwise_dice(candidates > 0)]
+    return mean, (255 * maps.clamp(0, 1)).round().to(torch.uint8), torch.stack(figures)
 
 
 def _pairwise_dice(masks: torch.Tensor) -> torch.Tensor:
-    """Return the mean Dice over all pairs of ``(E, H, W)`` bool masks, as ``distill.uncertainty.pairwise_dice`` defines it."""
+    """Return the mean Dice over all pairs of ``(E, h, w)`` bool masks, as ``distill.uncertainty.pairwise_dice`` defines it."""
     flat = masks.flatten(1).float()
     if len(flat) < 2:
         return torch.ones((), dtype=torch.float64, device=masks.device)
@@ -86,9 +116,17 @@ def _pairwise_dice(masks: torch.Tensor) -> torch.Tensor:
     return dice.triu(1).sum() / (len(flat) * (len(flat) - 1) / 2)
 
 
-def _summary(probability: np.ndarray, figures: np.ndarray) -> EnsembleSummary:
-    pairwise_dice, stability, area_px = figures.tolist()
-    return EnsembleSummary(probability=probability, pairwise_dice=pairwise_dice, stability=stability, area_px=round(area_px))
+def _summary(place: _Place, probability: np.ndarray, maps: np.ndarray, figures: np.ndarray) -> EnsembleSummary:
+    agreement, stability, area_px, *candidates = figures.tolist()
+    return EnsembleSummary(
+        probability=probability,
+        pairwise_dice=agreement,
+        stability=stability,
+        area_px=round(area_px),
+        vote=maps[0],
+        mutual_information=maps[1],
+        multimask_dice=candidates[0] if candidates else None,
+    ).placed(place.region, place.size_px)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ its neighbours disagrees with both others and loses its say. How well the three 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from distill.prompts.schedule import SlicePlan
 from distill.quality import dice
 from distill.questions import AskSettings
 from distill.teachers.base import Teacher
+from distill.uncertainty import LN2, binary_entropy, in_bytes
 from distill.wavefront import run_wavefront
 
 ANISOTROPY = 1.5
@@ -41,20 +42,45 @@ def ask_other_planes(
     Cases that are far from isotropic are left as they are. ``check`` is ``run_wavefront``'s.
     """
     chosen = [work for work in works if near_isotropic(work)]
-    answers = [{key: [target.probability] for key, target in work.classes.items()} for work in chosen]
+    answers = [{key: [_Said.of(target, 0)] for key, target in work.classes.items()} for work in chosen]
     for axis in (1, 2):
         turned = [_turn(work, axis) for work in chosen]
         run_wavefront(teacher, turned, settings, check=check)
         for work, found in zip(turned, answers, strict=True):
             for key, target in work.classes.items():
-                found[key].append(np.moveaxis(target.probability, 0, axis))
+                found[key].append(_Said.of(target, axis))
     for work, found in zip(chosen, answers, strict=True):
         for key, target in work.classes.items():
-            agreement = plane_agreement(found[key])
-            target.plane_agreement = float(agreement.mean())
-            target.probability = np.average(np.stack(found[key]), axis=0, weights=np.maximum(agreement, 1e-3) ** AGREEMENT_POWER).astype(
-                np.float32
-            )
+            _fuse(target, found[key])
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What one plane's members say about one class, as volumes ``(z, y, x)``."""
+
+    probability: np.ndarray
+    vote: np.ndarray
+    mutual_information: np.ndarray
+
+    @classmethod
+    def of(cls, target: ClassWork, axis: int) -> "_Said":
+        """Turn the answers about slices across ``axis`` back into the case's frame."""
+        return cls(*(np.moveaxis(each, 0, axis) for each in (target.probability, target.vote, target.mutual_information)))
+
+
+def _fuse(target: ClassWork, planes: Sequence[_Said]) -> None:
+    """Average the planes' answers; what their contradiction adds to the doubt becomes part of the mutual information."""
+    agreement = plane_agreement([each.probability for each in planes])
+    weights = np.maximum(agreement, 1e-3) ** AGREEMENT_POWER
+    target.plane_agreement = float(agreement.mean())
+    target.probability = np.average(np.stack([each.probability for each in planes]), axis=0, weights=weights).astype(np.float32)
+    shares = (weights / weights.sum()).astype(np.float32)
+    vote, own = np.zeros((2, *target.probability.shape), np.float32)
+    for share, said in zip(shares, planes, strict=True):
+        vote += share * said.vote
+        own += share * (binary_entropy(said.probability) - np.float32(LN2 / 255) * said.mutual_information)
+    target.vote = np.rint(vote).astype(np.uint8)
+    target.mutual_information = in_bytes((binary_entropy(target.probability) - own) / LN2)
 
 
 def plane_agreement(probabilities: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,17 +1,19 @@
 """What is asked about a slice: the box, the points and the rough mask, and the batch of prompts that a group of slices becomes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from distill.casework import CaseWork, ClassWork
 from distill.errors import PromptError
 from distill.prompts.hints import box_of
+from distill.prompts.resample import Resampling, resampling_of
 from distill.prompts.schedule import SlicePlan
 from distill.teachers.base import Embeddings, PromptBatch, Teacher
 from distill.uncertainty import clip_box, jitter_boxes, seed_for
+from distill.views import View, views_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +21,23 @@ class AskSettings:
     """How each slice is asked, and when the organ is taken to have ended."""
 
     boxes: int = 5
-    """Jittered boxes per slice and mirror, the unjittered one among them."""
+    """Jittered boxes per slice and view, the unjittered one among them."""
     jitter: float = 0.05
     """Standard deviation of each box side, as a share of the box."""
     flips: bool = True
     """Ask about the left-right mirror image too."""
+    rotations: tuple[float, ...] = ()
+    """Ask about the picture turned by each of these degrees too."""
+    scales: tuple[float, ...] = ()
+    """... enlarged or shrunk inside its frame."""
+    gammas: tuple[float, ...] = ()
+    """... with grey levels to these powers."""
+    window_shifts: tuple[float, ...] = ()
+    """... under a window moved by these shares of its width."""
+    points: int = 0
+    """Positive points of each member, drawn anew from those that were given or from inside the rough mask; 0 leaves given points as they are."""
+    multimask: bool = False
+    """Ask for the candidates of the unjittered box too, whose disagreement is a score."""
     planes: Literal["axial", "three"] = "three"
     """``three`` also asks coronal and sagittal slices of volumes that are near isotropic (see ``distill.planes``)."""
     box_margin: float = 0.10
@@ -32,7 +46,44 @@ class AskSettings:
     """Beyond the outermost prompts, the organ has ended where the mask falls below this share of its neighbour's area."""
     end_agreement: float = 0.60
     """... or where the ensemble's pairwise Dice falls below this."""
+    propagate: bool = False
+    """Go through the whole volume in both directions, stop where the track is lost, and check the way back (``distill.propagation``)."""
+    box_growth: float = 0.0
+    """When propagating, each side of a neighbour's box is moved outward by this share. A teacher that fills its box grows with it from slice to slice, and
+    ``box_margin`` lets masks grow anyway."""
+    stop_area: tuple[float, float] = (0.5, 2.0)
+    """A track is lost where the mask's area is less or more than this many times its neighbour's,"""
+    stop_jump: float = 0.5
+    """... where its centre moves by more than this share of the side of a square of the neighbour's area,"""
+    stop_iou: float = 0.5
+    """... where it shares less than this with its neighbour (IoU; micro-sam's default of 0.8 is for slices thinner than ours),"""
+    stop_outgrown: float = 3.0
+    """... or where its area is more than this many times that of the slice where the track began: small steps add up."""
+    least_round_trip: float = 0.7
+    """Slices of a track are unknown if the way back meets its beginning with a lower Dice."""
     seed: int = 0
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Return how each picture is shown, as it is first."""
+        return views_of(
+            flips=self.flips, rotations=self.rotations, scales=self.scales, gammas=self.gammas, window_shifts=self.window_shifts
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what a label's fingerprint takes in: what has always been there, and of the later settings those that ask for more."""
+        unchanged = AskSettings()
+        return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value != getattr(unchanged, name)}
+
+    def history(self) -> dict[str, str | float | int | bool | list[float]]:
+        """Return the parameters that a label set's history keeps."""
+        told = self.inputs() | {"planes": self.planes}
+        names = [name for name in told if name not in ("box_margin", "end_area_share", "end_agreement")]
+        return {name: list(told[name]) if isinstance(told[name], tuple) else told[name] for name in names}
+
+
+_ALWAYS = frozenset({"boxes", "jitter", "flips", "planes", "box_margin", "end_area_share", "end_agreement", "seed"})
+"""Settings that fingerprints have held from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +127,16 @@ class Question:
     """``(4,)`` xyxy."""
     rough: np.ndarray | None
     """``(H, W)`` in [0, 1]."""
+    resampling: Resampling | None = None
+    """Where members' own points are drawn from; None where all have those that were given."""
+
+    @property
+    def points(self) -> int:
+        """How many points each member has; a decoder call takes prompts with equally many."""
+        return self.ask.points if self.resampling is None else self.resampling.count
 
 
-def question_about(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int) -> Question:
+def question_about(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int, settings: AskSettings) -> Question:
     """Decide with which box and rough mask a slice is asked: the stored prompt's, or those that its neighbours' answers give.
 
     Args:
@@ -86,21 +144,33 @@ def question_about(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: 
         embeddings: of the pictures as they are, not mirrored.
         ask: about which slice.
         picture: its index among the embeddings.
+        settings: how many positive points each member draws for itself, where the teacher takes points and there is something to draw from;
+            and how much a box may grow from slice to slice.
 
     Raises:
         PromptError: if there are points only, and the teacher was not trained with any.
     """
+    box, rough = _box_and_rough(teacher, embeddings, ask, picture)
+    if settings.propagate and ask.plan.distance and ask.plan.box_between is None:
+        more = np.tile(settings.box_growth * (box[2:] - box[:2]), 2)
+        box = clip_box(box + more * (-1, -1, 1, 1), ask.size_px)
+    draws = settings.points and "point" in teacher.profile.prompts
+    resampling = resampling_of(ask.plan.hint, rough, settings.points) if draws else None
+    return Question(ask, picture, box, rough, resampling)
+
+
+def _box_and_rough(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int) -> tuple[np.ndarray, np.ndarray | None]:
     hint, parents = ask.plan.hint, ask.plan.parents
     if hint is not None:
         box = hint.box if hint.box is not None else _box_from_points(teacher, embeddings, ask, picture)
-        return Question(ask, picture, clip_box(box, ask.size_px), hint.mask)
+        return clip_box(box, ask.size_px), hint.mask
     rough = np.mean([ask.target.probability[z] for z in parents if z not in ask.target.absent], axis=0)
     seen = box_of(rough > 0.5)
     if seen is None and ask.plan.box_between is None:  # the parent was believed present but fell below one half everywhere
         seen = box_of(rough >= max(float(rough.max()), 1e-6))
     whole = np.array([0, 0, ask.size_px[1], ask.size_px[0]], np.float32)
     candidates = [each for each in (ask.plan.box_between, seen) if each is not None] or [whole]
-    return Question(ask, picture, clip_box(np.mean(np.stack(candidates), axis=0), ask.size_px), rough)
+    return clip_box(np.mean(np.stack(candidates), axis=0), ask.size_px), rough
 
 
 def _box_from_points(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int) -> np.ndarray:
@@ -124,27 +194,28 @@ def _box_from_points(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture
 
 
 def prompts_for(
-    teacher: Teacher, embeddings: Embeddings, questions: Sequence[Question], settings: AskSettings, *, count: int, mirrored: bool
+    teacher: Teacher, embeddings: Embeddings, questions: Sequence[Question], settings: AskSettings, *, count: int, view: int
 ) -> PromptBatch:
     """Return one call's prompts; a kind of hint that the teacher was not trained with is left out.
 
     Args:
         teacher: who is asked.
-        embeddings: of the pictures, mirrored or not.
+        embeddings: of the pictures in this view.
         questions: with equally many points each.
         settings: how many boxes each question has.
         count: questions in the call; where there are fewer, the last one is repeated.
-        mirrored: whether the pictures are.
+        view: which of ``settings.views`` the pictures are.
     """
-    accepted = teacher.profile.prompts
-    boxes, masks, points, labels = [], [], [], []
+    accepted, shown = teacher.profile.prompts, settings.views[view]
+    boxes, masks, points, labels, regions = [], [], [], [], []
     for question in questions:
-        boxes.append(_member_boxes(question, settings, mirrored=mirrored))
-        masks.append(_mask_prompt(teacher, embeddings, question, mirrored=mirrored))
-        hint = question.ask.plan.hint
-        if "point" in accepted and hint is not None and hint.points is not None and hint.point_labels is not None:
-            points.append(np.stack([_mirror_x(hint.points, question.ask.size_px[1])] if mirrored else [hint.points]))
-            labels.append(hint.point_labels[None])
+        boxes.append(_member_boxes(question, settings, view))
+        regions.append(shown.region(believed_region(question, settings.box_margin), question.ask.size_px))
+        masks.append(_mask_prompt(teacher, embeddings, question, shown))
+        if "point" in accepted and question.points:
+            xy, signs = _member_points(question, settings, view)
+            points.append(xy)
+            labels.append(signs)
     repeat = settings.boxes
     padding = count - len(questions)
     index = np.array([q.picture for q in questions] + [questions[-1].picture] * padding).repeat(repeat)
@@ -153,31 +224,52 @@ def prompts_for(
     return PromptBatch(
         image_index=index,
         boxes_xyxy_px=np.concatenate([*boxes, *[boxes[-1]] * padding]),
-        points_xy_px=np.concatenate([*points, *[points[-1]] * padding]).repeat(repeat, axis=0) if points else None,
-        point_labels=np.concatenate([*labels, *[labels[-1]] * padding]).repeat(repeat, axis=0) if labels else None,
-        mask_logits=np.stack([*masks, *[masks[-1]] * padding]).repeat(repeat, axis=0) if "mask" in accepted else None,
+        points_xy_px=np.concatenate([*points, *[points[-1]] * padding]) if points else None,
+        point_labels=np.concatenate([*labels, *[labels[-1]] * padding]) if labels else None,
+        mask_logits=np.stack([*masks, *[masks[-1]] * padding]) if "mask" in accepted else None,
+        mask_index=np.arange(count).repeat(repeat) if "mask" in accepted else None,
+        regions_xyxy_px=np.stack([*regions, *[regions[-1]] * padding]).repeat(repeat, axis=0),
         has_mask=has_mask if "mask" in accepted else None,
     )
 
 
-def _member_boxes(question: Question, settings: AskSettings, *, mirrored: bool) -> np.ndarray:
-    ask = question.ask
+def _member_boxes(question: Question, settings: AskSettings, view: int) -> np.ndarray:
+    """Return the ``(boxes, 4)`` of one view's members, in its frame; each view has others."""
+    ask, shown = question.ask, settings.views[view]
     rng = seed_for(ask.work.record.id, ask.class_id, ask.plan.z, settings.seed)
-    both = jitter_boxes(question.box, 2 * settings.boxes, settings.jitter, ask.size_px, rng)
-    boxes = both[settings.boxes :] if mirrored else both[: settings.boxes]
-    return _mirror_boxes(boxes, ask.size_px[1]) if mirrored else boxes
+    every = jitter_boxes(question.box, len(settings.views) * settings.boxes, settings.jitter, ask.size_px, rng)
+    boxes = shown.boxes(every[view * settings.boxes : (view + 1) * settings.boxes], ask.size_px)
+    return np.stack([clip_box(each, ask.size_px) for each in boxes]).astype(np.float32) if shown.moves else boxes
 
 
-def _mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+def _member_points(question: Question, settings: AskSettings, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(boxes, K, 2)`` points and ``(boxes, K)`` labels of one view's members, in its frame."""
+    ask, shown, hint = question.ask, settings.views[view], question.ask.plan.hint
+    if question.resampling is not None:
+        name = f"{ask.work.record.id}/points/{view}"
+        drawn = question.resampling.draw(settings.boxes, seed_for(name, ask.class_id, ask.plan.z, settings.seed))
+        return np.stack([shown.points(each, ask.size_px) for each in drawn]), np.tile(question.resampling.labels, (settings.boxes, 1))
+    if hint is None or hint.points is None or hint.point_labels is None:
+        return np.zeros((settings.boxes, 0, 2), np.float32), np.zeros((settings.boxes, 0), np.float32)
+    points = shown.points(hint.points, ask.size_px)
+    return np.tile(points, (settings.boxes, 1, 1)), np.tile(hint.point_labels, (settings.boxes, 1))
 
 
-def _mirror_x(points: np.ndarray, width: int) -> np.ndarray:
-    return np.stack([width - 1 - points[:, 0], points[:, 1]], axis=1)
-
-
-def _mask_prompt(teacher: Teacher, embeddings: Embeddings, question: Question, *, mirrored: bool) -> np.ndarray:
+def _mask_prompt(teacher: Teacher, embeddings: Embeddings, question: Question, shown: View) -> np.ndarray:
     if question.rough is None:
         return np.zeros((teacher.mask_size_px, teacher.mask_size_px), np.float32)
-    rough = question.rough[:, ::-1] if mirrored else question.rough
-    return teacher.mask_prompt(rough, embeddings.input_sizes_px[question.picture])
+    return teacher.mask_prompt(shown.mask(question.rough), embeddings.input_sizes_px[question.picture])
+
+
+def believed_region(question: Question, margin: float) -> tuple[slice, slice]:
+    """Return rows and columns of the pixels whose centres lie in the box widened by ``margin`` of its sides plus one pixel."""
+    box = question.box
+    dx, dy = margin * (box[2:] - box[:2]) + 1
+    height, width = question.ask.size_px
+    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+    inside = [
+        np.flatnonzero((rows > box[1] - dy) & (rows < box[3] + dy)),
+        np.flatnonzero((columns > box[0] - dx) & (columns < box[2] + dx)),
+    ]
+    y, x = (slice(int(each[0]), int(each[-1]) + 1) for each in inside)
+    return y, x

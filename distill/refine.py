@@ -1,60 +1,56 @@
 """From the teacher's probabilities to pseudo-labels: smooth, threshold, clean, and decide what may be believed.
 
-Per voxel: probabilities are smoothed over neighbouring slices, cut at a threshold (set on gold where there is some), reduced to
-the largest component, and left ``ignore`` in the band around the threshold. Per class and case a verdict with its reason:
-accepted, for review, or rejected. A class that was rejected, or that nobody prompted in a case, is ``ignore`` there and never
-background, since the object is in the scan and merely not drawn.
+Per voxel: probabilities are smoothed over neighbouring slices, cut at a threshold (set on gold where there is some), cleaned
+(``distill.cleaning``), and left ``ignore`` in the band around the threshold. Per class and case a verdict with its reason:
+accepted, for review, or rejected. What a person said of a mask overrules every score. A class that was rejected, or that nobody prompted
+in a case, is ``ignore`` there and never background, since the object is in the scan and merely not drawn: around a mask whose
+border is bad, and everywhere if the mask is of something else, as nobody knows then where the object is.
 """
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
+from distill.cleaning import ClassRule, clean_mask, rectify_edges, smooth_probability
 from distill.errors import PlanError
-from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, LabelHistory, LabelSetNotFoundError, LedgerError, fingerprint
+from distill.intensity import IntensitySpec
+from distill.prompts.choice import ABSENT
+from distill.semantic import grey_volume
+from distill.verdicts import IDENTITY, KEEPS, LOST, Verdict, judge, judge_absence, overall_verdict, worst
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, LabelHistory, Labels, LabelSetNotFoundError, LedgerError, fingerprint
 from storage.heartbeat import beating
 
-REFINE = "3"
+__all__ = [
+    "ClassRule",
+    "Hearsay",
+    "RefinePlan",
+    "RefineSummary",
+    "Refined",
+    "Verdict",
+    "accepted_cases",
+    "class_probability",
+    "clean_mask",
+    "compose",
+    "count_verdicts",
+    "drawn_mask",
+    "judge",
+    "plan_for",
+    "refine_archive",
+    "refine_case",
+    "smooth_probability",
+    "surroundings",
+    "worst",
+]
+
+REFINE = "4"
 """Raised whenever refinement's answers change."""
-
-Keep = Literal["accept", "review", "reject"]
-KEEPS: tuple[Keep, ...] = ("accept", "review", "reject")
 ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What refinement decided about one class of one case, and why."""
-
-    keep: Keep
-    reason: str
-    """A slug that reports count by: ``good-agreement``, ``pairwise-dice-below-review``, ``volume-outside-prior``, ..."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassRule:
-    """How one class is refined. Thresholds come from ``calibration`` where there is gold; these defaults are documented guesses."""
-
-    threshold: float = 0.5
-    """Mean probability from which a voxel is the class."""
-    ignore_band: float = 0.08
-    """Half width in probability of the band around the threshold that nobody should learn from."""
-    smooth_mm: float = 0.0
-    """Standard deviation of the Gaussian that makes neighbouring slices agree; 0 leaves them as they are."""
-    largest_component: bool = True
-    volume_mm3: tuple[float, float] | None = None
-    """Volumes outside this range go to review; not judged in cases without a known spacing."""
-    accept_from: float = 0.85
-    """Ensemble agreement (mean pairwise Dice) from which a mask is accepted."""
-    review_from: float = 0.70
-    """... and from which it is for a person to judge; below, it is rejected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +62,18 @@ class RefinePlan:
     """By class id; a class without a rule gets the defaults."""
     source: str = "teacher/r1"
     target: str = "pseudo/r1"
+    intensity: IntensitySpec = field(default_factory=IntensitySpec)
+    """Whose grey values decide about edges, where a rule says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearsay:
+    """What is known about one case besides its labels."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """By ``name/CLASSID``: what was measured after labelling."""
+    people: Mapping[int, str] = field(default_factory=dict)
+    """Class id -> what a person said of the source's mask: accept, ignore or reject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +114,8 @@ def refine_archive(
     """
     began = time.monotonic()
     records = _to_refine(archive, plan, cases)
-    prints = {record.id: _fingerprint(archive, plan, record) for record in records}
+    heard = _hearsay(archive, plan, [record.id for record in records])
+    prints = {record.id: _fingerprint(archive, plan, record, heard.get(record.id, Hearsay())) for record in records}
     stage = f"refine:{plan.target}"
     todo = archive.ledger.plan(stage, prints)
     due, finished = frozenset(todo), 0
@@ -114,7 +123,7 @@ def refine_archive(
         for _ in range(ATTEMPTS):
             for case in todo:
                 if archive.ledger.claim(stage, case):
-                    finished += _refine_unit(archive, plan, stage, case, prints[case])
+                    finished += _refine_unit(archive, plan, stage, case, prints[case], heard.get(case, Hearsay()))
                     if progress is not None:
                         progress(finished, len(due))
             todo = archive.ledger.plan(stage, {case: prints[case] for case in todo})
@@ -148,16 +157,33 @@ def _to_refine(archive: Archive, plan: RefinePlan, cases: Sequence[str] | None) 
     return records
 
 
-def _fingerprint(archive: Archive, plan: RefinePlan, record: CaseRecord) -> str:
+def _hearsay(archive: Archive, plan: RefinePlan, cases: list[str]) -> dict[str, Hearsay]:
+    """Return what semantic tests and people have said about the source's masks, by case."""
+    told = ("quality", *IDENTITY)
+    scores = {
+        case: {name: value for name, value in each.items() if name.partition("/")[0] in told and not math.isnan(value)}
+        for case, each in archive.catalog.scores(plan.source, cases).items()
+    }
+    people: dict[str, dict[int, str]] = {}
+    for review in archive.catalog.reviews(plan.source):
+        people.setdefault(review.case, {})[review.class_id] = review.verdict
+    return {case: Hearsay(scores=scores.get(case, {}), people=people.get(case, {})) for case in scores.keys() | people.keys()}
+
+
+def _fingerprint(archive: Archive, plan: RefinePlan, record: CaseRecord, heard: Hearsay) -> str:
     source = archive[record.id].labels(plan.source).history.fingerprint
-    return fingerprint(refine=REFINE, source=source, rules=plan_for(plan, record).rules, classes=plan.classes)
+    own = plan_for(plan, record)
+    looks = plan.intensity.model_dump(mode="json") if any(rule.rectify_edges for rule in own.rules.values()) else None
+    return fingerprint(
+        refine=REFINE, source=source, rules=own.rules, classes=plan.classes, scores=heard.scores, people=heard.people, intensity=looks
+    )
 
 
-def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, print_: str) -> int:
+def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, print_: str, heard: Hearsay) -> int:
     """Refine one claimed case; return 1 if it is done, 0 if it failed or another run has taken it meanwhile."""
     began = time.monotonic()
     try:
-        refined = refine_case(archive[case], plan)
+        refined = refine_case(archive[case], plan, heard)
         archive[case].write_labels(
             _history(archive[case], plan, refined, print_), refined.ids, probability_kzyx=refined.probability, scores=refined.scores
         )
@@ -176,33 +202,39 @@ def _refine_unit(archive: Archive, plan: RefinePlan, stage: str, case: str, prin
     return 1
 
 
-def refine_case(case: Case, plan: RefinePlan) -> Refined:
-    """Refine one case; reads its source labels, writes nothing."""
+def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> Refined:
+    """Refine one case; reads its source labels, writes nothing.
+
+    Args:
+        case: which carries the plan's source label set.
+        plan: what to do.
+        heard: what semantic tests and people said of its masks.
+    """
+    heard = heard or Hearsay()
     plan = plan_for(plan, case.record)
     labels = case.labels(plan.source)
-    stored = labels.probability
-    if stored is None:
-        message = f"case {case.id}: label set {plan.source!r} has no probabilities, which refinement needs. It was probably imported rather than made by a teacher."
-        raise PlanError(message)
-    order = [info.id for info in labels.history.classes]
-    probability = np.asarray(stored[:], np.float32) / 255.0
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     verdicts: dict[int, Verdict] = {}
     scores: dict[str, float] = {}
     for info in plan.classes:
-        rule = plan.rules.get(info.id, ClassRule())
-        if info.id not in order or f"pairwise_dice/{info.id}" not in labels.scores:
+        drawn = drawn_mask(case, plan, info.id)
+        if f"{ABSENT}/{info.id}" in labels.scores:
+            verdicts[info.id] = judge_absence(labels.scores[f"{ABSENT}/{info.id}"])
+            continue
+        if drawn is None:
             verdicts[info.id] = Verdict(keep="reject", reason="not-prompted")
             continue
-        smooth = smooth_probability(probability[order.index(info.id)], rule, case.spacing_zyx_mm)
-        mask = clean_mask(smooth >= rule.threshold, rule)
-        verdicts[info.id] = judge(mask, labels.scores[f"pairwise_dice/{info.id}"], rule, case.spacing_zyx_mm)
-        scores |= {
-            f"pairwise_dice/{info.id}": labels.scores[f"pairwise_dice/{info.id}"],
-            f"volume_mm3/{info.id}": float(mask.sum() * np.prod(case.spacing_zyx_mm)),
-        }
-        parts[info.id] = (smooth, mask)
-    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:])
+        rule = plan.rules.get(info.id, ClassRule())
+        known = _of_class(dict(labels.scores) | dict(heard.scores), info.id)
+        parts[info.id] = drawn
+        verdicts[info.id] = judge(
+            drawn[1], known["pairwise_dice"], rule, case.spacing_zyx_mm, evidence=known, person=heard.people.get(info.id)
+        )
+        kept = {name: known[name] for name in ("pairwise_dice", "quality", *IDENTITY) if name in known}
+        kept["volume_mm3"] = float(drawn[1].sum() * np.prod(case.spacing_zyx_mm))
+        scores |= {f"{name}/{info.id}": value for name, value in kept.items()}
+    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_vote(labels, plan))
+    ids[unknown_slices(labels)] = IGNORE
     overall = overall_verdict(verdicts)
     blank = np.zeros(ids.shape, np.float32)
     cut = np.stack([parts[info.id][0] if info.id in parts else blank for info in plan.classes])
@@ -214,48 +246,84 @@ def refine_case(case: Case, plan: RefinePlan) -> Refined:
     )
 
 
-def smooth_probability(probability: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float]) -> np.ndarray:
-    """Smooth ``(z, y, x)`` probabilities by ``rule.smooth_mm``, an isotropic length in the patient; one-slice cases stay as they are."""
-    if rule.smooth_mm <= 0 or probability.shape[0] == 1:
-        return probability
-    return np.asarray(ndimage.gaussian_filter(probability, [rule.smooth_mm / mm for mm in spacing_zyx_mm], truncate=3.0))
+def unknown_slices(labels: Labels) -> np.ndarray:
+    """Return the slices ``(z,)`` bool about which nothing is known: a mask was carried there, and did not lead back to where it came from."""
+    unknown = labels.map("unknown")
+    depth = labels.ids.shape[0]
+    return np.zeros(depth, bool) if unknown is None else np.asarray(np.asarray(unknown[:]).reshape(depth, -1).any(axis=1))
 
 
-def clean_mask(mask: np.ndarray, rule: ClassRule) -> np.ndarray:
-    """Keep the largest 26-connected component (where the rule says so) and fill its holes, slice by slice."""
-    if rule.largest_component and mask.any():
-        mask = np.asarray(cc3d.largest_k(np.ascontiguousarray(mask), k=1, connectivity=26)) > 0
-    return np.stack([ndimage.binary_fill_holes(each) for each in mask]) if mask.any() else mask
+def class_probability(case: Case, plan: RefinePlan, class_id: int) -> np.ndarray | None:
+    """Return the ensemble's mean probability of one class as it was stored, ``(z, y, x)`` float32; None if nobody prompted it.
 
-
-def judge(mask: np.ndarray, agreement: float, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float]) -> Verdict:
-    """Decide about one class of one case.
-
-    Args:
-        mask: ``(z, y, x)`` bool after cleaning.
-        agreement: mean pairwise Dice of the ensemble, 0 to 1.
-        rule: the thresholds.
-        spacing_zyx_mm: to turn voxels into mm3.
+    Raises:
+        PlanError: if the source label set has no probabilities.
     """
-    if not mask.any():
-        return Verdict(keep="reject", reason="empty-mask")
-    if agreement < rule.review_from:
-        return Verdict(keep="reject", reason="pairwise-dice-below-review")
-    volume = float(mask.sum() * np.prod(spacing_zyx_mm))
-    if rule.volume_mm3 is not None and not rule.volume_mm3[0] <= volume <= rule.volume_mm3[1]:
-        return Verdict(keep="review", reason="volume-outside-prior")
-    if agreement < rule.accept_from:
-        return Verdict(keep="review", reason="pairwise-dice-below-accept")
-    return Verdict(keep="accept", reason="good-agreement")
+    labels = case.labels(plan.source)
+    stored = labels.probability
+    if stored is None:
+        message = f"case {case.id}: label set {plan.source!r} has no probabilities, which refinement needs. It was probably imported rather than made by a teacher."
+        raise PlanError(message)
+    order = [info.id for info in labels.history.classes]
+    if class_id not in order or f"pairwise_dice/{class_id}" not in labels.scores:
+        return None
+    place = order.index(class_id)
+    return np.asarray(np.asarray(stored[place : place + 1], np.float32)[0] / np.float32(255))
+
+
+def drawn_mask(case: Case, plan: RefinePlan, class_id: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return one class as refinement smooths, cuts and cleans it; None if nobody prompted it.
+
+    Returns:
+        ``(z, y, x)`` float32 probability as it is cut, and bool mask.
+
+    Raises:
+        PlanError: if the source label set has no probabilities.
+    """
+    plan = plan_for(plan, case.record)
+    probability = class_probability(case, plan, class_id)
+    if probability is None:
+        return None
+    rule = plan.rules.get(class_id, ClassRule())
+    smooth = smooth_probability(probability, rule, case.spacing_zyx_mm)
+    if rule.rectify_edges:
+        smooth = rectify_edges(smooth, grey_volume(case.record, case.read(), plan.intensity))
+    spacing = case.spacing_zyx_mm if case.record.geometry.spacing_known else None
+    return smooth, clean_mask(smooth >= rule.threshold, rule, spacing)
+
+
+def _of_class(scores: Mapping[str, float], class_id: int) -> dict[str, float]:
+    """Return the scores of one class by their names alone."""
+    parts = {name: name.rpartition("/") for name in scores}
+    return {first: scores[name] for name, (first, _, last) in parts.items() if last == str(class_id)}
+
+
+def _vote(labels: Labels, plan: RefinePlan) -> np.ndarray | None:
+    """Return the share of members that say yes, 0 to 1, where a rule asks for it and it was kept."""
+    wanted = any(rule.disputed_from is not None for rule in plan.rules.values())
+    stored = labels.map("vote") if wanted else None
+    return None if stored is None else np.asarray(stored[:], np.float32) / np.float32(255)
 
 
 def compose(
-    parts: dict[int, tuple[np.ndarray, np.ndarray]], verdicts: dict[int, Verdict], plan: RefinePlan, shape: tuple[int, int, int]
+    parts: dict[int, tuple[np.ndarray, np.ndarray]],
+    verdicts: dict[int, Verdict],
+    plan: RefinePlan,
+    shape: tuple[int, int, int],
+    *,
+    vote: np.ndarray | None = None,
 ) -> np.ndarray:
     """Put the classes of one case together.
 
     Where accepted classes overlap, the one further above its threshold wins. The ignore band and everything rejected or not
     prompted come last, except that they never overwrite an accepted class.
+
+    Args:
+        parts: class id -> probability as it is cut, and mask, both ``(z, y, x)``.
+        verdicts: by class id.
+        plan: classes and rules.
+        shape: of the case.
+        vote: ``(z, y, x)`` share of the ensemble's members that say yes, for rules about disputed voxels.
     """
     ids = np.zeros(shape, np.uint8)
     margin = np.zeros(shape, np.float32)
@@ -263,12 +331,14 @@ def compose(
     for class_id, (smooth, mask) in parts.items():
         rule = plan.rules.get(class_id, ClassRule())
         if verdicts[class_id].keep == "reject":
-            ignore |= surroundings(smooth > 0.02)
+            ignore |= np.True_ if verdicts[class_id].reason in LOST else surroundings(smooth > 0.02)
             continue
         above = np.where(mask, smooth - rule.threshold + 1e-6, 0)
         ids = np.where(above > margin, class_id, ids).astype(np.uint8)
         margin = np.maximum(margin, above)
         band = np.abs(smooth - rule.threshold) < rule.ignore_band
+        if rule.disputed_from is not None and vote is not None:
+            band |= np.minimum(vote, 1 - vote) >= rule.disputed_from
         # Only doubt that touches the object: a second, removed component is background by decision, not by doubt.
         ids[band & mask & (ids == class_id)] = IGNORE
         ignore |= band & ~mask & np.asarray(ndimage.binary_dilation(mask, iterations=2))
@@ -287,17 +357,6 @@ def surroundings(touched: np.ndarray, margin: float = 0.3) -> np.ndarray:
     grown = tuple(slice(max(0, s.start - grow), s.stop + grow) for s in where[0] for grow in [int(np.ceil(margin * (s.stop - s.start)))])
     out[grown] = True
     return out
-
-
-def overall_verdict(verdicts: dict[int, Verdict]) -> Keep:
-    """Return the worst verdict about a class that was drawn; a class nobody prompted is ignored, and does not bar the case."""
-    drawn = [verdict.keep for verdict in verdicts.values() if verdict.reason != "not-prompted"]
-    return worst(drawn) if drawn else "reject"
-
-
-def worst(keeps: Sequence[Keep]) -> Keep:
-    """Return the most cautious of several verdicts: a case is accepted only if every class that was drawn is."""
-    return max(keeps, key=KEEPS.index, default="accept")
 
 
 def _history(case: Case, plan: RefinePlan, refined: Refined, print_: str) -> LabelHistory:

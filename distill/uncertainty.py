@@ -1,16 +1,22 @@
 """Ask the same question several ways, and measure how much the answers differ.
 
-Members of an ensemble are jittered boxes (Deng et al. 2023, SAM-U) on the picture and on its mirror image. Their mean
-probability is the label, their binary entropy the map of doubt, and the mean Dice over all pairs of members the score of the
-mask, which ranked masks best in the comparison of Zenk et al. (2024).
+Members of an ensemble are jittered boxes (Deng et al. 2023, SAM-U) on the picture and on other views of it (``distill.views``). Their mean
+probability is the label, its binary entropy the map of doubt, and the mean Dice over all pairs of members the score of the
+mask, which ranked masks best in the comparison of Zenk et al. (2024). Mutual information is the part of the entropy that comes from
+members contradicting each other: what is left when the mean of their own entropies is taken away (Depeweg et al. 2018).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
 LN2 = float(np.log(2.0))
+FAR_BELOW = -20.0
+"""The logit of pixels where nothing is believed."""
+OUTSIDE = np.float32(1 / (1 + np.exp(-np.float32(FAR_BELOW))))
+"""Their probability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +31,23 @@ class EnsembleSummary:
     """Area where the mean logit exceeds +1 over the area where it exceeds -1; 0 when the latter is empty (SAM's is NaN)."""
     area_px: int
     """Pixels of the mean mask."""
+    vote: np.ndarray
+    """``(H, W)`` uint8: the share of members that say yes, 255 = all."""
+    mutual_information: np.ndarray
+    """``(H, W)`` uint8: how much of the entropy comes from members contradicting each other, 255 = ln 2."""
+    multimask_dice: float | None = None
+    """Mean Dice over pairs of the candidates for the unjittered box; None where they were not asked for."""
+
+    def placed(self, region: tuple[slice, slice], size_px: tuple[int, int]) -> "EnsembleSummary":
+        """Return the summary of a picture of ``size_px`` in which this one is rows and columns ``region``, and nothing is believed elsewhere."""
+        maps: dict[str, Any] = {
+            "probability": np.full(size_px, OUTSIDE),
+            "vote": np.zeros(size_px, np.uint8),
+            "mutual_information": np.zeros(size_px, np.uint8),
+        }
+        for name, whole in maps.items():
+            whole[region] = getattr(self, name)
+        return replace(self, **maps)
 
 
 def jitter_boxes(box: np.ndarray, count: int, amount: float, size_px: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -77,15 +100,26 @@ def binary_entropy(probability: np.ndarray) -> np.ndarray:
     return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)), np.float32)
 
 
+def in_bytes(share: np.ndarray) -> np.ndarray:
+    """Return what lies in [0, 1], give or take rounding, as uint8 with 255 for 1."""
+    return np.asarray(np.rint(255 * np.clip(share, 0, 1)), np.uint8)
+
+
 def summarise(logits: np.ndarray) -> EnsembleSummary:
     """Fuse the members' logits ``(E, H, W)`` into one summary."""
-    probabilities = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    clipped = np.clip(logits, -30, 30)
+    odds = np.exp(-clipped)
+    probabilities = 1 / (1 + odds)
     mean = probabilities.mean(axis=0).astype(np.float32)
+    own_entropy = (np.log1p(odds) + (1 - probabilities) * clipped).mean(axis=0)  # of p = sigmoid(l): log(1 + exp(-l)) + (1 - p) l
     mean_logit = logits.mean(axis=0)
     outer = int((mean_logit > -1).sum())
+    yes = logits > 0
     return EnsembleSummary(
         probability=mean,
-        pairwise_dice=pairwise_dice(logits > 0),
+        pairwise_dice=pairwise_dice(yes),
         stability=float((mean_logit > 1).sum() / outer) if outer else 0.0,
         area_px=int((mean > 0.5).sum()),
+        vote=in_bytes(yes.mean(axis=0)),
+        mutual_information=in_bytes((binary_entropy(mean) - own_entropy) / LN2),
     )

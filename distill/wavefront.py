@@ -8,15 +8,15 @@ group is computed while the answers of the one before it are on their way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-import numpy as np
 import torch
 
 from distill.casework import CaseWork, ClassWork
 from distill.members import Members
-from distill.questions import Ask, AskSettings, Question, prompts_for, question_about
+from distill.propagation import stop_of
+from distill.questions import Ask, AskSettings, Question, believed_region, prompts_for, question_about
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Teacher
 from distill.teachers.batching import let_go, ran_out
 from distill.uncertainty import EnsembleSummary
@@ -26,7 +26,7 @@ __all__ = ["AskSettings", "CaseWork", "ClassWork", "run_wavefront", "sizes_of"]
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """A chunk of pictures, encoded as they are and mirrored."""
+    """A chunk of pictures, each view of them encoded once."""
 
     embeddings: tuple[Embeddings, ...]
     order: dict[tuple[str, int], int]
@@ -114,52 +114,72 @@ def _asked_unless_too_much(teacher: Teacher, chunk: list[Ask], settings: AskSett
 
 
 def _ask_chunk(teacher: Teacher, chunk: list[Ask], settings: AskSettings, sizes: CallSizes) -> Iterator[_Asked]:
-    views = _encode(teacher, chunk, sizes, mirrored=settings.flips)
-    questions = [question_about(teacher, views.embeddings[0], ask, views.order[ask.slice_key]) for ask in chunk]
+    views = _encode(teacher, chunk, sizes, settings)
+    questions = [question_about(teacher, views.embeddings[0], ask, views.order[ask.slice_key], settings) for ask in chunk]
     most = sizes.questions(settings.boxes)
-    for _, group in groupby(sorted(questions, key=lambda q: q.ask.points), key=lambda q: q.ask.points):
+    for _, group in groupby(sorted(questions, key=lambda q: q.points), key=lambda q: q.points):
         members = list(group)
         for start in range(0, len(members), most):
             some = members[start : start + most]
             yield _Asked(some, _ask_ensembles(teacher, views, some, settings, count=sizes.padded(len(some), most)))
 
 
-def _encode(teacher: Teacher, chunk: list[Ask], sizes: CallSizes, *, mirrored: bool) -> _Views:
+def _encode(teacher: Teacher, chunk: list[Ask], sizes: CallSizes, settings: AskSettings) -> _Views:
     order: dict[tuple[str, int], int] = {}
-    pictures = []
+    asks = []
     for ask in chunk:
         if ask.slice_key not in order:
             order[ask.slice_key] = len(order)
-            pictures.append(ask.work.picture(ask.plan.z))
-    pictures += [pictures[-1]] * (sizes.padded(len(pictures), sizes.pictures) - len(pictures))
-    sides = (pictures, [np.ascontiguousarray(p[:, ::-1]) for p in pictures]) if mirrored else (pictures,)
-    return _Views(tuple(teacher.encode(side) for side in sides), order)
+            asks.append(ask)
+    padding = sizes.padded(len(asks), sizes.pictures) - len(asks)
+    shown = [[view.picture(ask.work, ask.plan.z) for ask in asks] for view in settings.views]
+    return _Views(tuple(teacher.encode(each + [each[-1]] * padding) for each in shown), order)
 
 
 def _ask_ensembles(teacher: Teacher, views: _Views, questions: list[Question], settings: AskSettings, *, count: int) -> Members:
     """Ask one call's worth of questions, padded to ``count``, about every view."""
     answers = [
-        teacher.decode(embeddings, prompts_for(teacher, embeddings, questions, settings, count=count, mirrored=side == 1))
-        for side, embeddings in enumerate(views.embeddings)
+        teacher.decode(embeddings, prompts_for(teacher, embeddings, questions, settings, count=count, view=n))
+        for n, embeddings in enumerate(views.embeddings)
     ]
+    candidates = _candidates(teacher, views, questions, settings, count=count) if settings.multimask else None
     members = Members()
     for n, question in enumerate(questions):
         rows = slice(n * settings.boxes, (n + 1) * settings.boxes)
-        logits = _in_the_picture(teacher, views, answers, question, rows)
+        region = believed_region(question, settings.box_margin)
+        logits = _in_the_picture(teacher, views, answers, question, rows, settings)
         iou = torch.cat([decoded.iou[rows, 0].float() for decoded in answers])
-        members.add(logits, iou, ~_inside(question.box, question.ask.size_px, settings.box_margin))
+        others = None if candidates is None else _restored(teacher, views.embeddings[0], question, candidates[n])
+        members.add(logits[:, *region], iou, region, question.ask.size_px, None if others is None else others[:, *region])
     members.depart()
     return members
 
 
-def _in_the_picture(teacher: Teacher, views: _Views, answers: list[Decoded], question: Question, rows: slice) -> torch.Tensor:
-    """Return one question's member logits ``(E, H, W)``, those of the mirrored view turned back."""
-    sides = []
-    for side, (embeddings, decoded) in enumerate(zip(views.embeddings, answers, strict=True)):
-        size = embeddings.input_sizes_px[question.picture]
-        logits = teacher.upsample(decoded.low_res_logits[rows], question.ask.size_px, size)[:, 0].float()
-        sides.append(logits.flip(-1) if side == 1 else logits)
-    return torch.cat(sides)
+def _candidates(teacher: Teacher, views: _Views, questions: list[Question], settings: AskSettings, *, count: int) -> torch.Tensor | None:
+    """Return the candidates ``(P, M, m, m)`` for the unjittered boxes; None from a teacher that has but one answer."""
+    single = replace(settings, boxes=1)
+    prompts = prompts_for(teacher, views.embeddings[0], questions, single, count=count, view=0)
+    logits = teacher.decode(views.embeddings[0], prompts, multimask=True).low_res_logits
+    return logits if logits.shape[1] > 1 else None
+
+
+def _in_the_picture(
+    teacher: Teacher, views: _Views, answers: list[Decoded], question: Question, rows: slice, settings: AskSettings
+) -> torch.Tensor:
+    """Return one question's member logits ``(E, H, W)``, those of each view brought back.
+
+    Of what a view does not show, its members say what those of the picture as it is say.
+    """
+    found: list[torch.Tensor] = []
+    for view, embeddings, decoded in zip(settings.views, views.embeddings, answers, strict=True):
+        logits, seen = view.back(_restored(teacher, embeddings, question, decoded.low_res_logits[rows, 0]))
+        found.append(logits if seen is None else torch.where(seen, logits, found[0]))
+    return torch.cat(found)
+
+
+def _restored(teacher: Teacher, embeddings: Embeddings, question: Question, logits: torch.Tensor) -> torch.Tensor:
+    """Return logits ``(E, m, m)`` about a question's picture at its resolution, ``(E, H, W)``."""
+    return teacher.upsample(logits[:, None], question.ask.size_px, embeddings.input_sizes_px[question.picture])[:, 0].float()
 
 
 def _record_all(asked: Sequence[_Asked], settings: AskSettings) -> None:
@@ -171,21 +191,10 @@ def _record_all(asked: Sequence[_Asked], settings: AskSettings) -> None:
 def _record(ask: Ask, summary: EnsembleSummary, iou: float, settings: AskSettings) -> None:
     """Keep the answer, or note that the organ has ended."""
     target = ask.target
-    if ask.plan.distance and ask.plan.box_between is None and _is_end(ask, summary, settings):
+    stop = stop_of(ask, summary, settings)
+    if stop is not None:
         target.absent.add(ask.plan.z)
+        target.stops.append(stop)
         return
-    target.probability[ask.plan.z] = summary.probability
-    target.summaries[ask.plan.z] = summary
+    target.keep(ask.plan.z, summary)
     target.iou[ask.plan.z] = iou
-
-
-def _is_end(ask: Ask, summary: EnsembleSummary, settings: AskSettings) -> bool:
-    before = max((ask.target.summaries[z].area_px for z in ask.plan.parents if z in ask.target.summaries), default=0)
-    return summary.area_px < max(1.0, settings.end_area_share * before) or summary.pairwise_dice < settings.end_agreement
-
-
-def _inside(box: np.ndarray, size_px: tuple[int, int], margin: float) -> np.ndarray:
-    """Return ``(H, W)`` bool: pixels whose centre lies in the box widened by ``margin`` of its sides plus one pixel."""
-    dx, dy = margin * (box[2:] - box[:2]) + 1
-    rows, columns = np.arange(size_px[0]) + 0.5, np.arange(size_px[1]) + 0.5
-    return np.outer((rows > box[1] - dy) & (rows < box[3] + dy), (columns > box[0] - dx) & (columns < box[2] + dx))

@@ -1,0 +1,251 @@
+"""What did the filter do, and was it right? The numbers of the filter's own report.
+
+Cases are read one after the other: what stays in memory is a line of numbers for each mask, never a voxel. Where experts have drawn cases,
+confidence is held against Dice, separately for test cases, archive cases (in hindsight) and calibration cases, since the last set the
+thresholds and flatter them. Without gold every figure is an agreement and is called so.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import numpy as np
+
+from distill.audit_gallery import gallery
+from distill.audit_groups import group_rows, witness
+from distill.audit_masks import AuditPlan, Found, Mask, ordered_by_quality, walk
+from distill.audit_records import (
+    CalibrationPlot,
+    ClassAudit,
+    Dot,
+    FilterReport,
+    Group,
+    GroupRow,
+    Kind,
+    Reliability,
+    ReliabilityBin,
+    RiskCoverage,
+    ScoreRank,
+    Thresholds,
+)
+from distill.cleaning import ClassRule
+from distill.levels import BINS, LevelCounts, brier_score, calibration_errors, tempered
+from distill.quality import normalised_aurc, spearman
+from distill.risk_coverage import risk_coverage
+from distill.subgroups import SIGNIFICANT, holm
+from storage import Archive, ClassInfo
+
+AUDIT = "1"
+"""Raised whenever the report's figures change."""
+MOST_DOTS = 400
+PREDICTED = "predicted_dice"
+"""The Dice that calibration predicts of a mask, where there was gold enough to learn that."""
+GROUPS: tuple[Group, ...] = get_args(Group)
+_ABOUT: dict[Group, str] = {
+    "test": "test cases, which no step has seen",
+    "archive": "archive cases that happen to have gold: hindsight, nothing was chosen by it",
+    "calibration": "calibration cases: they set the thresholds, so their figures flatter",
+}
+
+
+def audit(archive: Archive, plan: AuditPlan, *, progress: Callable[[int], None] | None = None) -> FilterReport:
+    """Look at every case that carries the filter's label set.
+
+    Args:
+        archive: where; nothing is written.
+        plan: whose filter.
+        progress: called with how many cases are read.
+    """
+    found = walk(archive, plan, progress)
+    ordered = {info.id: ordered_by_quality(found.masks, info.id) for info in plan.classes}
+    found.masks = [mask for _, masks in ordered.values() for mask in masks]
+    population = [mask for mask in found.masks if mask.part == "archive"] or found.masks
+    whose = "the archive part" if any(mask.part == "archive" for mask in found.masks) else "all parts, as the archive part holds none"
+    classes = _adjusted([_class_audit(info, ordered[info.id][0], plan, found, population) for info in plan.classes])
+    return FilterReport(
+        label_set=plan.target,
+        source=plan.source,
+        cases=sum(found.parts.values()),
+        patients=len(found.patients),
+        parts=dict(found.parts),
+        population=whose,
+        gold_cases=dict(found.gold),
+        reviewed=len(archive.catalog.reviews(plan.source)),
+        classes=tuple(classes),
+        flags=tuple(_flag(each, row) for each in classes for row in each.groups if row.flagged),
+        warnings=_warnings(found, population),
+        notes=_notes(population),
+        gallery=gallery(population),
+    )
+
+
+def _class_audit(info: ClassInfo, confidence: str, plan: AuditPlan, found: Found, population: Sequence[Mask]) -> ClassAudit:
+    mine = [mask for mask in population if mask.class_id == info.id]
+    known = [mask for mask in found.masks if mask.class_id == info.id and not np.isnan(mask.dice)]
+    unseen = [mask for mask in known if mask.part != "calibration"]
+    kind: Kind = "Dice with gold" if known else "agreement"
+    return ClassAudit(
+        class_id=info.id,
+        class_name=info.name,
+        confidence=confidence,
+        predicted=_predictor(unseen or known, confidence),
+        kind=kind,
+        verdicts=dict(Counter(mask.verdict for mask in mine)),
+        reasons=dict(Counter(mask.reason for mask in mine) + Counter({"not-prompted": found.not_drawn[info.id]})),
+        curves=_gold_curves(known) if known else _agreement_curve(mine, confidence),
+        groups=group_rows(mine, (unseen or known) if known else mine, kind),
+        scores=_score_ranks(unseen),
+        calibration=_calibration_plot(info.id, plan, found),
+        dots=_dots(unseen or known, confidence),
+        thresholds=_thresholds(info.id, plan),
+    )
+
+
+def _gold_curves(known: Sequence[Mask]) -> tuple[RiskCoverage, ...]:
+    groups = {group: [mask for mask in known if mask.part == group] for group in GROUPS}
+    return tuple(
+        risk_coverage(masks, [1 - mask.dice for mask in masks], about=_ABOUT[group], words="1 - Dice with gold", group=group)
+        for group, masks in groups.items()
+        if masks
+    )
+
+
+def _agreement_curve(masks: Sequence[Mask], confidence: str) -> tuple[RiskCoverage, ...]:
+    name = witness(masks)
+    known = [mask for mask in masks if name in mask.scores]
+    if not known:
+        return ()
+    about = f"no gold: agreement ({name}) of the archive's masks, which an error that all opinions share leaves untouched"
+    curve = risk_coverage(known, [1 - mask.scores[name] for mask in known], about=about, words=f"1 - {name} (agreement)", group=None)
+    # Ordered by itself, an agreement is perfect, which says nothing.
+    return (curve.model_copy(update={"normalised_aurc": None, "gain_at_80": None}) if name == confidence else curve,)
+
+
+def _adjusted(classes: Sequence[ClassAudit]) -> list[ClassAudit]:
+    """Adjust the p values of all classes together, and flag what stays significant."""
+    adjusted = iter(holm([row.p for each in classes for row in each.groups]))
+    done = []
+    for each in classes:
+        rows = []
+        for row in each.groups:
+            p = next(adjusted)
+            rows.append(row.model_copy(update={"p_adjusted": p, "flagged": p is not None and p < SIGNIFICANT}))
+        done.append(each.model_copy(update={"groups": tuple(rows)}))
+    return done
+
+
+def _flag(each: ClassAudit, row: GroupRow) -> str:
+    whole = each.groups[0].removed.share or 0.0
+    often = "more" if (row.removed.share or 0.0) > whole else "less"
+    return (
+        f"{each.class_name}: {row.attribute.replace('_', ' ')} {row.value} is removed {often} often than the rest, {row.removed.count} of {row.removed.of} masks "
+        f"({row.removed.share or 0:.0%}; of all {whole:.0%}; p = {row.p_adjusted or 0:.2g}, {row.test}, Holm)"
+    )
+
+
+def _score_ranks(known: Sequence[Mask]) -> tuple[ScoreRank, ...]:
+    """Say how well each score orders masks by Dice, the best first."""
+    found = []
+    skipped = {"volume_mm3", "slices_asked", f"{PREDICTED}_low", f"{PREDICTED}_high"}
+    for name in sorted({score for mask in known for score in mask.scores} - skipped):
+        own = [mask for mask in known if name in mask.scores]
+        values, dices = [mask.scores[name] for mask in own], [mask.dice for mask in own]
+        rank, gain = spearman(values, dices) if len(own) > 1 else float("nan"), normalised_aurc(values, [1 - each for each in dices])
+        found.append(
+            ScoreRank(
+                score=name,
+                masks=len(own),
+                spearman=rank if np.isfinite(rank) else None,
+                normalised_aurc=gain if np.isfinite(gain) else None,
+            )
+        )
+    return tuple(sorted(found, key=lambda each: -abs(each.spearman or 0.0)))
+
+
+def _calibration_plot(class_id: int, plan: AuditPlan, found: Found) -> CalibrationPlot | None:
+    """Return probabilities against frequencies on gold that set no threshold, or else on the calibration cases."""
+    groups: list[Group] = [group for group in ("test", "archive") if (class_id, group) in found.levels]
+    if not groups and (class_id, "calibration") in found.levels:
+        groups = ["calibration"]
+    if not groups:
+        return None
+    counts = LevelCounts(counts=sum((found.levels[class_id, group] for group in groups), np.zeros((2, 256), np.int64)))
+    masks, about = sum(found.drawn_gold[class_id, group] for group in groups), "; ".join(_ABOUT[group] for group in groups)
+    calibration = plan.calibrations.get(class_id)
+    fit = None if calibration is None else calibration.temperature
+    return CalibrationPlot(
+        before=_reliability(counts, np.arange(256) / 255, about, masks),
+        after=None if fit is None else _reliability(counts, tempered(fit.temperature), about, masks),
+        temperature=None if fit is None else fit.temperature,
+    )
+
+
+def _reliability(counts: LevelCounts, probability: np.ndarray, about: str, masks: int) -> Reliability:
+    which = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    total = counts.counts.sum(axis=0)
+    size = np.bincount(which, weights=total, minlength=BINS)
+    said, was = (np.bincount(which, weights=each, minlength=BINS) for each in (total * probability, counts.counts[1]))
+    bins = tuple(
+        ReliabilityBin(said=float(said[n] / size[n]), was=float(was[n] / size[n]), share=float(size[n] / size.sum()))
+        for n in range(BINS)
+        if size[n]
+    )
+    return Reliability(
+        about=about, masks=masks, ece=calibration_errors(counts, probability)[0], brier=brier_score(counts, probability), bins=bins
+    )
+
+
+def _predictor(known: Sequence[Mask], confidence: str) -> str:
+    """Return what is held against Dice: the predicted one where every mask has it, else what orders them."""
+    return PREDICTED if known and all(PREDICTED in mask.scores for mask in known) else confidence
+
+
+def _dots(known: Sequence[Mask], confidence: str) -> tuple[Dot, ...]:
+    """Return predicted against true Dice of at most so many masks, drawn at random with a fixed seed."""
+    name = _predictor(known, confidence)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(known))[:MOST_DOTS])
+    return tuple(
+        Dot(case=mask.case, predicted=mask.scores[name], dice=mask.dice, verdict=mask.verdict) for mask in (known[int(n)] for n in chosen)
+    )
+
+
+def _thresholds(class_id: int, plan: AuditPlan) -> Thresholds:
+    rule, calibration = plan.rules.get(class_id, ClassRule()), plan.calibrations.get(class_id)
+    stated = () if calibration is None else calibration.guarantees
+    return Thresholds(
+        probability=rule.threshold,
+        ignore_band=rule.ignore_band,
+        smooth_mm=rule.smooth_mm,
+        largest_component=rule.largest_component,
+        volume_mm3=rule.volume_mm3,
+        accept_from=rule.accept_from,
+        review_from=rule.review_from,
+        identity_from={"prior": rule.prior_from, "oof_dice": rule.student_from, "rca_dice": rule.reverse_from},
+        patients=0 if calibration is None else calibration.patients,
+        note="no calibration: documented defaults" if calibration is None else calibration.note,
+        guarantees=tuple(dict.fromkeys(each.statement for each in stated)),
+        assumptions=tuple(dict.fromkeys(assumption for each in stated if each.feasible for assumption in each.assumptions)),
+    )
+
+
+def _warnings(found: Found, population: Sequence[Mask]) -> tuple[str, ...]:
+    """Return what a reader must know before any figure."""
+    notes = []
+    if not found.gold.total():
+        notes.append(
+            "No case has gold, so nothing here is accuracy: every figure is an agreement, and an error that all opinions share goes unseen."
+        )
+    elif not (found.gold["test"] or found.gold["archive"]):
+        notes.append("Only calibration cases have gold. They set the thresholds, so every figure against gold here flatters.")
+    if population and not any(mask.kept for mask in population):
+        notes.append("Nothing was kept, so there is nothing to learn from: look at the reasons and at the rejected masks below.")
+    if not population:
+        notes.append("The teacher has drawn nothing that could be filtered.")
+    return tuple(notes)
+
+
+def _notes(population: Sequence[Mask]) -> tuple[str, ...]:
+    """Return how figures came about, where that depends on the archive."""
+    if len({mask.patient for mask in population}) == len(population):
+        return ()
+    return ("Patients have several masks each: intervals draw patients, and groups are compared by the rates of their patients.",)

@@ -1,0 +1,179 @@
+"""Walking through an archive for the filter's report: one line of numbers for each mask, and never a voxel kept."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from distill.audit_records import Group
+from distill.calibration import ClassCalibration
+from distill.cleaning import ClassRule, clean_mask
+from distill.levels import count_levels
+from distill.quality import dice
+from distill.subgroups import Banding
+from storage import Archive, Case, CaseRecord, ClassInfo, Labels
+
+PAGE = 256
+"""Cases per query of the catalog."""
+OWN = "pairwise_dice"
+"""What every drawn mask has: the ensemble's agreement with itself, by which refinement accepts."""
+QUALITY = "quality"
+"""The best single score of a mask (``distill.doubts``), where all masks of a class have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPlan:
+    """Whose filter is looked at."""
+
+    classes: tuple[ClassInfo, ...]
+    rules: Mapping[int, ClassRule] = field(default_factory=dict)
+    calibrations: Mapping[int, ClassCalibration] = field(default_factory=dict)
+    source: str = "teacher/r1"
+    target: str = "pseudo/r1"
+    gold: str = "gold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """One class of one case, in numbers."""
+
+    case: str
+    patient: str
+    part: Group
+    class_id: int
+    class_name: str
+    verdict: str
+    reason: str
+    scores: Mapping[str, float]
+    """Of this class, without its id."""
+    dice: float
+    """With gold; NaN where there is none, or nothing to find and nothing drawn."""
+    ignored_share: float
+    volume_mm3: float
+    confidence: float
+    """The score that orders it."""
+    groups: Mapping[str, str]
+    """Attribute -> band."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it may be learnt from."""
+        return self.verdict == "accept"
+
+
+@dataclass(slots=True)
+class Found:
+    """What a walk through the archive leaves behind."""
+
+    masks: list[Mask] = field(default_factory=list)
+    not_drawn: Counter[int] = field(default_factory=Counter)
+    """Class id -> archive cases where nobody prompted it."""
+    levels: dict[tuple[int, Group], np.ndarray] = field(default_factory=dict)
+    """Class id, group -> voxels by gold and stored probability, summed."""
+    drawn_gold: Counter[tuple[int, Group]] = field(default_factory=Counter)
+    parts: Counter[str] = field(default_factory=Counter)
+    gold: Counter[str] = field(default_factory=Counter)
+    patients: set[str] = field(default_factory=set)
+
+
+def _pages(archive: Archive, label_set: str) -> Iterator[CaseRecord]:
+    after = None
+    while records := archive.cases(with_labels=label_set, limit=PAGE, after=after):
+        yield from records
+        after = records[-1].id
+
+
+def walk(archive: Archive, plan: AuditPlan, progress: Callable[[int], None] | None = None) -> Found:
+    """Look at every case that carries the filter's label set, one after the other.
+
+    Args:
+        archive: where; nothing is written.
+        plan: whose filter.
+        progress: called with how many cases are read.
+    """
+    found = Found()
+    banding = Banding([record.attributes for record in _pages(archive, plan.target)])
+    scores = [archive.catalog.scores(name) for name in (plan.source, plan.target)]
+    for n, record in enumerate(_pages(archive, plan.target), 1):
+        known = {name: value for each in scores for name, value in each.get(record.id, {}).items() if np.isfinite(value)}
+        groups = {name: banding.value(name, record.attributes) for name in banding.names}
+        groups |= {"modality": record.modality, "dimensions": "2D" if record.shape_czyx[1] == 1 else "3D"}
+        found.parts[record.part] += 1
+        found.patients.add(record.patient)
+        _look(archive[record.id], plan, known, groups, found)
+        if progress is not None:
+            progress(n)
+    return found
+
+
+def ordered_by_quality(masks: Sequence[Mask], class_id: int) -> tuple[str, list[Mask]]:
+    """Return what orders the masks of a class, and these masks with it: their quality, if all have one, else their agreement."""
+    mine = [mask for mask in masks if mask.class_id == class_id]
+    if not mine or not all(QUALITY in mask.scores for mask in mine):
+        return OWN, mine
+    return QUALITY, [replace(mask, confidence=mask.scores[QUALITY]) for mask in mine]
+
+
+def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mapping[str, str], found: Found) -> None:
+    """Add the masks of one case; its voxels are read only if an expert has drawn it too."""
+    labels = case.labels(plan.target)
+    told = labels.history.parameters
+    truth = case.labels(plan.gold) if plan.gold in case.label_sets() else None
+    judged = {info.id for info in truth.history.classes} if truth is not None else set()
+    gold = truth.read() if truth is not None else None
+    found.gold[case.record.part] += truth is not None
+    for info in plan.classes:
+        scores = {name.rpartition("/")[0]: value for name, value in known.items() if name.endswith(f"/{info.id}")}
+        if OWN not in scores:
+            found.not_drawn[info.id] += case.record.part == "archive"
+            continue
+        reached = float("nan")
+        if gold is not None and info.id in judged:
+            reached = _dice(case, labels, info.id, plan, gold == info.id)
+            _count(case.labels(plan.source), info.id, gold == info.id, (info.id, case.record.part), found)
+        found.masks.append(
+            Mask(
+                case=case.id,
+                patient=case.record.patient,
+                part=case.record.part,
+                class_id=info.id,
+                class_name=info.name,
+                verdict=str(told.get(f"verdict/{info.id}", "reject")),
+                reason=str(told.get(f"reason/{info.id}", "unknown")),
+                scores=scores,
+                confidence=scores[OWN],
+                dice=reached,
+                ignored_share=known.get("ignored_share", 0.0),
+                volume_mm3=scores.get("volume_mm3", 0.0),
+                groups=groups,
+            )
+        )
+
+
+def _row(labels: Labels, class_id: int) -> np.ndarray | None:
+    """Return the stored probability of one class as uint8 ``(z, y, x)``."""
+    order = [info.id for info in labels.history.classes]
+    if labels.probability is None or class_id not in order:
+        return None
+    at = order.index(class_id)
+    row: np.ndarray = np.asarray(labels.probability[at : at + 1])[0]
+    return row
+
+
+def _dice(case: Case, labels: Labels, class_id: int, plan: AuditPlan, gold: np.ndarray) -> float:
+    """Return the Dice of the mask as it was before doubtful voxels, or the whole object, became ``ignore``."""
+    row = _row(labels, class_id)
+    rule = plan.rules.get(class_id, ClassRule())
+    threshold = labels.history.parameters.get(f"threshold/{class_id}", rule.threshold)
+    if row is None or not isinstance(threshold, (int, float)):
+        return dice(labels.read() == class_id, gold)
+    spacing = case.spacing_zyx_mm if case.record.geometry.spacing_known else None
+    return dice(clean_mask(row >= np.rint(255 * threshold), rule, spacing), gold)
+
+
+def _count(labels: Labels, class_id: int, gold: np.ndarray, key: tuple[int, Group], found: Found) -> None:
+    row = _row(labels, class_id)
+    if row is not None:
+        found.levels[key] = found.levels.get(key, 0) + count_levels(row, gold).counts
+        found.drawn_gold[key] += 1

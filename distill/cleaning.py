@@ -1,0 +1,133 @@
+"""From one class's probabilities to its mask: smooth, cut, keep the pieces, fill the holes, and mend the edge where asked.
+
+All lengths and volumes are the patient's where the spacing is known; where it is not, rules in mm3 do not apply and those in pixels do.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+_CERTAIN = 0.2
+"""Probabilities within this of 0 or 1 are certain, the others are the edge that intensity may decide (UR-SAM, Zhang et al. 2023)."""
+_USUAL = (5.0, 95.0)
+"""Percentiles of the certain object's intensities between which a voxel of the edge looks like the object."""
+_LEAST_CERTAIN = 20
+"""Voxels; intensities of fewer say nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRule:
+    """How one class is refined. Thresholds come from ``calibration`` where there is gold; these defaults are documented guesses."""
+
+    threshold: float = 0.5
+    """Mean probability from which a voxel is the class."""
+    ignore_band: float = 0.08
+    """Half width in probability of the band around the threshold that nobody should learn from."""
+    smooth_mm: float = 0.0
+    """Standard deviation of the Gaussian that makes neighbouring slices agree; 0 leaves them as they are."""
+    largest_component: bool = True
+    """Keep the largest ``components`` pieces only."""
+    components: int = 1
+    least_mm3: float = 0.0
+    """Pieces smaller than this go, before the largest are chosen; not judged in cases without a known spacing."""
+    least_px: int = 0
+    """The same in voxels."""
+    holes: Literal["slices", "3d", "none"] = "slices"
+    """Which holes are filled: those closed within an axial slice, or only those closed on all sides."""
+    holes_to_mm3: float | None = None
+    """Larger holes stay; not judged in cases without a known spacing."""
+    holes_to_px: int | None = None
+    """The same in voxels; of one slice, where holes are filled slice by slice."""
+    rectify_edges: bool = False
+    """Let the intensity decide about voxels whose probability lies between 0.2 and 0.8."""
+    disputed_from: float | None = None
+    """Share of the ensemble's members in the minority from which a voxel of the object, or next to it, is ``ignore``, where votes were kept."""
+    volume_mm3: tuple[float, float] | None = None
+    """Volumes outside this range go to review; not judged in cases without a known spacing."""
+    accept_from: float = 0.85
+    """Ensemble agreement (mean pairwise Dice) from which a mask is accepted."""
+    review_from: float = 0.70
+    """... and from which it is for a person to judge; below, it is rejected."""
+    prior_from: float = 0.001
+    """How usual a mask must be in place, size and brightness (``distill.semantic``) not to be rejected, where that was measured."""
+    student_from: float = 0.5
+    """Dice with students that never saw the case, below which a mask is rejected, where that was measured."""
+    reverse_from: float = 0.2
+    """Reverse classification accuracy below which a mask is rejected, where that was measured."""
+
+
+def smooth_probability(probability: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float]) -> np.ndarray:
+    """Smooth ``(z, y, x)`` probabilities by ``rule.smooth_mm``, an isotropic length in the patient; one-slice cases stay as they are."""
+    if rule.smooth_mm <= 0 or probability.shape[0] == 1:
+        return probability
+    return np.asarray(ndimage.gaussian_filter(probability, [rule.smooth_mm / mm for mm in spacing_zyx_mm], truncate=3.0))
+
+
+def clean_mask(mask: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float] | None = None) -> np.ndarray:
+    """Keep the pieces and fill the holes of a ``(z, y, x)`` mask that the rule says.
+
+    Args:
+        mask: bool.
+        rule: which pieces (26 neighbours) and holes.
+        spacing_zyx_mm: None where it is not known: rules in mm3 do not apply then.
+    """
+    voxel_mm3 = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm))
+    least = 0 if voxel_mm3 is None else math.ceil(rule.least_mm3 / voxel_mm3)
+    mask = _without_specks(mask, max(rule.least_px, least))
+    if rule.largest_component and mask.any():
+        mask = np.asarray(cc3d.largest_k(np.ascontiguousarray(mask), k=rule.components, connectivity=26)) > 0
+    return _filled(mask, rule.holes, _largest_hole(rule, voxel_mm3))
+
+
+def _largest_hole(rule: ClassRule, voxel_mm3: float | None) -> int | None:
+    """Return the size in voxels up to which holes are filled; None where nothing limits it."""
+    by_volume = None if rule.holes_to_mm3 is None or voxel_mm3 is None else int(rule.holes_to_mm3 / voxel_mm3)
+    return min((limit for limit in (rule.holes_to_px, by_volume) if limit is not None), default=None)
+
+
+def _without_specks(mask: np.ndarray, least: int) -> np.ndarray:
+    if least <= 1 or not mask.any():
+        return mask
+    return np.asarray(cc3d.dust(np.ascontiguousarray(mask), threshold=least, connectivity=26)) > 0
+
+
+def _filled(mask: np.ndarray, holes: str, largest: int | None) -> np.ndarray:
+    if holes == "none" or not mask.any():
+        return mask
+    if holes == "3d":
+        return _filled_up_to(mask, largest)
+    return np.stack([_filled_up_to(each, largest) for each in mask])
+
+
+def _filled_up_to(mask: np.ndarray, largest: int | None) -> np.ndarray:
+    """Fill the holes of a mask of any number of axes that have at most ``largest`` voxels; all if None."""
+    filled = np.asarray(ndimage.binary_fill_holes(mask))
+    if largest is None:
+        return filled
+    pieces, count = ndimage.label(filled & ~mask)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    small = sizes <= largest
+    small[0] = False
+    return np.asarray(mask | small[pieces])
+
+
+def rectify_edges(probability: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """Return the probabilities with those of the edge decided by intensity, as UR-SAM does (Zhang et al. 2023, arXiv 2311.10529).
+
+    A voxel between 0.2 and 0.8 becomes 0.8 where its grey value lies in the usual range of the certain object, and 0.2 elsewhere.
+
+    Args:
+        probability: ``(z, y, x)``, 0 to 1.
+        grey: ``(z, y, x)``, any scale.
+    """
+    certain = probability >= 1 - _CERTAIN
+    if np.count_nonzero(certain) < _LEAST_CERTAIN:
+        return probability
+    low, high = np.percentile(grey[certain], _USUAL)
+    edge = (probability > _CERTAIN) & ~certain
+    alike = (grey >= low) & (grey <= high)
+    return np.where(edge, np.where(alike, 1 - _CERTAIN, _CERTAIN), probability).astype(probability.dtype)

@@ -1,0 +1,133 @@
+"""What gold says about a teacher's drawings, case by case: the material that calibration, guarantees and their benchmark share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from distill.cleaning import ClassRule, clean_mask, rectify_edges, smooth_probability
+from distill.intensity import IntensitySpec
+from distill.levels import LevelCounts, count_levels
+from distill.quality import dice
+from distill.rings import RING_COVERAGE, inner_radius, outer_radius
+from distill.semantic import grey_volume
+from storage import Archive, LabelSetNotFoundError
+from storage.case import Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldCase:
+    """One class of one case that a teacher has drawn and an expert has judged."""
+
+    case: str
+    patient: str
+    levels: UInt8[np.ndarray, "z y x"]
+    """Mean probability of the ensemble times 255."""
+    gold: Bool[np.ndarray, "z y x"]
+    """Empty where the expert looked for the class and found none."""
+    scores: Mapping[str, float]
+    """Of this class, without its id: ``pairwise_dice``, ``oof_dice``, ..."""
+    spacing_zyx_mm: tuple[float, float, float]
+    spacing_known: bool
+    grey: np.ndarray | None = None
+    """``(z, y, x)``: what edges are mended by, where a rule says so."""
+
+    @property
+    def probability(self) -> np.ndarray:
+        """The mean probability, ``(z, y, x)`` float32."""
+        return self.levels.astype(np.float32) / 255.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one drawing, cut by one rule, is worth."""
+
+    case: str
+    patient: str
+    scores: Mapping[str, float]
+    dice: float
+    """With gold; NaN where both are empty."""
+    outer_mm: float
+    """How far the mask has to grow to cover gold (``distill.rings``); pixels where the spacing is not known."""
+    inner_mm: float
+    """How far it has to shrink to be gold."""
+    counts: LevelCounts
+
+
+def gold_cases(
+    archive: Archive,
+    class_id: int,
+    *,
+    source: str,
+    gold: str = "gold",
+    part: Part | None = "calibration",
+    intensity: IntensitySpec | None = None,
+) -> list[GoldCase]:
+    """Read the cases of one part that carry probabilities and agreement of a class, and gold that knows the class.
+
+    Args:
+        archive: Where from.
+        class_id: Which class.
+        source: The teacher's label set.
+        gold: The expert's label set.
+        part: Only its cases; None reads all parts.
+        intensity: Reads the pictures too, for rules that mend edges.
+    """
+    added, found = archive.catalog.scores(source), []
+    for record in archive.cases(part=part, with_labels=source):
+        case = archive[record.id]
+        try:
+            labels, truth = case.labels(source), case.labels(gold)
+        except LabelSetNotFoundError:
+            continue
+        order = [info.id for info in labels.history.classes]
+        scores = _of_class(dict(labels.scores) | added.get(record.id, {}), class_id)
+        judged = class_id in {info.id for info in truth.history.classes}
+        if class_id not in order or "pairwise_dice" not in scores or labels.probability is None or not judged:
+            continue
+        found.append(
+            GoldCase(
+                case=record.id,
+                patient=record.patient,
+                levels=np.asarray(labels.probability[order.index(class_id)], np.uint8),
+                gold=truth.read() == class_id,
+                scores=scores,
+                spacing_zyx_mm=case.spacing_zyx_mm,
+                spacing_known=record.geometry.spacing_known,
+                grey=None if intensity is None else grey_volume(record, case.read(), intensity),
+            )
+        )
+    return found
+
+
+def _of_class(scores: Mapping[str, float], class_id: int) -> dict[str, float]:
+    """Return the scores of one class without its id; what is no number is left out."""
+    ending = f"/{class_id}"
+    return {name.removesuffix(ending): value for name, value in scores.items() if name.endswith(ending) and np.isfinite(value)}
+
+
+def cut_mask(case: GoldCase, rule: ClassRule) -> Bool[np.ndarray, "z y x"]:
+    """Return the mask as refinement smooths, cuts and cleans it."""
+    return _cut(case, rule)[1]
+
+
+def _cut(case: GoldCase, rule: ClassRule) -> tuple[np.ndarray, np.ndarray]:
+    smooth = smooth_probability(case.probability, rule, case.spacing_zyx_mm)
+    if rule.rectify_edges and case.grey is not None:
+        smooth = rectify_edges(smooth, case.grey)
+    return smooth, clean_mask(smooth >= rule.threshold, rule, case.spacing_zyx_mm if case.spacing_known else None)
+
+
+def evidence_of(case: GoldCase, rule: ClassRule, coverage: float = RING_COVERAGE) -> Evidence:
+    """Measure one drawing, cut by ``rule``, against gold."""
+    smooth, mask = _cut(case, rule)
+    return Evidence(
+        case=case.case,
+        patient=case.patient,
+        scores=case.scores,
+        dice=dice(mask, case.gold),
+        outer_mm=outer_radius(mask, case.gold, case.spacing_zyx_mm, coverage),
+        inner_mm=inner_radius(mask, case.gold, case.spacing_zyx_mm, coverage),
+        counts=count_levels(np.rint(255 * smooth).astype(np.uint8), case.gold),
+    )

@@ -1,0 +1,251 @@
+"""Several teachers: each has drawn a label set of its own, and these become one.
+
+Method. Between teachers, the masks of each class are fused by STAPLE (``distill.staple``), with the teachers' mean probability as what is likely before
+they vote: with two teachers votes alone cannot decide, and a prior that is the same everywhere decides by the size of the box. Its posterior, or
+else the mean itself, is the fused probability; how well each teacher did is kept in the history. Scores that every teacher has are averaged, and ``teacher_agreement`` says how much the teachers
+agree: the mean Dice over all pairs of them, the one score here that sees what a single teacher is sure of and wrong about.
+
+A case is one unit of the ledger, in the stage of the fused label set. Cases that a teacher has not finished wait.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from distill.errors import PlanError
+from distill.staple import staple
+from distill.uncertainty import LN2, binary_entropy, pairwise_dice
+from storage import Archive, Case, ClassInfo, LabelHistory, Labels, LedgerError, fingerprint
+from storage.heartbeat import beating
+
+FUSE = "1"
+"""Raised whenever the same masks are fused otherwise."""
+ATTEMPTS = 3
+FuseRule = Literal["staple", "mean"]
+"""What the fused probability is: STAPLE's posterior, or the mean of the teachers' probabilities."""
+_TOP = 255
+_OWN = frozenset({"volume_mm3", "teacher_agreement"})
+"""Scores of the fused mask itself, which teachers' are not averaged for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusePlan:
+    """Which label sets become which."""
+
+    members: tuple[str, ...]
+    """The label sets of the teachers, two or more, in the order of the recipe."""
+    classes: tuple[ClassInfo, ...]
+    label_set: str = "teacher/r1"
+    rule: FuseRule = "staple"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no fusion."""
+        if len(set(self.members)) < max(2, len(self.members)) or self.label_set in self.members:
+            message = f"fusing takes two or more different label sets into another one, but got {', '.join(self.members) or 'none'} into {self.label_set}."
+            raise PlanError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseSummary:
+    """What a run of fusing did."""
+
+    label_set: str
+    done: int
+    skipped: int
+    waiting: tuple[str, ...]
+    """Cases that some of the teachers, and not all, have labelled."""
+    quarantined: tuple[str, ...]
+    unfinished: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """One case after fusing."""
+
+    ids: np.ndarray
+    """``(z, y, x)`` uint8."""
+    probability: np.ndarray
+    """``(k, z, y, x)`` uint8, in the order of the plan's classes."""
+    uncertainty: np.ndarray
+    """``(z, y, x)`` uint8, 255 = an entropy of ln 2."""
+    maps: dict[str, np.ndarray]
+    """``vote`` and ``mutual_information`` of all members of all teachers, where every teacher has them."""
+    scores: dict[str, float]
+    believed: dict[str, float]
+    """``sensitivity/CLASS/TEACHER`` and ``specificity/CLASS/TEACHER``; teachers count from 1."""
+
+
+def fuse_archive(
+    archive: Archive, plan: FusePlan, *, cases: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
+) -> FuseSummary:
+    """Fuse every case that all teachers have labelled and that does not yet carry this fusion.
+
+    Args:
+        archive: where the label sets live.
+        plan: which to fuse.
+        cases: restrict to these ids; default all.
+        progress: called with (cases finished, cases to do).
+    """
+    began = time.monotonic()
+    complete, waiting = _complete(archive, plan, cases)
+    prints = _fingerprints(archive, plan, complete)
+    stage = f"label:{plan.label_set}"
+    todo = archive.ledger.plan(stage, prints)
+    due, finished = frozenset(todo), 0
+    with beating(archive.ledger):
+        for _ in range(ATTEMPTS):
+            for case in todo:
+                if archive.ledger.claim(stage, case):
+                    finished += _fuse_unit(archive, plan, stage, case, prints[case])
+                    if progress is not None:
+                        progress(finished, len(due))
+            todo = archive.ledger.plan(stage, {case: prints[case] for case in todo})
+    quarantined = tuple(unit.unit for unit in archive.ledger.quarantined(stage) if unit.unit in prints)
+    return FuseSummary(
+        label_set=plan.label_set,
+        done=finished,
+        skipped=sum(case not in due and case not in quarantined for case in prints),
+        waiting=waiting,
+        quarantined=quarantined,
+        unfinished=len(set(todo) - set(quarantined)),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _complete(archive: Archive, plan: FusePlan, cases: Sequence[str] | None) -> tuple[list[str], tuple[str, ...]]:
+    """Return the cases that every teacher has finished, and those that only some have; labels of an earlier, unfinished state do not count."""
+    wanted = None if cases is None else set(cases)
+    finished = []
+    for member in plan.members:
+        stage = f"label:{member}"
+        marked = [case for case in archive.catalog.fingerprints(member) if wanted is None or case in wanted]
+        without = {*archive.ledger.unfinished(stage, marked), *(unit.unit for unit in archive.ledger.quarantined(stage))}
+        finished.append(set(marked) - without)
+    every = set.intersection(*finished)
+    return sorted(every), tuple(sorted(set.union(*finished) - every))
+
+
+def _fingerprints(archive: Archive, plan: FusePlan, cases: Sequence[str]) -> dict[str, str]:
+    marks = [archive.catalog.fingerprints(member) for member in plan.members]
+    return {case: fingerprint(fuse=FUSE, members=[mark[case] for mark in marks], classes=plan.classes, rule=plan.rule) for case in cases}
+
+
+def _fuse_unit(archive: Archive, plan: FusePlan, stage: str, case: str, mark: str) -> int:
+    """Fuse one claimed case; return 1 if it is done, 0 if it failed or another run has taken it meanwhile."""
+    began = time.monotonic()
+    try:
+        labels = [archive[case].labels(member) for member in plan.members]
+        fused = fuse_case(archive[case], labels, plan)
+        archive[case].write_labels(
+            _history(plan, [each.history for each in labels], fused, mark),
+            fused.ids,
+            probability_kzyx=fused.probability,
+            uncertainty_zyx=fused.uncertainty,
+            maps=fused.maps,
+            scores=fused.scores,
+        )
+    except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
+        with suppress(LedgerError):
+            archive.ledger.fail(stage, case, error)
+        return 0
+    except BaseException:
+        with suppress(LedgerError):
+            archive.ledger.release(stage, case)
+        raise
+    try:
+        archive.ledger.done(stage, case, seconds=time.monotonic() - began)
+    except LedgerError:
+        return 0
+    return 1
+
+
+def fuse_case(case: Case, labels: Sequence[Labels], plan: FusePlan) -> Fused:
+    """Fuse the label sets of one case; writes nothing.
+
+    Raises:
+        PlanError: if a label set carries no probabilities.
+    """
+    shape = case.record.shape_czyx[1:]
+    stack = np.zeros((len(plan.classes), *shape), np.float32)
+    scores = _averaged([each.scores for each in labels])
+    between = np.zeros(shape, np.float32)
+    believed: dict[str, float] = {}
+    voxel_mm3 = float(np.prod(case.spacing_zyx_mm))
+    for n, info in enumerate(plan.classes):
+        if f"pairwise_dice/{info.id}" not in scores:
+            continue  # nobody was asked about it
+        drawn = np.stack([_probability(case, each, info.id) for each in labels])
+        votes = drawn > _TOP // 2
+        mean = drawn.mean(axis=0, dtype=np.float32)
+        consensus = staple(votes, np.rint(mean).astype(np.uint8))
+        np.maximum(between, disagreement(drawn.astype(np.float32) / _TOP), out=between)
+        stack[n] = consensus.posterior if plan.rule == "staple" else mean / _TOP
+        scores[f"teacher_agreement/{info.id}"] = pairwise_dice(votes)
+        scores[f"volume_mm3/{info.id}"] = float((stack[n] > 0.5).sum()) * voxel_mm3
+        for teacher, (found, spared) in enumerate(zip(consensus.sensitivity, consensus.specificity, strict=True), start=1):
+            believed |= {f"sensitivity/{info.id}/{teacher}": found, f"specificity/{info.id}/{teacher}": spared}
+    ids = np.array([info.id for info in plan.classes], np.uint8)[stack.argmax(axis=0)]
+    return Fused(
+        np.where(stack.max(axis=0) > 0.5, ids, 0).astype(np.uint8),
+        np.rint(_TOP * stack).astype(np.uint8),
+        np.rint(_TOP * binary_entropy(stack).max(axis=0) / LN2).astype(np.uint8),
+        _maps(labels, between),
+        scores,
+        believed,
+    )
+
+
+def _probability(case: Case, labels: Labels, class_id: int) -> np.ndarray:
+    """Return what one teacher thinks of one class, ``(z, y, x)`` uint8."""
+    order = [info.id for info in labels.history.classes]
+    stored = labels.probability
+    if stored is None or class_id not in order:
+        message = (
+            f"case {case.id}: label set {labels.history.label_set!r} has no probability of class {class_id}, which fusing needs. "
+            "It was probably imported rather than made by a teacher."
+        )
+        raise PlanError(message)
+    return np.asarray(stored[order.index(class_id)])
+
+
+def disagreement(probabilities: np.ndarray) -> np.ndarray:
+    """Return the mutual information in nats between a voxel and who is asked about it: 0 where all teachers ``(J, ...)`` think the same."""
+    between: np.ndarray = binary_entropy(probabilities.mean(axis=0)) - binary_entropy(probabilities).mean(axis=0)
+    return between
+
+
+def _maps(labels: Sequence[Labels], between: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the maps of all members together: what members of one teacher contradict each other in, and what teachers do (they add up)."""
+    votes, doubts = ([each.map(name) for each in labels] for name in ("vote", "mutual_information"))
+    found: dict[str, np.ndarray] = {}
+    if all(each is not None for each in doubts):
+        within = np.mean([np.asarray(each[...], np.float32) for each in doubts if each is not None], axis=0)
+        found["mutual_information"] = np.rint(np.clip(within + _TOP * between / LN2, 0, _TOP)).astype(np.uint8)
+    if all(each is not None for each in votes):
+        found["vote"] = np.rint(np.mean([np.asarray(each[...], np.float32) for each in votes if each is not None], axis=0)).astype(np.uint8)
+    return found
+
+
+def _averaged(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of every score that all teachers have."""
+    shared = set.intersection(*(set(each) for each in scores))
+    return {name: float(np.mean([each[name] for each in scores])) for name in sorted(shared) if name.split("/")[0] not in _OWN}
+
+
+def _history(plan: FusePlan, members: Sequence[LabelHistory], fused: Fused, mark: str) -> LabelHistory:
+    believed: dict[str, str | float | int | bool | list[float]] = {name: round(value, 4) for name, value in fused.believed.items()}
+    return LabelHistory(
+        label_set=plan.label_set,
+        classes=plan.classes,
+        made_by=f"distill.fuse/{FUSE}",
+        teacher="+".join(each.teacher for each in members),
+        prompt_source=members[0].prompt_source,
+        parameters={"rule": plan.rule, **believed},
+        parents=plan.members,
+        fingerprint=mark,
+    )
