@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from distill.prompts.choice import chosen_prompts
 from storage import Archive, Case, ClassInfo, LabelHistory, Prompt, fingerprint
 
 LABEL_SET = "baseline/ellipse"
@@ -67,17 +68,18 @@ def write_ellipse_labels(
     classes: tuple[ClassInfo, ...],
     *,
     label_set: str = LABEL_SET,
+    sources: Sequence[str] = ("weak",),
     progress: Callable[[str], None] | None = None,
 ) -> int:
     """Write the ellipse labels of cases that have box prompts; return how many cases have them now.
 
-    Labels drawn before from the same prompts stay as they are. Cases without a box get no label set: no prompt is not the same as no
-    organ.
+    Labels drawn before from the same prompts stay as they are. Cases without a box get no label set, as no prompt is not the same as no
+    organ, unless a prompt says that the organ is not there. ``sources`` are those whose boxes the teacher is asked with.
     """
     written = 0
     for case in cases:
-        prompts = archive.catalog.prompts(case)
-        if any(p.kind == "box" and p.axis == "z" for p in prompts):
+        prompts = chosen_prompts(archive.catalog.prompts(case), sources)
+        if any(p.kind == "absent" or (p.kind == "box" and p.axis == "z") for p in prompts):
             _write(archive[case], prompts, classes, label_set)
             written += 1
         if progress:

@@ -1,0 +1,27 @@
+"""How patients are dealt out to students that are to be witnesses. Free of torch, so that plans may import it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import ClassInfo
+from students.spec import StudentSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldPlan:
+    """Which students are to be trained, and on what."""
+
+    classes: tuple[ClassInfo, ...]
+    spec: StudentSpec
+    """Of each student; its name is followed by the fold."""
+    workdir: Path
+    label_set: str = "teacher/r1"
+    folds: int = 2
+
+
+def folds_of(patients: Sequence[str], folds: int) -> dict[str, int]:
+    """Deal patients out to folds, evenly and always alike: in the order of a hash of their names."""
+    order = sorted(set(patients), key=lambda patient: hashlib.blake2b(patient.encode(), digest_size=8).digest())
+    return {patient: n % folds for n, patient in enumerate(order)}

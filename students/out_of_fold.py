@@ -1,0 +1,92 @@
+"""Students as witnesses: trained on one half of the patients, asked about the other.
+
+A teacher that drew the neighbouring organ is sure of it each time it is asked. A student that learnt from other patients' masks, most of which
+are right, does not see that organ as the class, whatever prompt there was. Each patient is asked about by students that never saw it
+(two folds, by patient); patients that no student learns from, those of the calibration and test parts, by all of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from distill.quality import dice
+from storage import Archive, CaseRecord
+from students.compact import train
+from students.errors import TrainingError
+from students.folds import FoldPlan, folds_of
+from students.predict import Student
+from students.spec import TrainProgress
+
+LEAST_PATIENTS = 4
+"""Two for each fold: a student of one patient says nothing about others."""
+
+MaskOf = Callable[[str, int], np.ndarray | None]
+"""Case and class id -> the ``(z, y, x)`` bool mask to be judged; None where there is none."""
+
+
+def train_folds(archive: Archive, plan: FoldPlan, progress: Callable[[int, TrainProgress], None] | None = None) -> list[Student]:
+    """Train a student without each fold of the archive part; what is trained already is loaded, what was interrupted goes on.
+
+    Args:
+        archive: whose archive cases carry the plan's label set.
+        plan: what to train.
+        progress: called with the fold and what its training says.
+
+    Raises:
+        TrainingError: if there are too few patients to leave some out.
+    """
+    records = archive.cases(part="archive", with_labels=plan.label_set)
+    fold = folds_of([record.patient for record in records], plan.folds)
+    if len(fold) < LEAST_PATIENTS:
+        message = (
+            f"students that never saw a case need masks of at least {LEAST_PATIENTS} patients in the archive part, but there are "
+            f"{len(fold)}. Leave 'student' out of refine.semantic."
+        )
+        raise TrainingError(message)
+    return [
+        _trained(archive, plan, [r for r in records if fold[r.patient] != left_out], left_out, progress) for left_out in range(plan.folds)
+    ]
+
+
+def _trained(
+    archive: Archive, plan: FoldPlan, records: list[CaseRecord], left_out: int, progress: Callable[[int, TrainProgress], None] | None
+) -> Student:
+    done = train(
+        archive,
+        label_set=plan.label_set,
+        classes=plan.classes,
+        spec=plan.spec.model_copy(update={"name": f"{plan.spec.name}-without-fold-{left_out + 1}"}),
+        workdir=plan.workdir,
+        cases=[record.id for record in records],
+        progress=None if progress is None else lambda now: progress(left_out, now),
+    )
+    return Student.load(done.path, device=plan.spec.device)
+
+
+def judge_out_of_fold(
+    archive: Archive, plan: FoldPlan, students: Sequence[Student], mask_of: MaskOf
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each case with its agreement with students that never saw its patient, as ``oof_dice/CLASSID``.
+
+    Args:
+        archive: where the cases are.
+        plan: as the students were trained.
+        students: one per fold, in order.
+        mask_of: what they are compared with. Where mask and student are both empty, the score is NaN.
+    """
+    seen = [frozenset(student.card.training_patients) for student in students]
+    for record in archive.cases(with_labels=plan.label_set):
+        strangers = [student for student, patients in zip(students, seen, strict=True) if record.patient not in patients]
+        masks = {info.id: mask_of(record.id, info.id) for info in plan.classes}
+        if not strangers or all(mask is None for mask in masks.values()):
+            continue
+        answer = _together(strangers, archive[record.id].read(), record.geometry.spacing_zyx_mm)
+        scores = {key: dice(np.asarray(mask, bool), answer == key) for key, mask in masks.items() if mask is not None}
+        yield record.id, {f"oof_dice/{key}": value for key, value in scores.items()}
+
+
+def _together(students: Sequence[Student], image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> np.ndarray:
+    """Return the class ids ``(z, y, x)`` of the students' mean probability."""
+    mean = np.mean([student.predict(image_czyx, spacing_zyx_mm).probability for student in students], axis=0)
+    ids = np.asarray([0, *(info.id for info in students[0].card.classes)], np.uint8)
+    return np.asarray(ids[np.concatenate([1 - mean.sum(axis=0, keepdims=True), mean]).argmax(axis=0)])
