@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import nn
+
 from distill.casework import prepare_case
-from distill.devices import resolve_devices
+from distill.devices import made_current, resolve_devices
 from distill.planes import ask_other_planes
+from distill.prompts.choice import chosen_prompts
 from distill.teachers.checkpoints import load_teacher
 from distill.wavefront import run_wavefront, sizes_of
 from flows.plans import class_infos, label_plan, student_spec
@@ -32,7 +36,7 @@ _ENOUGH_CALLS = 8
 def evaluation_plan(archive: Archive, recipe: Recipe, say: Callable[[str], None]) -> EvaluationPlan:
     """Prepare every arm that the recipe asks for, and return what is to be compared."""
     test = [record.id for record in archive.cases(part="test")]
-    write_ellipse_labels(archive, test, class_infos(recipe))
+    write_ellipse_labels(archive, test, class_infos(recipe), sources=recipe.prompts.source)
     labelled = archive.cases(part="test", with_labels=TEACHER_SET)
     return EvaluationPlan(
         teacher=TEACHER_SET if labelled else None,
@@ -50,7 +54,7 @@ def _arm(archive: Archive, recipe: Recipe, name: ArmName, say: Callable[[str], N
             return Arm(name="ellipses in boxes", label_set=ELLIPSES)
         case "ellipse-student":
             cases = [record.id for record in archive.cases(part="archive")]
-            write_ellipse_labels(archive, cases, class_infos(recipe))
+            write_ellipse_labels(archive, cases, class_infos(recipe), sources=recipe.prompts.source)
             return _trained(
                 archive, recipe, name, ELLIPSES, [record.id for record in archive.cases(part="archive", with_labels=ELLIPSES)], say
             )
@@ -87,23 +91,25 @@ def teacher_cost(archive: Archive, recipe: Recipe, records: Sequence[CaseRecord]
     """
     plan = label_plan(recipe)
     device = resolve_devices(plan.device)[0]
-    teacher = load_teacher(
-        plan.teacher, profile=plan.profile, base=plan.base, device=device, precision=plan.precision, compiled=plan.compiled
-    )
+    with made_current(device):
+        teacher = load_teacher(
+            plan.teacher, profile=plan.profile, base=plan.base, device=device, precision=plan.precision, compiled=plan.compiled
+        )
     some = _some(records, plan.window, _ENOUGH_CALLS * sizes_of(teacher).pictures)
     classes = [info.id for info in plan.classes]
-    together = [
-        prepare_case(archive, record, archive.catalog.prompts(record.id), classes=classes, intensity=plan.intensity) for record in some
-    ]
+    asked = {record.id: chosen_prompts(archive.catalog.prompts(record.id), plan.sources) for record in some}
+    together = [prepare_case(archive, record, asked[record.id], classes=classes, intensity=plan.intensity) for record in some]
 
     def ask() -> None:
         works = [work.fresh() for work in together]
-        run_wavefront(teacher, works, plan.ask)
-        if plan.ask.planes == "three":
-            ask_other_planes(teacher, works, plan.ask)
+        with made_current(device):
+            run_wavefront(teacher, works, plan.ask)
+            if plan.ask.planes == "three":
+                ask_other_planes(teacher, works, plan.ask)
 
     name = f"teacher, with prompts ({counted(len(together), 'case', 'cases')} asked together)"
-    return measure_cost(name, [teacher.sam], ask, device=teacher.device, repeats=1, cases=len(together))
+    networks = [each for each in vars(teacher).values() if isinstance(each, nn.Module)]
+    return measure_cost(name, networks, ask, device=torch.device(device), repeats=1, cases=len(together))
 
 
 def _some(records: Sequence[CaseRecord], window: int, slices: int) -> list[CaseRecord]:

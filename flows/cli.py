@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.results import STAGES, Stage
+from flows.review_commands import review_app
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(no_args_is_help=True, help="Weak prompts: the boxes, points and scribbles that somebody left.")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(review_app, name="review")
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file. 'samdistill recipe' prints one to start from.")
@@ -197,6 +199,23 @@ def export(
     from flows.imports import export_nifti
 
     raise typer.Exit(_shown(export_nifti(archive, out, label_set=labels, part=part, images=images, catalog=catalog), archive))
+
+
+@app.command()
+def supervoxels(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    part: Annotated[Literal["archive", "calibration", "test"] | None, typer.Option(help="Only cases of this part.")] = None,
+) -> None:
+    """Cut the scans of a recipe's archive into pieces without names: every mask that its teacher finds.
+
+    Example: samdistill supervoxels recipe.yaml -o pieces/
+
+    Numbers count within a case and go on from slice to slice; 0 is what no mask covers. prompts.everything.grid says how densely to ask.
+    """
+    from flows.supervoxels import export_supervoxels
+
+    raise typer.Exit(_shown(export_supervoxels(recipe, out, part=part), str(out)))
 
 
 @app.command()

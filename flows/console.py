@@ -129,8 +129,12 @@ def _show_stages(summary: RunSummary) -> None:
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one table; what is in it is text, never markup. Columns without any heading have no heading row."""
-    table = Table(*(Column(name, overflow="fold") for name in header), title=escape(title), title_justify="left", show_header=any(header))
+    """Print one table; what is in it is text, never markup. Columns without any heading have no heading row.
+
+    The title has a line of its own that is not broken: it may hold a path, which is to be found and copied whole.
+    """
+    table = Table(*(Column(name, overflow="fold") for name in header), show_header=any(header))
+    OUT.print(f"[italic]{escape(title)}[/]", soft_wrap=True, highlight=False)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     OUT.print(table)

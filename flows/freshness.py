@@ -12,9 +12,11 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from distill.extensions import installed
+from distill.prompts.choice import PROPOSED
 from distill.teachers.fetch import OFFICIAL, checkpoint_folder
 from flows.recipe import Recipe
-from flows.results import CALIBRATE, LEDGER_STAGES, STAGES, Stage, StageResult
+from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, STAGES, TEACHER_SET, Stage, StageResult, doubt_unit, teacher_sets
 from flows.stages import report_of
 from storage import Archive, ArchiveNotFoundError, fingerprint
 from storage.ingest.discover import walk
@@ -73,7 +75,13 @@ def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
     if stage == "ingest":  # what it refused is in the catalog
         refused = len(archive.catalog.problems()) if recipe.ingest is not None else 0
         return StageResult(stage=stage, skipped=counts["done"], quarantined=refused)
-    thresholds = stage == "refine" and archive.ledger.state(CALIBRATE, own) == "quarantined"
+    if stage == "label":  # what one of several teachers could not draw is in that teacher's stage
+        own_sets = teacher_sets(1 + len(recipe.teacher.also))
+        counts["quarantined"] += sum(archive.ledger.counts(f"label:{name}")["quarantined"] for name in own_sets if len(own_sets) > 1)
+    around = [archive.ledger.state(each, own) for each in (CALIBRATE, FILTER)] if stage == "refine" else []
+    if stage == "refine":
+        around += [archive.ledger.state(DOUBT, doubt_unit(own, test)) for test in recipe.refine.semantic]
+    thresholds = around.count("quarantined")
     return StageResult(stage=stage, skipped=counts["done"], failed=counts["failed"], quarantined=counts["quarantined"] + thresholds)
 
 
@@ -82,6 +90,7 @@ def run_fingerprint(recipe: Recipe, archive: Archive, files: Stamps | None = Non
     return fingerprint(
         version=version("samdistill"),
         code=_code(),
+        extensions=installed(),
         recipe=recipe.model_dump(mode="json"),
         files=input_stamps(recipe) if files is None else files,
         material=material(archive),
@@ -92,11 +101,16 @@ def run_fingerprint(recipe: Recipe, archive: Archive, files: Stamps | None = Non
 
 
 def material(archive: Archive) -> str:
-    """Return a hash of what stages after ingest work on: cases with their parts, and prompts."""
+    """Return a hash of what stages after ingest work on: cases with their parts, prompts, and what people decided about masks.
+
+    What sources propose follows from that, and is made by the run itself.
+    """
     cases = archive.cases()
+    stored = archive.catalog.prompts_by_case([record.id for record in cases])
     return fingerprint(
         cases=[[record.id, record.fingerprint, record.part, record.patient] for record in cases],
-        prompts=archive.catalog.prompts_by_case([record.id for record in cases]),
+        prompts={case: [prompt for prompt in each if not prompt.source.startswith(PROPOSED)] for case, each in stored.items()},
+        **({"reviews": reviews} if (reviews := archive.catalog.review_history(TEACHER_SET)) else {}),
     )
 
 
@@ -117,7 +131,7 @@ def _code() -> str:
 
 def _inputs(recipe: Recipe) -> Iterator[Path]:
     """Every file the recipe reads."""
-    for named in (recipe.teacher.checkpoint, recipe.teacher.base):
+    for named in (name for each in (recipe.teacher, *recipe.teacher.also) for name in (each.checkpoint, each.base)):
         if named is not None and named != "bundled":
             file = checkpoint_folder() / OFFICIAL[named].file_name if named in OFFICIAL else Path(named)
             yield from (path for path in (file, file.with_name("adapter_config.json")) if path.exists())

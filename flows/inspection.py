@@ -1,12 +1,17 @@
 """What is at this path, can it be used, and what is in it: archives, students and checkpoints, as facts that a table or JSON shows."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
+from distill.teachers.fetch import OFFICIAL
+from distill.teachers.foreign import is_foreign
+from distill.teachers.meant import perhaps_meant, what_is_in
 from flows.errors import FlowError
-from flows.results import CALIBRATE, LEDGER_STAGES, PSEUDO_SET, UNIT_NAMES
+from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, teacher_sets
 from storage import Archive
 
 Kind = Literal["archive", "student", "checkpoint"]
@@ -29,7 +34,7 @@ class Inspection(BaseModel):
 
     kind: Kind
     path: str
-    facts: dict[str, str | int | float | bool | None]
+    facts: dict[str, JsonValue]
     refused: tuple[Refusal, ...] = ()
 
 
@@ -42,18 +47,23 @@ def inspect_path(path: str, *, catalog: str | None = None) -> Inspection:
     place = Path(path)
     if (place / "student.json").is_file():
         return _student(place)
-    if path == "bundled" or place.is_file():
+    if path == "bundled" or place.is_file() or (path in OFFICIAL and not place.exists()):
         return _checkpoint(path)
+    if is_foreign(path) and not place.exists():
+        return _foreign_teacher(path)
+    if place.is_dir() and not (place / "zarr.json").is_file():
+        message = f"{path} is a folder, but neither an archive nor a student's. {what_is_in(place)} Give the path of such a thing."
+        raise FlowError(message)
     if "://" in path or place.is_dir():
         return _archive(path, catalog)
-    message = f"there is nothing at {path}. Give an archive, a student's folder, a checkpoint file, or 'bundled'."
+    message = f"there is nothing at {path}. Give an archive, a student's folder, a checkpoint file, or 'bundled'.{perhaps_meant(path)}"
     raise FlowError(message)
 
 
 def _archive(path: str, catalog: str | None) -> Inspection:
     archive = Archive.open(path, catalog=catalog, mode="r")
     records = archive.cases()
-    facts: dict[str, str | int | float | bool | None] = {"cases": len(records)}
+    facts: dict[str, JsonValue] = {"cases": len(records)}
     for part in ("archive", "calibration", "test"):
         facts[f"cases in part {part}"] = sum(record.part == part for record in records)
     facts["patients"] = len({record.patient for record in records})
@@ -101,10 +111,22 @@ def _refused(archive: Archive) -> tuple[Refusal, ...]:
     files = [Refusal(what=f"{p.source} {p.row}".strip(), reason=p.reason, message=p.message) for p in archive.catalog.problems()]
     units = [
         Refusal(what=f"{stage} {unit.unit}", reason="quarantined", message=unit.error)
-        for stage, name in [*LEDGER_STAGES.items(), (CALIBRATE, CALIBRATE)]
+        for stage, name in [*_proposals(), *_teachers(), *LEDGER_STAGES.items(), (DOUBT, DOUBT), (CALIBRATE, CALIBRATE), (FILTER, FILTER)]
         for unit in archive.ledger.quarantined(name)
     ]
     return (*files, *units)
+
+
+def _teachers() -> list[tuple[str, str]]:
+    """Return the ledger's stages of each of several teachers, with what a person calls them."""
+    return [(f"label by teacher {n},", f"label:{name}") for n, name in enumerate(teacher_sets(MOST_TEACHERS), start=1)]
+
+
+def _proposals() -> list[tuple[str, str]]:
+    """Return the ledger's stages of the sources that propose prompts, with what a person calls them."""
+    from distill.prompts.registry import source_names
+
+    return [(f"prompts from {name},", f"prompts:{name}") for name in source_names()]
 
 
 def _student(path: Path) -> Inspection:
@@ -129,36 +151,51 @@ def _student(path: Path) -> Inspection:
             "end of training": stop_words(card),
             "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
             "network": card.plan.dimensions,
-            "spacing_zyx_mm": str(card.plan.spacing_zyx_mm),
+            "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
             "fingerprint": card.fingerprint,
             "warnings": " ".join(training_doubts(card)) or "none",
         },
     )
 
 
+def _foreign_teacher(name: str) -> Inspection:
+    """Say who brings a teacher, and that its package can be imported; it is not loaded."""
+    from distill.teachers.checkpoints import inspect_checkpoint
+
+    info = inspect_checkpoint(name)
+    facts: dict[str, JsonValue] = {"what it is": info.title, "can be used": "yes", "fingerprint": info.fingerprint}
+    return Inspection(kind="checkpoint", path=name, facts=facts | {key: str(value) for key, value in info.details.items()})
+
+
 def _checkpoint(path: str) -> Inspection:
-    from distill.errors import CheckpointError
-    from distill.teachers.checkpoints import check_loads, inspect_checkpoint
+    from distill.teachers.checkpoints import inspect_checkpoint
     from flows.card import bundled_facts
 
-    info = inspect_checkpoint(path)
+    info = inspect_checkpoint(path, tensors=True)
     usable = "yes" if info.image_size else "with its base"
-    try:
-        check_loads(path)
-    except CheckpointError as error:
-        usable = f"no: {error}"
     return Inspection(
         kind="checkpoint",
         path=path,
         facts={
             "family": info.family,
             "what it is": info.title,
-            "can be used": usable,
+            "can be used": f"no: {info.fault}" if info.fault else usable,
             "profile": info.profile or f"not known: name it in the recipe, teacher: {{profile: ...}}; possible: {', '.join(info.profiles)}",
             "image size (px)": info.image_size or "its base's",
             "parameters": info.parameters,
             "fingerprint": info.fingerprint,
-            **info.details,
+            **{name: _plain(value) for name, value in info.details.items()},
             **(bundled_facts() if path == "bundled" else {}),
         },
     )
+
+
+def _plain(value: str | float | tuple[int, ...]) -> JsonValue:
+    """Return what JSON has for a fact: a list for sizes that are several, and what a file keeps as JSON itself."""
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str) and value.startswith("{"):
+        with suppress(ValueError):
+            found: JsonValue = json.loads(value)
+            return found
+    return value

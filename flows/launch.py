@@ -5,12 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.devices import AUTO, CPU, resolve_devices
+from distill.errors import CheckpointError, PromptError
+from distill.teachers.foreign import check_foreign, is_foreign
 from flows.console import BARS
 from flows.errors import FlowError
 from flows.places import check_writable
-from flows.recipe import Recipe
+from flows.recipe import CheckpointBlock, Recipe
 from flows.recipe_file import load_recipe
-from flows.results import CALIBRATE, LEDGER_STAGES, STAGES, RunSummary, Stage
+from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
+
+ASKED_WITH = "box"
+"""The kind of prompt that every question of labelling holds (``distill.questions``)."""
 
 
 def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool = False) -> RunSummary:
@@ -55,7 +60,10 @@ def requeue(recipe: Recipe, chosen: Sequence[Stage]) -> int:
         return 0
     own = recipe.student.name
     names = [(LEDGER_STAGES[stage], own if stage in {"train", "evaluate"} else None) for stage in chosen]
-    names += [(CALIBRATE, own)] if "refine" in chosen else []
+    names += [(f"label:{name}", None) for name in teacher_sets(1 + len(recipe.teacher.also))] if "label" in chosen else []
+    doubts = [(DOUBT, doubt_unit(own, test)) for test in recipe.refine.semantic]
+    names += [*doubts, (CALIBRATE, own), (FILTER, own)] if "refine" in chosen else []
+    names += [(f"prompts:{source}", None) for source in recipe.prompts.source] if "label" in chosen else []
     return sum(ledger.requeue(name, unit=unit) for name, unit in names)
 
 
@@ -63,8 +71,8 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
     """Fail in seconds over what would otherwise fail after the first stage.
 
     Raises:
-        StageError: if archive or results cannot be written.
-        DistillError: if the teacher's file cannot be read, its profile, base or precision does not fit it, or a device is not here.
+        StageError: if archive or results cannot be written, or the archive is not there and would not be made.
+        DistillError: if the teacher cannot be loaded or asked (``check_teacher``), or a device is not here.
     """
     from storage.store import local_path
 
@@ -72,28 +80,51 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
     if archive is not None:
         check_writable(archive, "the archive")
     check_writable(recipe.results, "the results")
+    if "ingest" not in chosen:
+        from flows.stages import open_archive
+
+        open_archive(recipe)
     if "label" in chosen:
         check_teacher(recipe)
 
 
 def check_teacher(recipe: Recipe) -> None:
-    """Look for its devices, and into the teacher's file without building the model.
+    """Look for its devices, and at every tensor of the teacher's file without building the model.
 
     Raises:
-        DistillError: if a device is not here, the file cannot be read, is of no family that can be used, or the recipe leaves open, or
-            contradicts, how.
+        DistillError: if a device is not here, the file cannot be read, is of no family that can be used, lacks tensors or holds NaN, if the
+            recipe leaves open, or contradicts, how to use it, or if it answers no prompts.
     """
     block = recipe.teacher
-    plain = block.device in {AUTO, CPU} and block.precision != "int8"  # then the device is here, and torch need not be asked
+    teachers: list[CheckpointBlock] = [block, *block.also]
+    plain = block.device in {AUTO, CPU} and all(each.precision != "int8" for each in teachers)  # then torch need not be asked
     devices = () if plain else resolve_devices(block.device)
-    if (block.checkpoint, block.profile, block.base) == ("bundled", None, None):
+    for each in teachers:
+        _check_one(each, devices)
+
+
+def _check_one(block: CheckpointBlock, devices: Sequence[str]) -> None:
+    """Look at one teacher, without building it."""
+    if (block.checkpoint, block.profile, block.base) == ("bundled", None, None) and block.precision != "int8":
+        return
+    if is_foreign(block.checkpoint):
+        check_foreign(block.checkpoint, profile=block.profile, base=block.base)
         return
     from distill.teachers.checkpoints import check_precision, choose_profile, inspect_checkpoint
+    from distill.teachers.profiles import PROFILES
 
-    info = inspect_checkpoint(block.checkpoint, base=block.base)
+    info = inspect_checkpoint(block.checkpoint, base=block.base, tensors=True)
     name = Path(block.checkpoint).name
-    choose_profile(info, name, block.profile)
+    profile = choose_profile(info, name, block.profile)
     check_precision(info, name, block.precision, devices)
+    if info.fault:
+        raise CheckpointError(info.fault)
+    if ASKED_WITH not in PROFILES[profile].prompts:
+        message = (
+            f"{name} (profile {profile}) answers no boxes, and labelling asks with a box on every slice. In a recipe name a teacher that "
+            "takes them, such as bundled, vit_b or medsam; from Python, distill.load_teacher(...).predict(picture) asks this one."
+        )
+        raise PromptError(message)
 
 
 def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:

@@ -1,8 +1,8 @@
 """Method: scans and weak prompts in, a small student and its scores out.
 
-A run reads scans and weak prompts into an archive, lets a promptable teacher draw every prompted case several times,
-keeps of its drawings what agrees with itself and with anatomy at a risk set on calibration cases, trains a small student on what
-was kept, and scores student and teacher against experts on cases that no step has seen.
+A run reads scans and weak prompts into an archive, has sources propose prompts where nobody left any, lets a promptable teacher draw
+every prompted case several times, keeps of its drawings what agrees with itself and with anatomy at a risk set on calibration
+cases, trains a small student on what was kept, and scores student and teacher against experts on cases that no step has seen.
 
 Each flow is one of these sentences. Its tasks take the recipe file and case ids, read, compute and write, and return counts; the
 work itself is in ``flows.stages`` and the rooms below, where it is tested without Prefect. Every unit of work is in the archive's
@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from flows import stages
 from flows.freshness import material
 from flows.recipe_file import load_recipe
-from flows.results import STAGES, RunSummary, Stage, StageResult, merged
+from flows.results import STAGES, RunSummary, Stage, StageResult, joined, merged, with_report
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,10 +61,22 @@ def ingest_sources(recipe_file: str) -> StageResult:
     return stages.ingest(load_recipe(recipe_file))
 
 
+@patient_task("prompts {shard.name}")
+def propose_prompts(recipe_file: str, shard: stages.Shard) -> StageResult:
+    """The recipe's sources look at the cases of one shard, and say where the teacher is to be asked."""
+    return stages.propose(load_recipe(recipe_file), shard)
+
+
 @patient_task("label {shard.name}")
 def label_cases(recipe_file: str, shard: stages.Shard) -> StageResult:
     """The teacher draws the cases of one shard."""
     return stages.label(load_recipe(recipe_file), shard)
+
+
+@patient_task("doubt")
+def doubt_labels(recipe_file: str) -> StageResult:
+    """Ask whether the teacher's masks are of the right objects."""
+    return stages.doubt(load_recipe(recipe_file))
 
 
 @patient_task("calibrate")
@@ -77,6 +89,12 @@ def calibrate_rules(recipe_file: str) -> StageResult:
 def refine_cases(recipe_file: str, shard: stages.Shard) -> StageResult:
     """Decide what to believe in the cases of one shard."""
     return stages.refine(load_recipe(recipe_file), shard)
+
+
+@patient_task("filter report")
+def report_filter(recipe_file: str) -> StageResult:
+    """Say what was kept and removed, of whom, and how good that is."""
+    return stages.report_filter(load_recipe(recipe_file))
 
 
 @patient_task("train")
@@ -99,23 +117,29 @@ def ingest(recipe_file: str) -> StageResult:
 
 @flow(name="label", flow_run_name="label {recipe_file}")
 def label(recipe_file: str) -> StageResult:
-    """Let the teacher draw every prompted case."""
-    return merged("label", [label_cases(recipe_file, shard) for shard in stages.shards_to_label(load_recipe(recipe_file), SHARD_CASES)])
+    """Have prompts proposed, where the recipe says by whom, and let the teacher draw every prompted case."""
+    shards = stages.shards_to_label(load_recipe(recipe_file), SHARD_CASES)
+    proposed = merged("prompts", [propose_prompts(recipe_file, shard) for shard in shards])
+    return joined(proposed, merged("label", [label_cases(recipe_file, shard) for shard in shards]))
 
 
 @flow(name="refine", flow_run_name="refine {recipe_file}")
 def refine(recipe_file: str) -> StageResult:
-    """Set thresholds, then keep what can be believed; without the thresholds that another run is at, nothing is.
+    """Hear second opinions, set thresholds, then keep what can be believed; without what another run is at, nothing is.
 
-    Thresholds that were given up leave the recipe's own to judge by, and a unit without a result.
+    Thresholds that were given up leave the recipe's own to judge by, and opinions that were given up none; each is a unit without a result.
     """
     shards = stages.shards_to_refine(load_recipe(recipe_file), SHARD_CASES)
+    doubted = doubt_labels(recipe_file)
+    if doubted.failed:
+        return replace(doubted, stage="refine", note=f"second opinions: {doubted.note}")
     calibrated = calibrate_rules(recipe_file)
     if calibrated.failed:
         return replace(calibrated, stage="refine", note=f"thresholds: {calibrated.note}")
     refined = merged("refine", [refine_cases(recipe_file, shard) for shard in shards])
     notes = (f"thresholds: {calibrated.note}" if calibrated.quarantined else calibrated.note, refined.note)
-    return replace(refined, quarantined=refined.quarantined + calibrated.quarantined, note="; ".join(note for note in notes if note))
+    refined = replace(refined, quarantined=refined.quarantined + calibrated.quarantined, note="; ".join(note for note in notes if note))
+    return with_report(joined(doubted, refined), report_filter(recipe_file))
 
 
 @flow(name="train", flow_run_name="train {recipe_file}")

@@ -1,15 +1,19 @@
 """Recipe -> the plans of the rooms below. The one place to change when a plan gains a field."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from distill.embedding_cache import EmbeddingCachePlan
 from distill.engine import LabelPlan
+from distill.prompts.choice import PROPAGATE
+from distill.propose import PromptPlan
 from distill.teachers.fetch import checkpoint_folder
 from distill.wavefront import AskSettings
 from flows.recipe import Recipe
-from flows.results import TEACHER_SET
+from flows.results import TEACHER_SET, teacher_sets
 from storage import ClassInfo
 from storage.store import local_path
+from students.folds import FoldPlan
 from students.spec import StudentSpec
 
 _COLOURS: tuple[tuple[int, int, int], ...] = ((228, 60, 60), (60, 140, 228), (70, 180, 90), (240, 170, 40), (150, 90, 200), (40, 190, 190))
@@ -26,6 +30,7 @@ def label_plan(recipe: Recipe) -> LabelPlan:
     """What the labelling engine is to do."""
     return LabelPlan(
         label_set=TEACHER_SET,
+        sources=recipe.prompts.source,
         classes=class_infos(recipe),
         teacher=recipe.teacher.checkpoint,
         profile=recipe.teacher.profile,
@@ -35,13 +40,42 @@ def label_plan(recipe: Recipe) -> LabelPlan:
             boxes=recipe.uncertainty.boxes,
             jitter=recipe.uncertainty.jitter,
             flips=recipe.uncertainty.flips,
+            rotations=recipe.uncertainty.rotations,
+            scales=recipe.uncertainty.scales,
+            gammas=recipe.uncertainty.gammas,
+            window_shifts=recipe.uncertainty.window_shifts,
+            points=recipe.uncertainty.points,
+            multimask=recipe.uncertainty.multimask,
             planes=recipe.uncertainty.planes,
+            propagate=PROPAGATE in recipe.prompts.source,
         ),
         intensity=recipe.intensity,
         embedding_cache=_embedding_cache(recipe),
         device=recipe.teacher.device,
         compiled=recipe.teacher.compile,
     )
+
+
+def label_plans(recipe: Recipe) -> tuple[LabelPlan, ...]:
+    """What the labelling engine is to do for each of the recipe's teachers; several draw label sets of their own."""
+    first, block = label_plan(recipe), recipe.teacher
+    return tuple(
+        replace(first, label_set=name, teacher=each.checkpoint, profile=each.profile, base=each.base, precision=each.precision)
+        for name, each in zip(teacher_sets(1 + len(block.also)), (block, *block.also), strict=True)
+    )
+
+
+def prompt_plan(recipe: Recipe) -> PromptPlan:
+    """Which sources propose prompts before the teacher is asked."""
+    block = recipe.prompts
+    options = dict(block.options) | {
+        "exemplar": block.exemplar,
+        "student": block.student,
+        "threshold": block.threshold,
+        "everything": block.everything,
+        "text": block.text,
+    }
+    return PromptPlan(sources=block.source, options=options, label=label_plan(recipe))
 
 
 def _embedding_cache(recipe: Recipe) -> EmbeddingCachePlan | None:
@@ -51,6 +85,15 @@ def _embedding_cache(recipe: Recipe) -> EmbeddingCachePlan | None:
     local = local_path(recipe.archive)
     beside = checkpoint_folder().parent / "embeddings" if local is None else Path(f"{local}.embeddings")
     return EmbeddingCachePlan(folder=str(block.folder or beside), budget_bytes=block.size, storage=block.precision)
+
+
+def fold_plan(recipe: Recipe) -> FoldPlan:
+    """Which students are witnesses of the teacher's labels."""
+    block = recipe.refine
+    spec = StudentSpec(name="witness", budget_seconds=block.witness_budget, seed=recipe.student.seed, validation_fraction=0.0)
+    return FoldPlan(
+        classes=class_infos(recipe), spec=spec, workdir=recipe.results / "witnesses" / recipe.student.name, label_set=TEACHER_SET
+    )
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:

@@ -6,15 +6,24 @@ Every key has a default that works, except ``archive`` and ``classes``. Relative
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from distill.devices import AUTO, parse_devices
 from distill.intensity import IntensitySpec
+from distill.prompts.everything_options import EverythingOptions
+from distill.prompts.exemplar_options import ExemplarOptions
+from distill.prompts.presets import ThresholdOptions
+from distill.prompts.registry import check_source
+from distill.prompts.student_options import StudentPrompts
+from distill.prompts.text_options import TextOptions
 from distill.teachers.fetch import OFFICIAL
+from distill.teachers.foreign import is_foreign
+from distill.teachers.meant import perhaps_meant
 from flows.durations import seconds_from
 from flows.places import resolve_address, resolve_catalog, resolve_path
+from flows.results import MOST_TEACHERS, PSEUDO_SET, TEACHER_SET
 from flows.sizes import bytes_from
 from storage.wording import check_modality, check_pattern, plain_name
 
@@ -112,10 +121,44 @@ class IngestBlock(_Block):
     """CSV with columns ``case`` and ``part`` (archive, calibration or test)."""
 
 
+def _chain(value: object) -> object:
+    """Let one name stand for a chain of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+class TextBlock(TextOptions):
+    """Of the source ``text``, with the checkpoint found from the recipe's folder."""
+
+    checkpoint: SourcePath | None = None
+
+
 class PromptsBlock(_Block):
     """Where the teacher's prompts come from."""
 
-    source: Literal["weak"] = "weak"
+    source: Annotated[tuple[str, ...], BeforeValidator(_chain)] = Field(default=("weak",), min_length=1)
+    """One source, or several in the order in which they are asked: the first that says something about a class of a case has it."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Of sources that other packages bring, by name."""
+    exemplar: ExemplarOptions = ExemplarOptions()
+    """Of the source ``exemplar``: from which gold cases it learns."""
+    student: StudentPrompts = StudentPrompts()
+    """Of the source ``student``: which label set's masks become prompts."""
+    threshold: ThresholdOptions = ThresholdOptions()
+    """Of the source ``threshold``: which intensities a class has, and what its pieces look like."""
+    everything: EverythingOptions = EverythingOptions()
+    """Of the source ``everything``: what the masks of a class look like."""
+    text: TextBlock = TextBlock()
+    """Of the source ``text``: which words describe a class, and which model reads them."""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            check_source(name)
+        if len(set(value)) < len(value):
+            message = f"names a source twice: {', '.join(value)}. Each is asked once; leave one out."
+            raise ValueError(message)
+        return value
 
 
 class EmbeddingCacheBlock(_Block):
@@ -140,17 +183,41 @@ def _devices(value: object) -> object:
     return ",".join(parse_devices(words, where="")) if isinstance(words, list) and all(isinstance(word, str) for word in words) else value
 
 
-class TeacherBlock(_Block):
-    """Which promptable model draws."""
+def _known_or_there(value: str, info: ValidationInfo) -> str:
+    """Return a known name as it is, and the whole path of a file that is there."""
+    if value == "bundled" or value in OFFICIAL or is_foreign(value):
+        return value
+    path = resolve_path(value, folder=(info.context or {}).get("folder"))
+    if not path.exists() and (guess := perhaps_meant(value)):
+        message = f"there is nothing at {path}.{guess}"
+        raise ValueError(message)
+    return str(_existing(path))
 
-    checkpoint: str = "bundled"
+
+Checkpoint = Annotated[str, AfterValidator(_known_or_there)]
+
+
+class CheckpointBlock(_Block):
+    """A promptable model, and how it is to be used."""
+
+    checkpoint: Checkpoint
     profile: str | None = None
     """How the checkpoint wants its images (``sam``, ``medsam``), where the file itself cannot tell; see docs/checkpoints.md."""
-    base: str | None = None
+    base: Checkpoint | None = None
     """Of a LoRA delta: the checkpoint it was trained on."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """``bf16`` is faster and changes the last digits; ``auto`` takes it on GPUs, except for the bundled teacher. ``int8`` is faster still and
     less exact, for ViT encoders on a CPU; what it costs in Dice is in docs/performance.md."""
+
+
+class TeacherBlock(CheckpointBlock):
+    """Which promptable model draws."""
+
+    checkpoint: Checkpoint = "bundled"
+    also: tuple[CheckpointBlock, ...] = Field(default=(), max_length=MOST_TEACHERS - 1)
+    """More teachers: each draws every case, and their masks are fused; see docs/checkpoints.md."""
+    fuse: Literal["staple", "mean"] = "staple"
+    """Of several teachers: by their votes, weighed by how good each seems, or by the mean of their probabilities."""
     device: Annotated[str, BeforeValidator(_devices)] = AUTO
     """``auto`` is every GPU that the process sees, or else the CPU; ``cpu``, ``cuda:0``, or several as ``cuda:0,cuda:1`` or a list."""
     compile: bool = False
@@ -158,12 +225,14 @@ class TeacherBlock(_Block):
     embedding_cache: Annotated[EmbeddingCacheBlock | None, BeforeValidator(_sized)] = None
     """Off unless a size is given, such as ``20GB``: worth it where the same pictures are asked again with other prompts."""
 
-    @field_validator("checkpoint", "base")
-    @classmethod
-    def _known_or_there(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None or value == "bundled" or value in OFFICIAL:
-            return value
-        return str(_existing(resolve_path(value, folder=(info.context or {}).get("folder"))))
+    @model_validator(mode="after")
+    def _teachers_differ(self) -> "TeacherBlock":
+        names = [(each.checkpoint, each.profile, each.base) for each in (self, *self.also)]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)[0]
+            message = f"names the teacher {twice} twice: it would agree with itself. Leave one out."
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _int8_where_it_can_be(self) -> "TeacherBlock":
@@ -186,8 +255,42 @@ class UncertaintyBlock(_Block):
     jitter: float = Field(default=0.05, ge=0, le=0.5)
     """Standard deviation of each side, as a part of the box's size."""
     flips: bool = True
+    rotations: tuple[Annotated[float, Field(ge=-45, le=45)], ...] = Field(default=(), max_length=8)
+    """Degrees by which the picture is turned, one more view for each; 5 to 10 keep anatomy believable. Views cost an encoding and ``boxes`` answers each."""
+    scales: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(default=(), max_length=8)
+    """Factors by which the picture is enlarged inside its frame; 0.9 to 1.1."""
+    gammas: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(default=(), max_length=8)
+    """Powers of the grey levels; 0.8 to 1.25."""
+    window_shifts: tuple[Annotated[float, Field(ge=-0.5, le=0.5)], ...] = Field(default=(), max_length=8)
+    """By which share of its width the window is moved; -0.1 to 0.1."""
+    points: int = Field(default=0, ge=0, le=8)
+    """Positive points of each member, drawn anew from the given ones or from inside the rough mask; 0 takes those given as they are."""
+    multimask: bool = False
+    """Also ask for the teacher's candidates for each box, whose disagreement is a score."""
     planes: Literal["axial", "three"] = "three"
     """``three`` also asks coronal and sagittal slices of volumes whose voxels are near isotropic."""
+
+
+SemanticTest = Literal["prior", "student", "reverse"]
+
+
+class CleaningBlock(_Block):
+    """Which pieces and holes of one class stay, and how its edge is drawn."""
+
+    components: int = Field(default=1, ge=1)
+    """How many of the largest pieces stay, where ``largest_component`` is on."""
+    least_mm3: float = Field(default=0.0, ge=0)
+    """Smaller pieces go; not judged where the spacing is unknown."""
+    least_px: int = Field(default=0, ge=0)
+    holes: Literal["slices", "3d", "none"] = "slices"
+    """Holes that are closed within a slice are filled, or only those closed on all sides, or none."""
+    holes_to_mm3: float | None = Field(default=None, ge=0)
+    """Larger holes stay; not judged where the spacing is unknown."""
+    holes_to_px: int | None = Field(default=None, ge=0)
+    rectify_edges: bool = False
+    """Let the intensity decide where the teacher's probability lies between 0.2 and 0.8."""
+    disputed_from: float | None = Field(default=None, gt=0, le=0.5)
+    """Share of the ensemble in the minority from which a voxel is ``ignore``."""
 
 
 class RefineBlock(_Block):
@@ -197,6 +300,15 @@ class RefineBlock(_Block):
     largest_component: bool = True
     risk: float = Field(default=0.10, gt=0, lt=1)
     """Highest accepted expected disagreement (1 - Dice) of what is trained on; set on the calibration cases."""
+    guarantee: Literal["none", "mask"] = "none"
+    """``mask`` makes ``risk`` hold for new patients, by conformal risk control (docs/calibration.md)."""
+    semantic: Annotated[tuple[SemanticTest, ...], BeforeValidator(_chain)] = ("prior",)
+    """Tests of whether a mask is of the right object (docs/uncertainty.md): ``prior`` compares place, size and brightness with other
+    patients' masks, ``student`` trains two students that never saw the case, ``reverse`` asks what a mask teaches about calibration gold."""
+    witness_budget: Annotated[float, BeforeValidator(seconds_from)] = 120.0
+    """Seconds of training for each student of ``semantic: student``."""
+    classes: dict[ClassId, CleaningBlock] = Field(default_factory=dict)
+    """Rules for single classes; those that are not named get the defaults."""
 
 
 class StudentBlock(_Block):
@@ -256,6 +368,50 @@ class Recipe(_Block):
             message = (
                 f"ingest.gold.map leads to no class: {strangers}. Classes: {', '.join(map(str, sorted(self.classes)))}; 0 is background."
             )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _prompting_labels_stay(self) -> "Recipe":
+        labels, own = self.prompts.student.labels, f"student/{self.student.name}"
+        if "student" not in self.prompts.source:
+            return self
+        if labels is None:
+            message = (
+                "the source of prompts 'student' needs a label set of an earlier student: prompts: {source: student, student: {labels: student/NAME}}. "
+                "'samdistill predict results/students/NAME ARCHIVE' writes it for every case."
+            )
+            raise ValueError(message)
+        if labels == own or labels in {TEACHER_SET, PSEUDO_SET} or labels.startswith(f"{TEACHER_SET}-"):
+            message = (
+                f"prompts.student.labels is {labels!r}, which this run itself writes: it would never come to an end. "
+                f"Name another label set, or give the student of this run another name (student.name is {self.student.name!r})."
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _sources_look_for_these_classes(self) -> "Recipe":
+        block, known = self.prompts, {name for key, each in self.classes.items() for name in (str(key), each.name)}
+        for where, named in (
+            ("threshold.classes", block.threshold.classes),
+            ("everything.classes", block.everything.classes),
+            ("text.words", block.text.words),
+        ):
+            if strangers := sorted(set(named) - known):
+                message = f"prompts.{where} is about {strangers[0]!r}, but there is no such class. Known: {', '.join(sorted(known))}."
+                raise ValueError(message)
+        if "text" in block.source and (block.text.model is None or block.text.checkpoint is None):
+            message = (
+                "prompts.source names text, which needs prompts.text.model (such as ViT-B-32) and prompts.text.checkpoint (its weights)."
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _rules_are_about_these_classes(self) -> "Recipe":
+        if strangers := sorted(set(self.refine.classes) - set(self.classes)):
+            message = f"refine.classes names class {strangers[0]}, but the classes are {', '.join(map(str, sorted(self.classes)))}."
             raise ValueError(message)
         return self
 

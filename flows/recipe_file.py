@@ -111,8 +111,17 @@ def _sentence(problem: Any) -> str:
             return f"'{where}' is missing. See 'samdistill recipe' for an example."
         case "value_error":
             return f"'{where}' {_lower_first(str(problem['ctx']['error']))}"
+        case "model_type" | "model_attributes_type" if keys:
+            return f"'{where}' is {problem['input']!r}, but holds keys of its own. {_as_block(keys, problem['input'])}"
         case _:
             return f"'{where}' is {problem['input']!r}: {_lower_first(problem['msg'])}. See 'samdistill recipe' for an example."
+
+
+def _as_block(keys: list[str], found: object) -> str:
+    """Say how what was found may be written; the first key of a block is the one that people mean by a single word."""
+    known = _fields_at(Recipe, keys)
+    value = found if isinstance(found, (str, int, float)) and not isinstance(found, bool) else "..."
+    return f"Write {keys[-1]}: {{{known[0]}: {value}}}. Known in it: {', '.join(known)}."
 
 
 def _did_you_mean(keys: list[str]) -> str:

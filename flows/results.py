@@ -21,8 +21,29 @@ LEDGER_STAGES: dict[Stage, str] = {
 }
 """The name under which each stage keeps its units in the ledger."""
 
+MOST_TEACHERS = 8
+"""More would take longer than they could tell, and are refused."""
+
+
+def teacher_sets(count: int) -> tuple[str, ...]:
+    """Return the label sets of so many teachers: one draws ``teacher/r1`` itself, several draw ``teacher/r1-1`` and so on, which are fused into it."""
+    return (TEACHER_SET,) if count == 1 else tuple(f"{TEACHER_SET}-{n + 1}" for n in range(count))
+
+
 CALIBRATE = "calibrate"
 """The ledger's name of the first half of refine: one unit, called after the student, that sets the thresholds."""
+
+DOUBT = f"doubt:{TEACHER_SET}"
+"""The ledger's name of the beginning of refine: a unit for each test of the teacher's labels, called after student and test."""
+
+
+def doubt_unit(student: str, test: str) -> str:
+    """Return the name of the unit of one test."""
+    return f"{student}/{test}"
+
+
+FILTER = "filter"
+"""The ledger's name of the end of refine: one unit, called after the student, that writes the filter's own report."""
 
 UNIT_NAMES: dict[str, tuple[str, str]] = {
     "ingest": ("file or row", "files or rows"),
@@ -118,3 +139,27 @@ def merged(stage: str, results: Iterable[StageResult]) -> StageResult:
             tally=dict(Counter(total.tally) + Counter(result.tally)),
         )
     return total
+
+
+def joined(before: StageResult, result: StageResult) -> StageResult:
+    """Report a first half of a stage with the stage itself: what it counted, took and could not do; its units are other ones."""
+    return replace(
+        result,
+        failed=before.failed + result.failed,
+        quarantined=before.quarantined + result.quarantined,
+        seconds=before.seconds + result.seconds,
+        note="; ".join(note for note in (before.note, result.note) if note),
+        tally={**before.tally, **result.tally},
+    )
+
+
+def with_report(result: StageResult, report: StageResult) -> StageResult:
+    """Report a stage together with the page that it ends with."""
+    where = f"filter report: {report.output}" if report.output else ""
+    return replace(
+        result,
+        failed=result.failed + report.failed,
+        quarantined=result.quarantined + report.quarantined,
+        seconds=result.seconds + report.seconds,
+        note="; ".join(note for note in (result.note, where, report.note) if note),
+    )

@@ -1,17 +1,19 @@
 """The rules by which a recipe believes its teacher: what the recipe fixes, and what gold calibration cases decide."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from distill.calibration import SMOOTHING_MM, ClassCalibration, calibrate
+from distill.calibration import CALIBRATION, SMOOTHING_MM, ClassCalibration, calibrate
 from distill.refine import ClassRule, RefinePlan
+from distill.reliability import SCORES, predict_quality
 from flows.once import perform_once
 from flows.plans import class_infos
-from flows.recipe import Recipe
+from flows.recipe import CleaningBlock, Recipe
 from flows.results import CALIBRATE, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, fingerprint
 
@@ -22,7 +24,8 @@ UNCALIBRATED_SMOOTHING_MM = 1.0
 class CalibrationFile(BaseModel):
     """``calibration.json`` in the report's folder: a person can read what was decided, and from how much.
 
-    What was not measured is NaN here and ``null`` in the file, since JSON knows no NaN.
+    What was not measured is NaN here and ``null`` in the file, since JSON knows no NaN. Files of versions that knew no temperature, predicted
+    Dice or guarantee are read without them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
@@ -48,7 +51,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
 
     Args:
         archive: Holds teacher's labels and gold.
-        recipe: Fixes risk, volumes and components.
+        recipe: Fixes risk, guarantee, volumes and components.
         labels: Calibration case -> fingerprint of the teacher's labels.
         gold: Calibration case -> fingerprint of the expert's.
     """
@@ -57,17 +60,40 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
         archive.ledger,
         stage=CALIBRATE,
         unit=recipe.student.name,
-        fingerprint=fingerprint(rules=start, risk=recipe.refine.risk, labels=labels, gold=gold),
+        fingerprint=fingerprint(
+            calibration=CALIBRATION,
+            rules=start,
+            risk=recipe.refine.risk,
+            guarantee=recipe.refine.guarantee,
+            labels=labels,
+            gold=gold,
+            scores=_scores(archive, labels),
+        ),
         output=calibration_file(recipe),
         work=lambda: _calibrate(archive, recipe),
     )
     return replace(result, note=calibration_note(recipe)) if result.skipped else result
 
 
+def _scores(archive: Archive, labels: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Return the scores of the calibration cases: some are added to labels that are finished, and a predicted Dice depends on them."""
+    known = archive.catalog.scores(TEACHER_SET)
+    return {
+        case: {name: value for name, value in known.get(case, {}).items() if name.partition("/")[0] in SCORES} for case in sorted(labels)
+    }
+
+
 def _calibrate(archive: Archive, recipe: Recipe) -> str:
     smoothing_mm = SMOOTHING_MM if recipe.refine.consistency == "3d" else (0.0,)
     found = calibrate(
-        archive, class_infos(recipe), source=TEACHER_SET, rules=starting_rules(recipe), risk=recipe.refine.risk, smoothing_mm=smoothing_mm
+        archive,
+        class_infos(recipe),
+        source=TEACHER_SET,
+        rules=starting_rules(recipe),
+        risk=recipe.refine.risk,
+        smoothing_mm=smoothing_mm,
+        guarantee=recipe.refine.guarantee,
+        intensity=recipe.intensity,
     )
     path = calibration_file(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +113,33 @@ def calibration_note(recipe: Recipe) -> str:
     return "; ".join(f"{recipe.classes[key].name if key in recipe.classes else key}: {note}" for key, note in notes.items())
 
 
+def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> int:
+    """Score masks as refined with the Dice that calibration predicts of them, and its error bars; nothing without calibration.
+
+    Adds ``predicted_dice/ID``, ``predicted_dice_low/ID`` and ``predicted_dice_high/ID`` to the scores of the teacher's label set.
+
+    Returns:
+        How many masks were scored.
+    """
+    path, scored = calibration_file(recipe), 0
+    if not is_calibrated(archive, recipe) or not path.is_file():
+        return scored
+    found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8")).classes
+    known = archive.catalog.scores(TEACHER_SET)
+    for case in cases:
+        told = {key: predict_quality(each.quality, known.get(case, {}), key) for key, each in found.items() if each.quality is not None}
+        scores = {
+            f"{name}/{key}": value
+            for key, each in told.items()
+            if each is not None and f"pairwise_dice/{key}" in known.get(case, {})
+            for name, value in (("predicted_dice", each.dice), ("predicted_dice_low", each.low), ("predicted_dice_high", each.high))
+        }
+        if any(known[case].get(name) != value for name, value in scores.items()):
+            archive.catalog.add_scores(case, TEACHER_SET, scores)
+        scored += len(scores) // 3
+    return scored
+
+
 def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
     """What the recipe says about each class before any gold is looked at."""
     return {
@@ -94,6 +147,7 @@ def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
             largest_component=recipe.refine.largest_component,
             volume_mm3=block.volume_mm3,
             smooth_mm=UNCALIBRATED_SMOOTHING_MM if recipe.refine.consistency == "3d" else 0.0,
+            **recipe.refine.classes.get(key, CleaningBlock()).model_dump(),
         )
         for key, block in recipe.classes.items()
     }
@@ -116,7 +170,7 @@ def refine_plan(recipe: Recipe, *, calibrated: bool = True) -> RefinePlan:
     if calibrated and path.is_file():
         found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
         rules |= {key: each.rule for key, each in found.classes.items()}
-    return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET)
+    return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET, intensity=recipe.intensity)
 
 
 def calibration_file(recipe: Recipe) -> Path:

@@ -170,18 +170,15 @@ def show_checks(checks: Sequence[Check], *, as_json: bool) -> int:
     return FAILED if any(check.verdict == "problem" for check in checks) else OK
 
 
-def _readable(value: str | float | None) -> str:
+def _readable(value: object) -> str:
     """Write a fact for a table; what a checkpoint keeps as JSON becomes a list of words."""
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    if isinstance(value, str) and value.startswith("{"):
-        try:
-            return "; ".join(f"{name.replace('_', ' ')} {_listed(entry)}" for name, entry in json.loads(value).items())
-        except ValueError:
-            return value
-    return str(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{name.replace('_', ' ')} {_listed(entry)}" for name, entry in value.items())
+    return _listed(value)
 
 
 def _listed(entry: object) -> str:

@@ -12,8 +12,8 @@ from flows.console import Follow
 from flows.errors import StageError
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
-from storage import Archive, ArchiveNotFoundError, CaseRecord, StudentRecord, fingerprint
+from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult, merged, teacher_sets
+from storage import Archive, ArchiveNotFoundError, CaseRecord, Prompt, StudentRecord, fingerprint
 from students.results import Evaluation
 from students.spec import StudentCard
 
@@ -54,12 +54,59 @@ def shards_to_label(recipe: Recipe, size: int) -> list[Shard]:
     return _shards([record.id for record in _some(open_archive(recipe).cases(), recipe)], size)
 
 
-def label(recipe: Recipe, shard: Shard) -> StageResult:
-    """Let the teacher draw the cases of one shard."""
-    from distill.engine import label_archive
-    from flows.plans import label_plan
+def propose(recipe: Recipe, shard: Shard) -> StageResult:
+    """Ask the recipe's sources for prompts about the cases of one shard; nothing where it takes only those that people left."""
+    from distill.prompts.choice import WEAK, drawing_sources
+    from distill.propose import propose_prompts
+    from flows.plans import prompt_plan
 
-    plan = label_plan(recipe)
+    if set(drawing_sources(recipe.prompts.source)) == {WEAK}:
+        return StageResult(stage="prompts")
+    summary = propose_prompts(open_archive(recipe), prompt_plan(recipe), cases=shard.cases, progress=_follow("prompts", shard))
+    return StageResult(
+        stage="prompts",
+        done=summary.done,
+        skipped=summary.skipped,
+        failed=summary.unfinished,
+        quarantined=len(summary.quarantined),
+        seconds=summary.seconds,
+        tally={"prompts proposed": summary.prompts, "classes said to be absent": summary.absent} if summary.done else {},
+    )
+
+
+def label(recipe: Recipe, shard: Shard) -> StageResult:
+    """Let the teacher draw the cases of one shard; of several, each, and then make one label set of theirs."""
+    drawn = [_drawn(recipe, shard, teacher) for teacher in range(1 + len(recipe.teacher.also))]
+    return drawn[0] if len(drawn) == 1 else _fused(recipe, shard, drawn)
+
+
+def _fused(recipe: Recipe, shard: Shard, drawn: Sequence[StageResult]) -> StageResult:
+    """Fuse what several teachers have drawn; a case that one of them could not draw counts once for each such teacher."""
+    from distill.fuse import FusePlan, fuse_archive
+    from flows.plans import class_infos
+
+    plan = FusePlan(members=teacher_sets(len(drawn)), classes=class_infos(recipe), label_set=TEACHER_SET, rule=recipe.teacher.fuse)
+    summary = fuse_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("label", shard))
+    together = merged("label", drawn)
+    return replace(
+        together,
+        done=summary.done,
+        skipped=summary.skipped,
+        failed=together.failed + summary.unfinished,
+        quarantined=together.quarantined + len(summary.quarantined),
+        seconds=together.seconds + summary.seconds,
+        output=plan.label_set,
+        tally=dict(drawn[0].tally) | ({"not drawn by every teacher": len(summary.waiting)} if summary.waiting else {}),
+        note=f"{len(drawn)} teachers",
+    )
+
+
+def _drawn(recipe: Recipe, shard: Shard, teacher: int) -> StageResult:
+    """Let one of the recipe's teachers draw."""
+    from distill.engine import label_archive
+    from flows.plans import label_plans
+
+    plan = label_plans(recipe)[teacher]
     summary = label_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("label", shard))
     return StageResult(
         stage="label",
@@ -84,7 +131,7 @@ def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
 
 def _nothing_drawn(archive: Archive, recipe: Recipe) -> str:
     """Say why there is no case that the teacher has drawn."""
-    prompts = archive.catalog.prompts_by_case([record.id for record in archive.cases()])
+    prompts = _asked_with(archive, recipe, [record.id for record in archive.cases()])
     prompted = {prompt.class_id for found in prompts.values() for prompt in found}
     if not prompted:
         cure = f"Name a file of them: ingest: {{prompts: FILE}}, or 'samdistill prompts import FILE {recipe.archive}'."
@@ -93,6 +140,13 @@ def _nothing_drawn(archive: Archive, recipe: Recipe) -> str:
         found, asked = (", ".join(map(str, sorted(ids))) for ids in (prompted, recipe.classes))
         return f"the prompts of the archive {recipe.archive} are about class {found}, but the recipe is about {asked}, so the teacher has drawn nothing."
     return f"the archive {recipe.archive} holds no label set {TEACHER_SET!r} to refine. Run 'samdistill label RECIPE' first."
+
+
+def doubt(recipe: Recipe) -> StageResult:
+    """Ask second opinions of what the teacher has drawn: is each mask of the right object?"""
+    from flows.doubts import doubt_labels
+
+    return doubt_labels(open_archive(recipe), recipe)
 
 
 def calibrate(recipe: Recipe) -> StageResult:
@@ -108,11 +162,12 @@ def calibrate(recipe: Recipe) -> StageResult:
 def refine(recipe: Recipe, shard: Shard) -> StageResult:
     """Decide what to believe in the cases of one shard."""
     from distill.refine import refine_archive
-    from flows.rules import is_calibrated, refine_plan
+    from flows.rules import add_predicted_dice, is_calibrated, refine_plan
 
     archive = open_archive(recipe)
     plan = refine_plan(recipe, calibrated=is_calibrated(archive, recipe))
     summary = refine_archive(archive, plan, cases=shard.cases, progress=_follow("refine", shard))
+    add_predicted_dice(archive, recipe, shard.cases)
     unsized = {"without known spacing, where volume_mm3 cannot be judged": summary.unsized} if summary.unsized else {}
     return StageResult(
         stage="refine",
@@ -124,6 +179,13 @@ def refine(recipe: Recipe, shard: Shard) -> StageResult:
         output=summary.label_set,
         tally=ordered_verdicts(summary.verdicts) | unsized,
     )
+
+
+def report_filter(recipe: Recipe) -> StageResult:
+    """Write the filter's own report: what it kept and removed, of whom, and how good that is."""
+    from flows.filtering import write_filter_report
+
+    return write_filter_report(open_archive(recipe), recipe)
 
 
 def ordered_verdicts(counts: Mapping[str, int]) -> dict[str, int]:
@@ -241,8 +303,16 @@ def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
         block=recipe.evaluate.model_dump(mode="json"),
         gold=label_fingerprints(archive, archive.cases(with_labels="gold"), "gold"),
         teacher=label_fingerprints(archive, archive.cases(part="test", with_labels=TEACHER_SET), TEACHER_SET),
-        prompts=archive.catalog.prompts_by_case(prompted),
+        prompts=_asked_with(archive, recipe, prompted),
     )
+
+
+def _asked_with(archive: Archive, recipe: Recipe, cases: list[str]) -> dict[str, list[Prompt]]:
+    """Return the prompts of each case that the teacher is asked with: those of the recipe's sources."""
+    from distill.prompts.choice import chosen_prompts
+
+    stored = archive.catalog.prompts_by_case(cases)
+    return {case: chosen_prompts(prompts, recipe.prompts.source) for case, prompts in stored.items()}
 
 
 def _evaluate(archive: Archive, recipe: Recipe) -> str:

@@ -1,0 +1,223 @@
+"""What a person does with the masks of an archive: see which to look at, look, decide, and take it back.
+
+A decision is stored at once. It is refused where it would be about something else than what was looked at, or would overrule another
+person who decided meanwhile; ``force`` overrules, and both decisions stay in the history.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distill.review_queue import Candidate, Estimate, estimate, review_queue
+from flows.desk import Desk
+from flows.errors import ReviewError
+from flows.results import PSEUDO_SET, TEACHER_SET
+from storage import Case, ListingRecord, Prompt, ReviewRecord
+from storage.records import Opinion, Sampling
+
+REVIEW = "review"
+"""The source of prompts that reviewers draw; the label stage takes it whatever the recipe says."""
+_LONGEST_NOTE = 500
+
+
+class Waiting(BaseModel):
+    """One line of the queue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str
+    class_id: int
+    class_name: str
+    source: Sampling
+    why: str
+    filter_says: str
+    """What refinement decided, and its reason."""
+
+
+def waiting(desk: Desk, limit: int) -> list[Waiting]:
+    """Return the masks to look at first, and remember that this reviewer was shown them as they are now."""
+    queue = review_queue(desk.archive, desk.plan, limit)
+    prints, revisions = desk.archive.catalog.fingerprints(TEACHER_SET), _revisions(desk)
+    desk.archive.catalog.record_listing(
+        ListingRecord(
+            case=each.case,
+            label_set=TEACHER_SET,
+            class_id=each.class_id,
+            by=desk.by,
+            source=each.source,
+            fingerprint=prints[each.case],
+            revision=revisions.get((each.case, each.class_id), 0),
+        )
+        for each in queue
+    )
+    return [_waiting(desk, each) for each in queue]
+
+
+def _waiting(desk: Desk, each: Candidate) -> Waiting:
+    said, reason = _filter_says(desk.archive[each.case], each.class_id)
+    says = f"{said} ({reason})" if said else "not refined yet"
+    name = desk.classes[each.class_id]
+    return Waiting(case=each.case, class_id=each.class_id, class_name=name, source=each.source, why=each.why, filter_says=says)
+
+
+def _filter_says(case: Case, class_id: int) -> tuple[str, str]:
+    if PSEUDO_SET not in case.label_sets():
+        return "", ""
+    parameters = case.labels(PSEUDO_SET).history.parameters
+    return str(parameters.get(f"verdict/{class_id}", "")), str(parameters.get(f"reason/{class_id}", ""))
+
+
+def _revisions(desk: Desk, case_id: str | None = None) -> dict[tuple[str, int], int]:
+    """Return how many decisions there are about each mask, of whatever labels."""
+    return {(record.case, record.class_id): record.revision for record in desk.archive.catalog.review_history(TEACHER_SET, case_id)}
+
+
+def decide(
+    desk: Desk, case_id: str, verdict: Opinion, *, class_id: int | None = None, note: str = "", force: bool = False
+) -> list[ReviewRecord]:
+    """Store a verdict on one class of a case, or on all that the teacher drew.
+
+    Raises:
+        CaseNotFoundError: if there is no such case.
+        ReviewError: if there is no such class, nothing was drawn, or the note is too long.
+        ReviewConflictError: see :meth:`storage.Catalog.record_review`.
+    """
+    case = desk.archive[case_id]
+    return [_store(desk, _draft(desk, case, each, verdict=verdict, note=note), force=force) for each in desk.class_ids(case, class_id)]
+
+
+def rebox(
+    desk: Desk, case_id: str, *, class_id: int, z: int, box_xyxy: Sequence[float], note: str = "", force: bool = False
+) -> ReviewRecord | None:
+    """Keep a new box for the next labelling; what the teacher drew of this class counts as rejected until then.
+
+    Args:
+        desk: where.
+        case_id: which case.
+        class_id: which class, drawn before or not.
+        z: the slice.
+        box_xyxy: x0, y0, x1, y1 in pixels of the slice; upper bounds are exclusive.
+        note: for other reviewers.
+        force: overrule what another person decided.
+
+    Returns:
+        The verdict that goes with it; None where the teacher had drawn nothing of this class.
+
+    Raises:
+        CaseNotFoundError: if there is no such case.
+        ReviewError: if there is no such class.
+        IngestError: if slice or box lie outside the image.
+        ReviewConflictError: as for a verdict.
+    """
+    from storage.ingest.weak_convert import Converter
+    from storage.ingest.weak_schema import BoxRow
+
+    case = desk.archive[case_id]
+    if class_id not in desk.classes:
+        desk.class_ids(case, class_id)
+    try:
+        row = BoxRow(case=case_id, class_id=class_id, kind="box", slice=z, slice_axis="z", box_xyxy=tuple(box_xyxy))
+    except ValidationError as error:
+        message = f"case {case_id}: slice {z} with box {list(box_xyxy)} cannot be used ({error.errors()[0]['msg']}). Write --slice 12 --box 16,19,36,38."
+        raise ReviewError(message) from None
+    prompts = Converter(archive=desk.archive, folder=Path(), source=REVIEW, classes=None).prompts(row)
+    if TEACHER_SET not in case.label_sets() or f"pairwise_dice/{class_id}" not in case.labels(TEACHER_SET).scores:
+        desk.archive.catalog.add_prompts(prompts)
+        return None
+    draft = replace(_draft(desk, case, class_id, verdict="reject", note=note), action="rebox")
+    return _store(desk, draft, force=force, boxes=prompts)
+
+
+def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: bool = False) -> tuple[int, int]:
+    """Take back what was decided about a case, and the boxes drawn for it; the history keeps both.
+
+    Returns:
+        How many verdicts and how many boxes.
+
+    Raises:
+        CaseNotFoundError: if there is no such case.
+        ReviewError: if there is no such class.
+        ReviewConflictError: if the verdict is another person's, unless forced.
+    """
+    case = desk.archive[case_id]
+    if class_id is not None and class_id not in desk.classes:
+        desk.class_ids(case, class_id)
+    wanted = list(desk.classes) if class_id is None else [class_id]
+    current = [each for each in desk.archive.catalog.reviews(TEACHER_SET) if each.case == case_id and each.class_id in wanted]
+    for each in current:
+        draft = replace(each, action="undo", by=desk.by, at=_now(), note="")
+        desk.archive.catalog.record_review(draft, seen=None if force else _known_revision(desk, each))
+    boxes = sum(desk.archive.catalog.forget_boxes(case_id, each, source=REVIEW) for each in wanted)
+    return len(current), boxes
+
+
+def accepted_share(desk: Desk) -> Estimate:
+    """Return what the random part of the verdicts says about all masks."""
+    return estimate(desk.archive, desk.plan)
+
+
+def remember_shown(desk: Desk, case: Case, class_ids: Sequence[int]) -> None:
+    """Note that this reviewer has looked at masks as they are now; why they did stays as their list said."""
+    before = desk.archive.catalog.listed(case.id, TEACHER_SET, desk.by)
+    print_, revisions = case.labels(TEACHER_SET).history.fingerprint, _revisions(desk, case.id)
+    desk.archive.catalog.record_listing(
+        ListingRecord(
+            case=case.id,
+            label_set=TEACHER_SET,
+            class_id=class_id,
+            by=desk.by,
+            source=before[class_id].source if class_id in before else "asked",
+            fingerprint=print_,
+            revision=revisions.get((case.id, class_id), 0),
+        )
+        for class_id in class_ids
+    )
+
+
+def _draft(desk: Desk, case: Case, class_id: int, *, verdict: Opinion, note: str) -> ReviewRecord:
+    """Put together a record about what this reviewer was shown, or about the masks as they are now where nothing was listed."""
+    if len(note) > _LONGEST_NOTE:
+        message = f"a note has at most {_LONGEST_NOTE} letters, but this one has {len(note)}. Nothing in it may name a patient."
+        raise ReviewError(message)
+    shown = desk.archive.catalog.listed(case.id, TEACHER_SET, desk.by).get(class_id)
+    return ReviewRecord(
+        case=case.id,
+        label_set=TEACHER_SET,
+        class_id=class_id,
+        verdict=verdict,
+        source="asked" if shown is None else shown.source,
+        by=desk.by,
+        at=_now(),
+        filter_said=_filter_said(desk, case, class_id),
+        fingerprint=case.labels(TEACHER_SET).history.fingerprint if shown is None else shown.fingerprint,
+        note=note,
+    )
+
+
+def _filter_said(desk: Desk, case: Case, class_id: int) -> str:
+    """Return what refinement decided by itself: from before it heard of the first verdict, where there was one."""
+    print_ = case.labels(TEACHER_SET).history.fingerprint
+    for each in desk.archive.catalog.review_history(TEACHER_SET, case.id):
+        if (each.class_id, each.fingerprint) == (class_id, print_):
+            return each.filter_said
+    return _filter_says(case, class_id)[0]
+
+
+def _store(desk: Desk, draft: ReviewRecord, *, force: bool, boxes: list[Prompt] | None = None) -> ReviewRecord:
+    if force:
+        now = desk.archive[draft.case].labels(TEACHER_SET).history.fingerprint
+        return desk.archive.catalog.record_review(replace(draft, fingerprint=now), boxes=boxes)
+    return desk.archive.catalog.record_review(draft, seen=_known_revision(desk, draft), boxes=boxes)
+
+
+def _known_revision(desk: Desk, draft: ReviewRecord) -> int:
+    """Return how many decisions about a mask this reviewer knew of; none, where they were never shown it."""
+    shown = desk.archive.catalog.listed(draft.case, TEACHER_SET, desk.by).get(draft.class_id)
+    return 0 if shown is None else shown.revision
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

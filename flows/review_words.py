@@ -1,0 +1,118 @@
+"""What the review commands print and draw."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.review_queue import Estimate
+from flows.console import OUT, show_next, show_table
+from flows.desk import Desk
+from flows.errors import ReviewError
+from flows.places import check_writable, typed
+from flows.results import PSEUDO_SET, TEACHER_SET, counted
+from flows.review import Waiting, remember_shown
+from storage import ReviewRecord
+from students.filter_page import PSEUDO_RGB, TEACHER_RGB, picture_layers
+
+
+def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None:
+    """Print the queue, and what to type next."""
+    if as_json:
+        OUT.print_json(json.dumps([each.model_dump() for each in queue]))
+        return
+    if not queue:
+        _say("Nothing waits for a person: every mask of the archive part has a verdict, or the teacher has drawn none yet.")
+        return
+    rows = [(each.case, f"{each.class_id} {each.class_name}", each.why, each.filter_says) for each in queue]
+    show_table(f"{counted(len(queue), 'mask', 'masks')} to look at first", ("case", "class", "why", "the filter says"), rows)
+    where, case = typed(place), queue[0].case
+    show_next((f"review show {where} {case} -o {case}.png", f"review accept {where} {case} --class {queue[0].class_id}"))
+
+
+def write_sheet(desk: Desk, case_id: str, class_id: int | None, out: Path) -> None:
+    """Write a picture of a case, and remember that this reviewer has seen it as it is now.
+
+    Raises:
+        CaseNotFoundError: if there is no such case.
+        ReviewError: if there is nothing to see, or the file is no PNG.
+        StageError: if the file cannot be written.
+    """
+    from students.pictures import sheet
+
+    if out.suffix.lower() != ".png":
+        message = f"the picture is a PNG, but {out} ends otherwise. Write -o {out.with_suffix('.png').name}."
+        raise ReviewError(message)
+    case = desk.archive[case_id]
+    wanted = desk.class_ids(case, class_id)
+    check_writable(out.parent, "the picture")
+    outlines, shade = picture_layers(case, wanted, teacher=TEACHER_SET, pseudo=PSEUDO_SET, gold=None)
+    sheet(case.read()[0], outlines, case.spacing_zyx_mm, shade).save(out)
+    remember_shown(desk, case, wanted)
+    _say(
+        f"{out}: teacher {_colour(TEACHER_RGB)}, pseudo-label {_colour(PSEUDO_RGB)}, ignored voxels tinted. Coordinates count pixels from 0."
+    )
+
+
+def show_decided(records: Sequence[ReviewRecord]) -> None:
+    """Say what was stored."""
+    for record in records:
+        _say(f"{record.case}, class {record.class_id}: {record.verdict}, by {record.by}. The next 'refine' goes by it.")
+
+
+def show_reboxed(case: str, class_id: int, z: int) -> None:
+    """Say what a new box does."""
+    _say(f"{case}, class {class_id}, slice {z}: the next 'label' asks the teacher with this box; until then its mask counts as rejected.")
+
+
+def show_undone(case: str, verdicts: int, boxes: int) -> None:
+    """Say what was taken back."""
+    if not verdicts and not boxes:
+        _say(f"{case}: there was nothing to take back.")
+        return
+    _say(f"{case}: {counted(verdicts, 'verdict', 'verdicts')} and {counted(boxes, 'box', 'boxes')} taken back.")
+
+
+def show_estimate(found: Estimate, *, as_json: bool) -> None:
+    """Print the estimate in words, or as JSON."""
+    if as_json:
+        OUT.print_json(found.model_dump_json())
+        return
+    if found.share is None or found.low is None or found.high is None:
+        _say(f"No verdict yet on a random one of {counted(found.masks, 'mask', 'masks')}: 'samdistill review list' marks them.")
+        return
+    _say(
+        f"People accept {found.accepted} of {found.judged} masks drawn at random ({found.share:.0%}; 95 % interval {found.low:.0%} to {found.high:.0%}, "
+        f"Wilson), of {found.masks:,} in the archive. This counts verdicts; it is no Dice."
+    )
+    if found.filter_share is not None and found.filter_low is not None and found.filter_high is not None:
+        _say(
+            f"Of those that the filter had accepted, people accept {found.filter_accepted} of {found.filter_judged} "
+            f"({found.filter_share:.0%}; {found.filter_low:.0%} to {found.filter_high:.0%})."
+        )
+    if found.missing:
+        _say(f"{counted(found.missing, 'random mask was', 'random masks were')} passed over: judge them too, or the estimate may flatter.")
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read ``16,19,36,38``.
+
+    Raises:
+        ReviewError: if these are not four numbers.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 4:
+        message = f"--box takes four numbers x0,y0,x1,y1, such as 16,19,36,38, but got {text!r}."
+        raise ReviewError(message)
+    return found
+
+
+def _colour(rgb: tuple[int, int, int]) -> str:
+    names = {TEACHER_RGB: "pink", PSEUDO_RGB: "blue"}
+    return names[rgb]
+
+
+def _say(sentence: str) -> None:
+    OUT.print(sentence, soft_wrap=True, highlight=False, markup=False)
