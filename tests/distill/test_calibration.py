@@ -7,7 +7,8 @@ import pytest
 
 from distill.calibration import calibrate
 from distill.errors import CalibrationError
-from distill.refine import ClassRule
+from distill.evidence import cut_mask, gold_cases
+from distill.refine import ClassRule, RefinePlan, drawn_mask
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from storage.case import Part
 
@@ -61,7 +62,9 @@ def test_acceptance_stops_where_the_calibration_cases_lose_too_much(tmp_path: Pa
         add(archive, f"wrong{n}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.5 + 0.01 * n)
     found = calibrate(archive, (A,), risk=0.1)[1]
     assert 0.52 < found.rule.accept_from <= 0.8
-    assert found.note == "4 of 7 calibration cases are within the risk"
+    assert found.note.startswith(
+        "4 of 7 calibration cases are within the risk; no guarantee: 9 patients needed for a level of 0.10, 7 found"
+    )
 
 
 def test_gold_of_other_parts_is_never_read(tmp_path: Path) -> None:
@@ -69,6 +72,8 @@ def test_gold_of_other_parts_is_never_read(tmp_path: Path) -> None:
     assert found.patients == 0
     assert found.rule == ClassRule()
     assert "not calibrated" in found.note
+    assert "agreement, not accuracy" in found.note
+    assert (found.temperature, found.quality, found.ring, found.guarantees) == (None, None, None, ())
 
 
 def test_too_few_patients_leave_the_defaults_and_say_so(tmp_path: Path) -> None:
@@ -89,3 +94,97 @@ def test_a_risk_out_of_reach_keeps_the_default_and_says_so(tmp_path: Path) -> No
 def test_a_risk_that_is_no_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="between 0 and 1"):
         calibrate(ball_archive(tmp_path), (A,), risk=20)
+
+
+def mixed_archive(path: Path, good: int = 12, bad: int = 3) -> Archive:
+    """Balls drawn almost as they are, with high agreement, and some of which only a speck is there, with low agreement."""
+    archive = Archive.create(str(path / "a.zarr"))
+    for n in range(good):
+        add(archive, f"good{n:02}", "calibration", gold_radius=3.0, fade_at=3.0, agreement=0.9 + 0.005 * n)
+    for n in range(bad):
+        add(archive, f"bad{n:02}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.5 + 0.01 * n)
+    return archive
+
+
+def test_a_wanted_guarantee_sets_the_agreement_and_leaves_the_cut_as_it_was(tmp_path: Path) -> None:
+    found = calibrate(mixed_archive(tmp_path), (A,), smoothing_mm=(0.0,), risk=0.2, guarantee="mask")[1]
+    promised = found.guarantees[0]
+    assert promised.feasible
+    assert found.rule.accept_from == promised.threshold
+    assert (found.rule.threshold, found.rule.smooth_mm) == (ClassRule().threshold, ClassRule().smooth_mm)
+    assert found.note.startswith("guaranteed for new patients like the 15 of calibration: masks accepted from an agreement of 0.")
+    assert "lose at most 0.20 of Dice per patient on average" in found.note
+    assert "masks (cut at 0.50, not smoothed, largest component)" in promised.statement
+
+
+def test_without_being_asked_for_a_guarantee_changes_nothing_and_the_note_says_how_to_ask(tmp_path: Path) -> None:
+    archive = mixed_archive(tmp_path)
+    found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.2)[1]
+    assert found.guarantees[0].feasible
+    assert found.rule.accept_from != found.guarantees[0].threshold
+    assert "nothing is guaranteed for new patients" in found.note
+    assert "refine: {guarantee: mask}" in found.note
+
+
+def test_a_guarantee_that_takes_more_patients_is_refused_in_the_note_and_the_old_way_decides(tmp_path: Path) -> None:
+    archive = ball_archive(tmp_path)
+    plain, wanted = (calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee=each)[1] for each in ("none", "mask"))
+    assert wanted.rule == plain.rule
+    assert wanted.note.endswith("no guarantee: 9 patients needed for a level of 0.10, 4 found")
+    assert all(each.threshold is None for each in wanted.guarantees)
+
+
+def test_a_level_that_no_threshold_holds_is_said_to_be_out_of_reach(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    for n in range(12):
+        add(archive, f"case{n:02}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.9)
+    found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee="mask")[1]
+    assert "no guarantee: with 12 patients, no threshold on pairwise_dice bounds the Dice lost in accepted masks by 0.10" in found.note
+    assert found.rule.accept_from == ClassRule().accept_from
+
+
+def test_a_mask_where_the_expert_found_nothing_counts_as_lost(tmp_path: Path) -> None:
+    archive = mixed_archive(tmp_path, bad=0)
+    assert calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.2)[1].guarantees[0].kept == 1
+    for n in range(12):
+        add(archive, f"none{n:02}", "calibration", gold_radius=-1.0, fade_at=3.0, agreement=0.97 + 0.001 * n)
+    found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.2)[1]
+    assert found.patients == 12
+    assert found.guarantees[0].patients == 24
+    assert found.guarantees[0].kept is not None
+    assert found.guarantees[0].kept < 0.25
+
+
+def test_temperature_predicted_dice_and_ring_come_with_the_rule(tmp_path: Path) -> None:
+    found = calibrate(mixed_archive(tmp_path, good=16, bad=4), (A,), smoothing_mm=(0.0,), risk=0.2)[1]
+    assert found.temperature is not None
+    assert found.temperature.patients == 20
+    assert found.quality is not None
+    assert found.quality.scores == ("pairwise_dice",)
+    assert found.quality.error < 0.5 * found.quality.error_of_mean
+    assert found.ring is not None
+    assert found.ring.feasible
+    assert "mm covers at least 90% of the object" in found.ring.statement
+
+
+def test_scores_added_after_labelling_may_predict_the_dice(tmp_path: Path) -> None:
+    archive = mixed_archive(tmp_path)
+    for record in archive.cases():
+        archive.catalog.add_scores(record.id, "teacher/r1", {"oof_dice/1": 0.9 if record.id.startswith("good") else 0.1, "oof_dice/2": 0.5})
+    scores = next(case.scores for case in gold_cases(archive, 1, source="teacher/r1") if case.case == "bad00")
+    assert scores == {"pairwise_dice": 0.5, "oof_dice": 0.1}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [ClassRule(), ClassRule(threshold=0.4, smooth_mm=1.2), ClassRule(largest_component=False, least_mm3=30.0, rectify_edges=True)],
+    ids=["defaults", "smoothed", "other cleaning"],
+)
+def test_what_is_calibrated_is_the_mask_that_refinement_cuts(tmp_path: Path, rule: ClassRule) -> None:
+    archive = ball_archive(tmp_path, count=1)
+    plan = RefinePlan(classes=(A,), rules={1: rule})
+    refined = drawn_mask(archive["case0"], plan, 1)
+    judged = gold_cases(archive, 1, source="teacher/r1", intensity=plan.intensity)[0]
+    assert refined is not None
+    assert refined[1].any()
+    assert np.array_equal(cut_mask(judged, rule), refined[1])

@@ -78,7 +78,7 @@ def test_missing_tensors_are_counted_and_named(real_data: Path, tmp_path: Path) 
     tensors = torch.load(real_data / "upstream_outputs" / "sam_vit.pth", weights_only=True)
     tensors.pop("mask_decoder.iou_prediction_head.layers.2.bias")
     torch.save(tensors, tmp_path / "cut.pth")
-    with pytest.raises(CheckpointError, match=r"1 tensors missing \['mask_decoder"):
+    with pytest.raises(CheckpointError, match=r"1 tensor missing: mask_decoder"):
         load_teacher(tmp_path / "cut.pth", profile="sam")
 
 

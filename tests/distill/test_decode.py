@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from segment_anything.modeling import Sam
@@ -9,7 +10,9 @@ from segment_anything.modeling import Sam
 from distill.teachers import decode, decode_folded
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.decode import decode_prompts
-from distill.teachers.decode_folded import folds
+from distill.teachers.decode_folded import Drawing, folds
+from distill.teachers.regions import UNDRAWN, cells_of
+from distill.teachers.upsample import through_input
 
 EXACT = 2e-6
 CONFIG = ConvSamConfig(
@@ -204,3 +207,48 @@ def test_each_core_decodes_passes_of_its_own_and_the_answers_stay_in_order(sam: 
     for found, expected in zip(shared, alone, strict=True):
         assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(shared[1].flip(0), alone[1], atol=1e-3)  # or their order could not be told
+
+
+def test_only_what_is_looked_at_is_drawn_and_it_is_what_would_have_been_drawn(sam: Sam) -> None:
+    asked = ask("box and mask")
+    whole, iou = answer(sam, asked)
+    rows, columns = asked.images.shape[2:]
+    cells = [(n % 2, rows - n % 3, 1, max(2, columns - n)) for n in range(PROMPTS)]
+    with torch.inference_mode():
+        found, same_iou = decode_prompts(sam, asked.images, asked.index, **asked.hints, drawing=Drawing(tokens=1, cells=cells))
+    assert found.shape == (PROMPTS, 1, *whole.shape[2:])
+    assert torch.allclose(same_iou, iou, atol=1e-5)
+    for n, (top, bottom, left, right) in enumerate(cells):
+        inside = slice(4 * top, 4 * bottom), slice(4 * left, 4 * right)
+        assert torch.allclose(found[n, 0][inside], whole[n, 0][inside], atol=1e-4)
+        elsewhere = found[n, 0].clone()
+        elsewhere[inside] = UNDRAWN
+        assert (elsewhere == UNDRAWN).all()
+
+
+def test_prompts_that_share_a_mask_give_it_once(sam: Sam) -> None:
+    asked = ask("box and mask")
+    which = torch.arange(PROMPTS) % 2
+    repeated = asked.hints | {"mask_inputs": asked.hints["mask_inputs"][which]}
+    shared = asked.hints | {"mask_inputs": asked.hints["mask_inputs"][:2], "mask_index": which}
+    with torch.inference_mode():
+        expected = decode_prompts(sam, asked.images, asked.index, **repeated)
+        found = decode_prompts(sam, asked.images, asked.index, **shared)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size_px", "inner_px"), [((35, 51), (44, 64)), ((90, 64), (64, 46)), ((13, 40), (21, 64))])
+def test_cells_of_a_region_hold_all_that_its_pixels_are_made_of(size_px: tuple[int, int], inner_px: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0)
+    logits = torch.from_numpy(noise.normal(size=(1, 1, 32, 32)).astype(np.float32))
+    whole = through_input(logits, 64, inner_px, size_px)
+    for _ in range(20):
+        low = noise.integers(0, np.array(size_px) - 4)
+        high = low + noise.integers(1, 5, 2)
+        box = np.array([[low[1], low[0], high[1], high[0]]]) * np.tile([inner_px[1] / size_px[1], inner_px[0] / size_px[0]], 2)
+        top, bottom, left, right = cells_of(box, (8, 8), 64)[0]
+        cut = torch.full_like(logits, 1e6)
+        cut[..., 4 * top : 4 * bottom, 4 * left : 4 * right] = logits[..., 4 * top : 4 * bottom, 4 * left : 4 * right]
+        region = slice(low[0], high[0]), slice(low[1], high[1])
+        assert torch.equal(through_input(cut, 64, inner_px, size_px)[..., *region], whole[..., *region])

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from distill.devices import has_died, parse_devices, resolve_devices
+from distill.devices import has_died, made_current, parse_devices, resolve_devices
 from distill.errors import PlanError
 from distill.teachers.batching import OutOfMemoryError
 
@@ -87,6 +88,8 @@ def test_names_are_checked_without_torch() -> None:
         pytest.param(
             RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"), id="illegal access"
         ),
+        pytest.param(RuntimeError("CUDA error: unknown error"), id="not known"),
+        pytest.param(RuntimeError("CUDA error: device-side assert triggered\nsays: invalid argument"), id="a quote in later lines"),
         pytest.param(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), id="cuDNN"),
         pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), id="cuBLAS"),
         pytest.param(getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure"), id="PyTorch's own type"),
@@ -106,8 +109,21 @@ def test_a_broken_device_is_told_by_its_error(error: BaseException) -> None:
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), id="out of memory, cuBLAS"
         ),
         pytest.param(RuntimeError("CUDA error: out of memory"), id="out of page-locked memory"),
+        pytest.param(
+            RuntimeError("CUDA error: invalid argument\nCUDA kernel errors might be asynchronously reported"), id="a refused call"
+        ),
+        pytest.param(getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: invalid configuration argument"), id="a refused launch"),
+        pytest.param(RuntimeError("CUDA error: too many resources requested for launch"), id="a launch too large"),
+        pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"), id="a product cuBLAS has not"),
         pytest.param(OutOfMemoryError("out of memory with one of the pictures at a time: CUDA error"), id="one picture does not fit"),
     ],
 )
-def test_a_bad_case_and_too_little_memory_leave_the_device_alive(error: BaseException) -> None:
+def test_a_bad_case_a_refused_call_and_too_little_memory_leave_the_device_alive(error: BaseException) -> None:
     assert not has_died(error)
+
+
+def test_a_gpu_is_the_current_one_inside_a_block_and_a_cpu_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+    with made_current("cuda:1"), made_current("cpu"):
+        assert entered == ["cuda:1"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import engine, label_pass
+from distill import appoint, label_pass
 from distill.casework import CaseWork
 from distill.devices import DeviceError
 from distill.engine import label_archive
@@ -57,7 +57,7 @@ def teachers(monkeypatch: pytest.MonkeyPatch, *disturbed: Callable[[Encode], Enc
         loaded.append(teacher)
         return teacher
 
-    monkeypatch.setattr(engine, "load_teacher", load)
+    monkeypatch.setattr(appoint, "load_teacher", load)
     return loaded
 
 
@@ -175,7 +175,7 @@ def test_without_a_device_left_the_run_says_so_and_no_case_is_blamed(
     counts = archive.ledger.counts(STAGE)
     assert (counts["claimed"], counts["failed"], counts["quarantined"]) == (0, 0, 0)
     assert counts["done"] > 0
-    monkeypatch.setattr(engine, "load_teacher", load_teacher)
+    monkeypatch.setattr(appoint, "load_teacher", load_teacher)
     assert label_archive(archive, plan_for(checkpoint)).done == 6 - counts["done"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from distill import engine, label_pass
+from distill import appoint, label_pass
 from distill.casework import CaseWork
 from distill.engine import label_archive
 from distill.teachers.base import TeacherProfile
@@ -48,7 +48,7 @@ def test_a_poisoned_case_is_quarantined_with_its_error_and_the_others_are_labell
     archive = archive_of(tmp_path, 4)  # case01 alone is 21 pixels high
     torch.manual_seed(0)
     poisoned = PoisonedTeacher(build_conv_sam(small.SMALL), TeacherProfile(name="samdistill-conv", image_size=64), "x")
-    monkeypatch.setattr(engine, "load_teacher", lambda *_, **__: poisoned)
+    monkeypatch.setattr(appoint, "load_teacher", lambda *_, **__: poisoned)
     summary = label_archive(archive, plan_for(checkpoint, window=3))
     assert summary.quarantined == ("case01",)
     assert summary.done == 3

@@ -159,11 +159,69 @@ def test_a_truncated_file_is_called_truncated_in_one_line(tmp_path: Path, kind: 
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_file_is_called_truncated(tmp_path: Path) -> None:
-    path = tmp_path / "empty.pth"
-    path.touch()
-    with pytest.raises(CheckpointError, match=r"0 bytes.*probably truncated"):
+STRANGERS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", r"an empty file \(0 bytes\)"),
+    "text": (b"hello there\nmore of it", r"text, beginning 'hello there'"),
+    "JSON": (b'{"a": 1, {', r"text, beginning '\{"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG picture"),
+    "a web page": (b"\n<!DOCTYPE html>\n<html>", r"a web page \(HTML\).*download the file itself"),
+    "what git keeps for a large file": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
+    "a scan": (bytes(128) + b"DICM" + bytes(40), "a DICOM image"),
+    "a packed scan": (b"\x1f\x8b\x08" + bytes(40), "a file packed with gzip"),
+    "another pickle": (pickle.dumps({"a": list(range(30))}), "a pickle that torch.save did not write"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), STRANGERS.values(), ids=STRANGERS.keys())
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is_and_not_truncated(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"weights\.pth is no checkpoint: it looks like {said}") as caught:
         read_tensors(path)
+    assert "truncated" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_of_numpy_and_other_zip_archives_are_told_from_checkpoints(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", a=np.arange(900))
+    whole = (tmp_path / "arrays.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("notes/a.txt", "x")
+    for name, said in (("arrays.npz", r"\(\.npz\)\. "), ("cut.npz", r"\(\.npz\) that is cut off"), ("other.zip", r"\(notes/a\.txt\)")):
+        with pytest.raises(CheckpointError, match=said):
+            read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+def test_what_the_libraries_say_of_a_truncated_file_is_left_out_and_its_sizes_are_said(tmp_path: Path, kind: str) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "sam_vit_b_01ec64.pth"
+    if kind == "zip":
+        torch.save({"a": torch.zeros(1000)}, whole)
+    else:
+        save_file({"a": torch.zeros(1000)}, whole)
+    cut.write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(cut)
+    assert str(caught.value) == (
+        "sam_vit_b_01ec64.pth cannot be read as a checkpoint (2,000 of 375,042,383 bytes): its end is missing or its middle is damaged. "
+        "It is probably truncated; fetch or copy it again and compare its size and hash."
+    )
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_called_one_with_the_files_that_may_be_meant(tmp_path: Path) -> None:
+    for name in ("b.pth", "a.safetensors", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"is a folder, and a checkpoint is a file\. It holds checkpoint files: a\.safetensors, b\.pth\."
+    ):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("vit-b", "'samdistill fetch vit_b' brings it"), ("bundeld", "Did you mean 'bundled'")])
+def test_a_name_that_is_nearly_a_known_one_is_answered_with_it(name: str, meant: str) -> None:
+    with pytest.raises(CheckpointError, match=meant):
+        read_tensors(Path(name))
 
 
 @pytest.mark.parametrize("saved", [{}, {"model": {}}, {"epoch": 3}, [1, 2]], ids=["empty", "empty model", "no tensors", "a list"])

@@ -14,6 +14,7 @@ from distill.engine import LabelPlan, _LabelRun
 from distill.errors import CheckpointError, PlanError
 from distill.teachers.checkpoints import inspect_checkpoint
 from distill.teachers.lora import resize_base
+from distill.teachers.opening import bundled_path
 
 Tensors = dict[str, torch.Tensor]
 
@@ -61,7 +62,7 @@ def test_a_samed_delta_brings_its_own_decoder_and_answers_all_its_classes(tmp_pa
 def test_labelling_refuses_a_teacher_that_takes_no_prompts_before_any_case(tmp_path: Path, base: Path) -> None:
     plan = LabelPlan(classes=(), teacher=str(saved(tmp_path, samed(), "lora.pth")), base=str(base))
     with pytest.raises(PlanError, match=r"lora\.pth \(samed\) segments without prompts.*Use a promptable teacher"):
-        _LabelRun(None, plan)._teacher()  # type: ignore[arg-type]
+        _LabelRun(None, plan)._teacher("cpu")  # type: ignore[arg-type]
 
 
 def test_a_delta_without_its_base_says_what_it_needs(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_delta_that_lacks_a_factor_is_refused(tmp_path: Path, base: Path) -> N
 def test_a_delta_on_a_base_of_another_family_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, samed(), "lora.pth")
     with pytest.raises(CheckpointError, match=r"base teacher\.safetensors is samdistill's own teacher; deltas are put on a SAM ViT"):
-        load_teacher(path, base=Path(load_teacher.__globals__["bundled_path"]()))
+        load_teacher(path, base=bundled_path())
 
 
 def test_the_fingerprint_covers_the_base(tmp_path: Path, base: Path) -> None:

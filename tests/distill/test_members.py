@@ -33,9 +33,12 @@ def noise(count: int, shift: float = 0.0, seed: int = 0) -> torch.Tensor:
 )
 def test_what_a_gpu_puts_together_is_what_a_cpu_does(logits: torch.Tensor) -> None:
     expected = summarise(logits.numpy())
-    probability, figures = reduced(logits)
+    probability, maps, figures = reduced(logits)
     assert probability.dtype == torch.float32
     assert np.abs(probability.numpy() - expected.probability).max() < 1e-6
+    assert maps.dtype == torch.uint8
+    for found, wanted in zip(maps.numpy(), (expected.vote, expected.mutual_information), strict=True):
+        assert np.abs(found.astype(int) - wanted).max() <= 1  # halves may round either way
     pairwise_dice, stability, area_px = figures.tolist()
     assert pairwise_dice == pytest.approx(expected.pairwise_dice, abs=1e-6)
     assert stability == pytest.approx(expected.stability, abs=1e-9)
@@ -46,9 +49,9 @@ def collected(*, far: bool, monkeypatch: pytest.MonkeyPatch) -> Members:
     monkeypatch.setattr(members, "is_far", lambda _: far)
     found = Members()
     for n in range(3):
-        outside = np.zeros((13, 17), bool)
-        outside[:, : 3 + n] = True
-        found.add(noise(4, seed=n), torch.full((4,), 0.1 * n), outside)
+        inside = slice(0, 13), slice(3 + n, 17)
+        candidates = noise(3, seed=9)[:, *inside] if n < 2 else None
+        found.add(noise(4, seed=n)[:, *inside], torch.full((4,), 0.1 * n), inside, (13, 17), candidates)
     found.depart()
     return found
 
@@ -58,11 +61,13 @@ def test_many_questions_come_back_in_one_go_in_their_order(monkeypatch: pytest.M
     way = Transfer(torch.device("cpu"), overlaps=True)
     monkeypatch.setattr(members, "transfer_to", lambda _: way)
     near, far = (collected(far=each, monkeypatch=monkeypatch) for each in (False, True))
-    assert sum(name == "down" for name, _ in streams.copied) == 9
+    assert sum(name == "down" for name, _ in streams.copied) == 12
     for (expected, expected_iou), (found, iou) in zip(near.wait(), far.wait(), strict=True):
         assert np.abs(found.probability - expected.probability).max() < 1e-6
         assert (found.area_px, found.stability) == (expected.area_px, pytest.approx(expected.stability))
         assert found.pairwise_dice == pytest.approx(expected.pairwise_dice)
+        assert found.multimask_dice == (None if expected.multimask_dice is None else pytest.approx(expected.multimask_dice))
+        assert np.abs(found.vote.astype(int) - expected.vote).max() <= 1
         assert iou == expected_iou
 
 
@@ -72,6 +77,17 @@ def test_nothing_is_believed_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         for n, summary in enumerate(summaries):
             assert summary.probability[:, : 3 + n].max() < 1e-8
             assert summary.probability[:, 3 + n :].max() > 0.5
+            assert summary.vote[:, : 3 + n].max() == summary.mutual_information[:, : 3 + n].max() == 0
+            assert summary.vote[:, 3 + n :].max() == 255
+
+
+def test_the_disagreement_of_candidates_is_kept_where_they_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for far in (False, True):
+        asked, again, never = [summary.multimask_dice for summary, _ in collected(far=far, monkeypatch=monkeypatch).wait()]
+        assert asked is not None
+        assert again is not None
+        assert 0 < asked < 1
+        assert never is None
 
 
 def test_no_question_has_no_answer() -> None:

@@ -12,6 +12,7 @@ from skimage.transform import resize as skimage_resize
 from distill import load_teacher
 from distill.errors import CheckpointError, PromptError
 from distill.teachers import checkpoints
+from distill.teachers.answers import choose_tokens
 from distill.teachers.base import PromptBatch
 from distill.teachers.checkpoints import inspect_checkpoint
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
@@ -133,23 +134,22 @@ def small_sam() -> Sam:
 
 
 def test_the_best_candidate_is_chosen_for_each_prompt_on_its_own() -> None:
-    teacher = SamTeacher(small_sam(), profile_for("sam-med2d", 64), "x")
+    profile = profile_for("sam-med2d", 64)
     logits = torch.arange(3 * 4).reshape(3, 4, 1, 1).float().expand(3, 4, 2, 2)
     iou = torch.tensor([[9, 0.1, 0.3, 0.2], [9, 0.5, 0.3, 0.2], [9, 0.1, 0.3, 0.7]])
-    chosen = teacher._select(logits, iou, multimask=None)
+    chosen = choose_tokens(logits, iou, profile, multimask=None)
     assert chosen.low_res_logits[:, 0, 0, 0].tolist() == [2, 5, 11]
     assert chosen.iou[:, 0].tolist() == pytest.approx([0.3, 0.5, 0.7])
-    assert teacher._select(logits, iou, multimask=False).iou.tolist() == [[9], [9], [9]]
-    assert teacher._select(logits, iou, multimask=True).iou.shape == (3, 3)
+    assert choose_tokens(logits, iou, profile, multimask=False).iou.tolist() == [[9], [9], [9]]
+    assert choose_tokens(logits, iou, profile, multimask=True).iou.shape == (3, 3)
 
 
 @pytest.mark.parametrize(
     ("name", "tokens"), [("sam", 1), ("medsam", 1), ("mobile-sam", 1), ("lite-medsam", 1), ("sam-med2d", 1), ("samed", 4)]
 )
 def test_without_a_wish_each_family_answers_as_its_own_predictor(name: str, tokens: int) -> None:
-    teacher = SamTeacher(small_sam(), profile_for(name, 64), "x")
     logits, iou = torch.zeros(2, 4, 8, 8), torch.rand(2, 4)
-    assert teacher._select(logits, iou, multimask=None).low_res_logits.shape[1] == tokens
+    assert choose_tokens(logits, iou, profile_for(name, 64), multimask=None).low_res_logits.shape[1] == tokens
 
 
 def test_a_prompt_free_teacher_refuses_prompts_and_a_prompted_one_refuses_none() -> None:

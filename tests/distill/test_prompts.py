@@ -126,3 +126,44 @@ def test_a_3d_box_shrinks_towards_its_poles() -> None:
 def test_prompts_along_other_axes_are_not_mistaken_for_axial_ones() -> None:
     prompt = Prompt(case="case", class_id=1, kind="box", axis="x", slice=3, box_xyxy_px=(2, 3, 8, 9))
     assert hints_by_slice(RECORD, [prompt]) == {}
+
+
+def four(kind: str, *points: tuple[float, float]) -> SliceHint:
+    prompt = Prompt(case="case", class_id=1, kind=kind, slice=3, points_xy_px=points)  # type: ignore[arg-type]
+    return hints_by_slice(RECORD, [prompt])[1][3]
+
+
+def test_extreme_points_give_their_exact_box_and_points_a_little_inside() -> None:
+    ends = np.array([[4.0, 10.0], [12.0, 3.0], [24.0, 9.0], [14.0, 18.0]])
+    hint = four("extreme", *map(tuple, ends.tolist()))
+    assert hint.box is not None
+    assert hint.points is not None
+    assert hint.box.tolist() == [4, 3, 24, 18]
+    places = hint.points + 0.5
+    assert np.allclose(places[4], ends.mean(axis=0))
+    assert np.allclose(np.linalg.norm(places[:4] - ends, axis=1), 2)
+    assert (np.linalg.norm(places[:4] - places[4], axis=1) < np.linalg.norm(ends - places[4], axis=1)).all()
+    assert hint.point_labels is not None
+    assert hint.point_labels.tolist() == [1] * 5
+
+
+def test_the_extreme_points_of_a_tiny_object_stay_inside_it() -> None:
+    hint = four("extreme", (4, 5), (5, 4), (6, 5), (5, 6))
+    assert hint.points is not None
+    assert (np.abs(hint.points + 0.5 - 5) <= 0.5).all()
+
+
+def test_recist_diameters_give_a_slightly_larger_box_and_points_along_them() -> None:
+    hint = four("recist", (5, 10), (25, 10), (12, 4), (12, 14))
+    assert hint.box is not None
+    assert hint.points is not None
+    assert hint.box.tolist() == pytest.approx([5 - 1.6, 4 - 0.8, 25 + 1.6, 14 + 0.8])
+    assert (hint.points + 0.5).tolist() == [[12, 10], [10, 10], [20, 10], [12, 6.5], [12, 11.5]]
+
+
+@pytest.mark.parametrize("short", [((5, 12), (25, 12)), ((40, 4), (40, 14))], ids=["side by side", "crossing outside"])
+def test_diameters_that_do_not_cross_have_their_middle_instead(short: tuple[tuple[float, float], ...]) -> None:
+    ends = np.array([(5, 10), (25, 10), *short], float)
+    hint = four("recist", *map(tuple, ends.tolist()))
+    assert hint.points is not None
+    assert np.allclose(hint.points[0] + 0.5, ends.mean(axis=0))

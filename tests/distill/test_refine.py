@@ -12,6 +12,7 @@ from distill import refine
 from distill.errors import PlanError
 from distill.refine import (
     ClassRule,
+    Hearsay,
     RefinePlan,
     Verdict,
     accepted_cases,
@@ -219,13 +220,13 @@ def test_a_case_that_another_run_has_taken_meanwhile_is_left_to_it_and_the_other
     archive = archive_with(tmp_path, {"a": OBJECT * 0.9, "b": OBJECT * 0.9})
     refine_case = refine.refine_case
 
-    def taken(case: Case, plan: RefinePlan) -> refine.Refined:
+    def taken(case: Case, plan: RefinePlan, heard: Hearsay) -> refine.Refined:
         if case.id == "a":
             with Database(archive.catalog.url).writing() as connection:
                 connection.execute(sa.update(UnitRow).where(UnitRow.unit == "a").values(host="elsewhere"))
             if fails:
                 raise RuntimeError
-        return refine_case(case, plan)
+        return refine_case(case, plan, heard)
 
     monkeypatch.setattr(refine, "refine_case", taken)
     summary = refine_archive(archive, RefinePlan(classes=(A,)))
@@ -243,7 +244,8 @@ def test_volumes_are_judged_case_by_case_where_the_spacing_is_known_under_the_fi
     with Database(archive.catalog.url).reading() as connection:
         prints = dict(connection.execute(sa.select(UnitRow.unit, UnitRow.fingerprint)).tuples().all())
     rules = {"scan": {1: rule}, "picture": {1: replace(rule, volume_mm3=None)}}
-    assert prints == {name: fingerprint(refine=refine.REFINE, source=name, rules=rules[name], classes=(A,)) for name in rules}
+    told = {"scores": {}, "people": {}, "intensity": None}
+    assert prints == {name: fingerprint(refine=refine.REFINE, source=name, rules=rules[name], classes=(A,), **told) for name in rules}
     assert refine_archive(archive, RefinePlan(classes=(A,), rules={1: rule}), cases=["picture"]).skipped == 1
 
 

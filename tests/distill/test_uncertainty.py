@@ -13,6 +13,31 @@ def test_members_that_contradict_each_other_with_certainty_are_one_bit_uncertain
     summary = summarise(np.stack([np.full((3, 5), 30.0), np.full((3, 5), -30.0)]))
     assert np.allclose(binary_entropy(summary.probability), LN2)
     assert summary.pairwise_dice == 0.0
+    assert (summary.mutual_information == 255).all()
+    assert (summary.vote == 128).all()
+
+
+def test_members_that_share_one_doubt_do_not_contradict_each_other() -> None:
+    summary = summarise(np.full((4, 3, 5), 0.4))
+    assert binary_entropy(summary.probability).min() > 0.9 * LN2
+    assert (summary.mutual_information == 0).all()
+    assert (summary.vote == 255).all()
+
+
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 5), st.just(2), st.just(3)), elements=st.floats(-60, 60, width=32)))
+def test_mutual_information_is_the_entropy_of_the_mean_less_the_mean_of_the_entropies(logits: np.ndarray) -> None:
+    summary = summarise(logits)
+    each = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = binary_entropy(each.mean(axis=0)) - binary_entropy(each).mean(axis=0)
+    assert np.abs(summary.mutual_information / 255 - expected / LN2).max() < 3e-3
+    assert (summary.vote == np.rint(255 * (logits > 0).mean(axis=0))).all()
+
+
+def test_a_summary_of_a_region_says_nothing_elsewhere() -> None:
+    region = slice(1, 3), slice(2, 6)
+    whole = summarise(np.full((3, 2, 4), 9.0)).placed(region, (5, 7))
+    assert whole.probability.shape == whole.vote.shape == whole.mutual_information.shape == (5, 7)
+    assert (whole.probability > 0.5).sum() == (whole.vote > 0).sum() == whole.area_px == 8
 
 
 def test_masks_that_are_all_empty_agree_and_are_perfectly_stable_in_no_nan_way() -> None:

@@ -57,8 +57,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     monkeypatch.setattr(stages, "shards_to_label", lambda recipe, size: [shard])
     monkeypatch.setattr(stages, "shards_to_refine", lambda recipe, size: [shard])
     monkeypatch.setattr(stages, "label", lambda recipe, shard: seen.result("label"))
+    monkeypatch.setattr(stages, "doubt", lambda recipe: StageResult(stage="doubt"))
     monkeypatch.setattr(stages, "calibrate", lambda recipe: seen.result("calibrate"))
     monkeypatch.setattr(stages, "refine", lambda recipe, shard: seen.result("refine"))
+    monkeypatch.setattr(stages, "report_filter", lambda recipe: StageResult(stage="filter"))
     monkeypatch.setattr(stages, "train", train)
     monkeypatch.setattr(stages, "evaluate", lambda recipe: seen.result("evaluate"))
     return seen

@@ -24,6 +24,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "export",
+    "supervoxels",
     "inspect",
     "doctor",
     "prompts",

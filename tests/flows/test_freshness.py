@@ -117,15 +117,16 @@ def test_a_launch_looks_at_its_inputs_before_it_runs(recipe: Recipe, tmp_path: P
     assert (states, len(runs)) == ([False, False, True], 2)
 
 
-def test_prompts_that_came_while_a_run_was_going_are_for_the_next_run(recipe: Recipe) -> None:
+@pytest.mark.parametrize(("source", "disturbs"), [("weak", True), ("proposed/exemplar", False)], ids=["a person's", "the run's own"])
+def test_prompts_that_people_left_while_a_run_was_going_are_for_the_next_run(recipe: Recipe, source: str, disturbs: bool) -> None:
     archive = Archive.create(recipe.archive)
     eye = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
     record = CaseRecord(
         id="a", patient="a", shape_czyx=(1, 1, 2, 3), dtype="uint8", geometry=Geometry(spacing_zyx_mm=(1, 1, 1), affine=eye)
     )
     archive.add_case(record, np.zeros((1, 1, 2, 3), np.uint8))
-    prompt = Prompt(case="a", class_id=1, kind="box", slice=0, box_xyxy_px=(0.0, 0.0, 2.0, 2.0))
-    assert not run_once(recipe, lambda: archive.catalog.add_prompts([prompt]))
+    prompt = Prompt(case="a", class_id=1, kind="box", slice=0, box_xyxy_px=(0.0, 0.0, 2.0, 2.0), source=source)
+    assert run_once(recipe, lambda: archive.catalog.add_prompts([prompt])) == (not disturbs)
     assert run_once(recipe)
 
 

@@ -18,6 +18,12 @@ class StandIns(Protocol):
     quarantined: int
 
 
+def _make_archive(recipe: Path) -> None:
+    from storage import Archive
+
+    Archive.create(str(recipe.parent / "archive.zarr"))
+
+
 def _add_case(recipe: Path) -> None:
     import numpy as np
 
@@ -61,6 +67,7 @@ def test_a_change_makes_a_run_look_again(
 
 def test_a_single_stage_runs_alone_however_often_it_is_asked(write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None) -> None:
     recipe = write_recipe(SMALLEST)
+    _make_archive(recipe)
     launch(recipe, ("label",))
     launch(recipe, ("label",))
     assert stand_ins.asked == ["label", "label"]
@@ -175,7 +182,9 @@ def test_nothing_is_refined_while_another_run_is_at_the_thresholds(
 
     held = StageResult(stage="calibrate", failed=1, note="another run is (process 7 on elsewhere) at it.")
     monkeypatch.setattr(stages, "calibrate", lambda recipe: held)
-    summary = launch(write_recipe(SMALLEST), ("refine",))
+    recipe = write_recipe(SMALLEST)
+    _make_archive(recipe)
+    summary = launch(recipe, ("refine",))
     assert stand_ins.asked == []
     assert summary.stages == (StageResult(stage="refine", failed=1, note=f"thresholds: {held.note}"),)
     assert summary.left == 1
@@ -202,7 +211,9 @@ def test_what_calibration_has_to_say_stands_in_the_line_of_refine(
 
     monkeypatch.setattr(stages, "calibrate", lambda recipe: StageResult(stage="calibrate", done=1, note="2 gold patients, 3 needed"))
     monkeypatch.setattr(stages, "refine", lambda recipe, shard: StageResult(stage="refine", tally={"accept": 2}))
-    (refined,) = launch(write_recipe(SMALLEST), ("refine",)).stages
+    recipe = write_recipe(SMALLEST)
+    _make_archive(recipe)
+    (refined,) = launch(recipe, ("refine",)).stages
     assert refined.remark == "2 accept; 2 gold patients, 3 needed"
 
 
@@ -213,7 +224,9 @@ def test_thresholds_that_were_given_up_are_a_unit_without_a_result(
 
     given_up = StageResult(stage="calibrate", quarantined=1, note="given up after 3 attempts: x")
     monkeypatch.setattr(stages, "calibrate", lambda recipe: given_up)
-    summary = launch(write_recipe(SMALLEST), ("refine",))
+    recipe = write_recipe(SMALLEST)
+    _make_archive(recipe)
+    summary = launch(recipe, ("refine",))
     assert summary.left == 1
     assert summary.stages[0].note == "thresholds: given up after 3 attempts: x"
 

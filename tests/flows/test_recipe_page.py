@@ -56,7 +56,7 @@ def test_the_page_gives_the_default_that_a_key_has(key: str, field: FieldInfo) -
     elif isinstance(default, BaseModel):
         stated = {} if said == "all defaults" else yaml.safe_load(said)
         assert type(default).model_validate(stated) == default
-    elif key == "student.budget":
+    elif key in {"student.budget", "refine.witness_budget"}:
         assert seconds_from(said) == default
     else:
         plain = list(default) if isinstance(default, tuple) else str(default) if isinstance(default, PurePath) else default

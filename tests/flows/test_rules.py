@@ -63,7 +63,7 @@ def test_inspect_counts_the_verdicts(archive: Archive, recipe: Recipe) -> None:
 
 
 def test_too_few_calibration_patients_are_told_now_and_by_every_later_run(archive: Archive, recipe: Recipe) -> None:
-    said = "0 gold patients in the calibration part, 3 needed: the default thresholds stand and are not calibrated"
+    said = "0 gold patients in the calibration part, 3 needed: the default thresholds stand and are not calibrated; figures are agreement, not accuracy"
     assert stages.calibrate(recipe).note == said
     again = stages.calibrate(recipe)
     assert (again.skipped, again.note) == (1, said)
@@ -81,11 +81,77 @@ def test_what_was_not_measured_is_null_in_the_file_and_can_be_read_back(archive:
     assert rules.refine_plan(recipe).rules[1].volume_mm3 == (1000, 9000)
 
 
-def test_a_file_of_an_older_version_with_bare_nan_is_still_read(archive: Archive, recipe: Recipe) -> None:
+def test_a_file_of_an_older_version_with_bare_nan_and_without_guarantees_is_still_read(archive: Archive, recipe: Recipe) -> None:
     stages.calibrate(recipe)
     path = rules.calibration_file(recipe)
-    path.write_text(path.read_text(encoding="utf-8").replace("null", "NaN"), encoding="utf-8")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for new in ("temperature", "quality", "guarantees", "ring"):
+        del content["classes"]["1"][new]
+    content["classes"]["1"] |= {"dice_before": np.nan, "dice_after": np.nan, "volume_bias_before": np.nan, "volume_bias_after": np.nan}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert "NaN" in path.read_text(encoding="utf-8")
     assert rules.refine_plan(recipe).rules[1].volume_mm3 == (1000, 9000)
+
+
+def with_gold(archive: Archive, patients: int) -> None:
+    """Calibration cases whose object the teacher drew exactly."""
+    mask = np.zeros((1, 6, 7), np.uint8)
+    mask[0, 2:4, 2:5] = 1
+    for name in (f"gold{n:02}" for n in range(patients)):
+        geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=IDENTITY)
+        record = CaseRecord(id=name, patient=name, shape_czyx=(1, 1, 6, 7), dtype="uint8", geometry=geometry, part="calibration")
+        case = archive.add_case(record, mask[None])
+        history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint=name)
+        case.write_labels(history, mask, probability_kzyx=mask[None] * 255, scores={"pairwise_dice/1": 0.95})
+        case.write_labels(LabelHistory(label_set="gold", classes=CLASSES, made_by="test"), mask)
+
+
+def test_the_file_carries_guarantees_temperature_and_predicted_dice_and_can_be_read_back(
+    archive: Archive, write_recipe: WriteRecipe
+) -> None:
+    with_gold(archive, 20)
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {guarantee: mask, consistency: none}\n"))
+    assert stages.calibrate(recipe).note.startswith("guaranteed for new patients like the 20 of calibration")
+    text = rules.calibration_file(recipe).read_text(encoding="utf-8")
+    json.loads(text, parse_constant=pytest.fail)
+    found = rules.CalibrationFile.model_validate_json(text).classes[1]
+    assert [each.kind for each in found.guarantees] == ["mask", "voxel", "missed"]
+    assert found.rule.accept_from == found.guarantees[0].threshold == 0.95
+    assert found.quality is not None
+    assert found.temperature is not None
+    assert found.ring is not None
+    assert "exchangeable" in found.ring.outer.assumptions[0]
+    assert rules.CalibrationFile(classes={1: found}).model_dump_json(indent=1) == text
+
+
+def test_a_score_that_was_added_and_a_guarantee_that_is_wanted_calibrate_anew(archive: Archive, write_recipe: WriteRecipe) -> None:
+    with_gold(archive, 4)
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\n"))
+    assert stages.calibrate(recipe).done == 1
+    assert stages.calibrate(recipe).skipped == 1
+    archive.catalog.add_scores("gold00", TEACHER_SET, {"oof_dice/1": 0.9})
+    assert stages.calibrate(recipe).done == 1
+    wanted = recipe.model_copy(update={"refine": recipe.refine.model_copy(update={"guarantee": "mask"})})
+    assert stages.calibrate(wanted).done == 1
+
+
+def test_refined_masks_carry_the_dice_that_calibration_predicts_and_doing_so_calls_for_no_new_calibration(
+    archive: Archive, write_recipe: WriteRecipe
+) -> None:
+    with_gold(archive, 10)
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\n"))
+    shard = stages.Shard(name="1/1", cases=("picture", "scan"), offset=0, total=2)
+    stages.refine(recipe, shard)
+    assert "predicted_dice/1" not in archive.catalog.scores(TEACHER_SET)["scan"]
+    stages.calibrate(recipe)
+    stages.refine(recipe, shard)
+    scores = archive.catalog.scores(TEACHER_SET)
+    assert scores["scan"]["predicted_dice/1"] == 1.0
+    assert scores["scan"]["predicted_dice_low/1"] <= 1.0 <= scores["scan"]["predicted_dice_high/1"]
+    assert "predicted_dice/1" not in scores["gold00"]
+    everyone = stages.Shard(name="1/1", cases=tuple(scores), offset=0, total=len(scores))
+    assert stages.refine(recipe, everyone).skipped == 2
+    assert stages.calibrate(recipe).skipped == 1
 
 
 def test_notes_that_differ_name_their_classes(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,13 @@
 """What a report depends on, and what of a labelling run reaches the summary."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import torch
 
 from flows import arms, stages
 from flows.errors import StageError
@@ -136,6 +137,36 @@ def test_the_teacher_is_timed_on_the_recipes_classes_and_in_all_its_planes(
     monkeypatch.setattr(arms, "ask_other_planes", lambda _teacher, works, _ask: asked.append(("others", list(works[0].classes))))
     arms.teacher_cost(archive, recipe, [archive["tested"].record])
     assert asked == [("axial", [1]), ("others", [1])]
+
+
+def test_the_teacher_is_loaded_and_timed_with_its_own_gpu_as_the_current_one(
+    archive: Archive, write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    current: list[str] = []
+    seen: list[tuple[str, list[str]]] = []
+
+    @contextmanager
+    def enter(device: str) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def load(*_: object, **__: object) -> SimpleNamespace:
+        seen.append(("loaded", list(current)))
+        return SimpleNamespace(sam=None, device="cuda:1")
+
+    archive.catalog.add_prompts([box("tested")])
+    text = "archive: ./a.zarr\nclasses: {1: {name: organ}}\nuncertainty: {planes: axial}\nteacher: {device: 'cuda:1'}\n"
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setattr(arms, "resolve_devices", lambda _: ("cuda:1",))
+    monkeypatch.setattr(arms, "load_teacher", load)
+    monkeypatch.setattr(arms, "measure_cost", lambda _name, _models, ask, **__: ask())
+    monkeypatch.setattr(arms, "run_wavefront", lambda *_: seen.append(("asked", list(current))))
+    arms.teacher_cost(archive, load_recipe(write_recipe(text)), [archive["tested"].record])
+    assert seen == [("loaded", ["cuda:1"]), ("asked", ["cuda:1"])]
 
 
 def test_the_teacher_is_timed_on_the_pictures_that_the_recipe_asks_for(

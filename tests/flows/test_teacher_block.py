@@ -1,11 +1,14 @@
 """A teacher of any family, from the recipe and the command line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill.engine import ENGINE, LabelPlan, _LabelRun
 from distill.errors import CheckpointError
@@ -70,7 +73,7 @@ def test_the_precision_that_was_named_is_part_of_a_labels_fingerprint_and_the_de
         precision: _LabelRun(None, replace(plan, precision=precision))._fingerprint(record, [], "t")  # type: ignore[arg-type]
         for precision in ("auto", "fp32", "bf16")
     }
-    before = fingerprint(engine=ENGINE, case=["", "MR"], prompts=[], teacher="t", ask=plan.ask, classes=plan.classes, profile="")
+    before = fingerprint(engine=ENGINE, case=["", "MR"], prompts=[], teacher="t", ask=plan.ask.inputs(), classes=plan.classes, profile="")
     assert prints["auto"] == before
     assert len(set(prints.values())) == 3
 
@@ -120,3 +123,107 @@ def test_what_inspect_says_of_the_bundled_teacher_beyond_its_file_is_what_its_ca
     other = tmp_path / "CARD.md"
     other.write_text(card.read_text(encoding="utf-8").replace("| 58 % | generated scenes:", "| 50 % | drawn scenes:"), encoding="utf-8")
     assert card_facts(other)["trained on"].startswith("50 % drawn scenes, 14 % cell nuclei")
+
+
+def unusable(kind: str, real_data: Path, tmp_path: Path) -> str:
+    """Return the teacher's block of a recipe for a file that can be opened and not used."""
+    folder = real_data / "upstream_outputs"
+    if kind == "prompt-free":
+        return f"checkpoint: '{folder / 'samed_lora.pth'}', base: '{folder / 'samed_base.pth'}'"
+    tensors = torch.load(folder / "sam_vit.pth", weights_only=True)
+    if kind == "missing":
+        tensors.pop("mask_decoder.iou_prediction_head.layers.2.bias")
+    else:
+        tensors["image_encoder.neck.0.weight"][0] = float("nan")
+    torch.save(tensors, tmp_path / "teacher.pth")
+    return "checkpoint: teacher.pth, profile: sam"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("missing", "1 tensor missing: mask_decoder.iou_prediction_head.layers.2.bias"),
+        ("nan", "holds NaN or infinity in 1 tensor: image_encoder.neck.0.weight"),
+        ("prompt-free", "(profile samed) answers no boxes, and labelling asks with a box on every slice"),
+    ],
+)
+def test_tensors_and_prompts_that_do_not_fit_are_found_before_anything_is_ingested(
+    kind: str, said: str, real_data: Path, write_recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = unusable(kind, real_data, tmp_path)
+    path = write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{{block}}}\ningest: {{images: .}}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(path)])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_the_tensors_of_a_teacher_are_checked_without_the_memory_of_a_second_network(
+    real_data: Path, write_recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[set[str]] = []
+    own = checkpoints.build
+
+    def build(opened: checkpoints.Opened) -> torch.nn.Module:
+        network = own(opened)
+        built.append({value.device.type for value in network.state_dict().values()})
+        return network
+
+    monkeypatch.setattr(checkpoints, "build", build)
+    file = real_data / "upstream_outputs" / "medsam.pth"
+    check_teacher(
+        load_recipe(write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{checkpoint: '{file}', profile: medsam}}\n"))
+    )
+    assert built == [{"meta"}]
+
+
+def test_a_folder_named_as_a_checkpoint_is_called_one_with_the_files_in_it(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sam.pth").touch()
+    recipe = load_recipe(write_recipe("archive: a.zarr\nclasses: {1: {name: x}}\nteacher: {checkpoint: weights}\n"))
+    with pytest.raises(CheckpointError, match=r"weights is a folder, and a checkpoint is a file\. It holds checkpoint files: sam\.pth\."):
+        check_teacher(recipe)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("teacher: {checkpoint: vit-b}", r"'teacher\.checkpoint' there is nothing at .*Did you mean the official checkpoint 'vit_b'\?"),
+        ("teacher: {checkpoint: bundeld}", r"Did you mean 'bundled'\?"),
+        (
+            "teacher: bundled",
+            r"'teacher' is 'bundled', but holds keys of its own\. Write teacher: \{checkpoint: bundled\}\. Known in it: checkpoint,",
+        ),
+        ("student: compact", r"Write student: \{kind: compact\}"),
+        ("teacher: [bundled]", r"Write teacher: \{checkpoint: \.\.\.\}"),
+    ],
+    ids=["nearly official", "nearly bundled", "a word for a block", "another word for a block", "a list for a block"],
+)
+def test_a_wrong_value_is_answered_with_what_to_write(lines: str, said: str, write_recipe: Callable[[str], Path]) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_recipe(write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\n{lines}\n"))
+    assert "Block" not in str(caught.value)
+
+
+def test_a_profile_in_other_letters_is_answered_with_the_known_one(write_recipe: Callable[[str], Path]) -> None:
+    recipe = load_recipe(write_recipe("archive: a.zarr\nclasses: {1: {name: x}}\nteacher: {profile: SAM}\n"))
+    with pytest.raises(CheckpointError, match=r"no profile 'SAM'\. Did you mean 'sam'\?"):
+        check_teacher(recipe)
+
+
+@pytest.mark.parametrize("stage", ["label", "refine", "train", "evaluate"])
+def test_a_stage_without_an_archive_ends_before_prefect_torch_or_the_teacher_are_looked_at(
+    stage: str, write_recipe: Callable[[str], Path]
+) -> None:
+    path = write_recipe("archive: a.zarr\nclasses: {1: {name: x}}\nteacher: {checkpoint: recipe.yaml}\n")
+    program = (
+        "import sys\nfrom flows import cli\n"
+        f"try:\n    cli.main([{stage!r}, {str(path)!r}])\nexcept SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'prefect', 'monai'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "there is no archive at" in answer.stderr
+    assert "HEAVY []" in answer.stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distill import engine
+from distill import appoint
 from distill.engine import LabelPlan, _LabelRun
 from distill.errors import DistillError
 from flows import cli
@@ -63,7 +63,7 @@ def test_compiling_reaches_the_teacher(written: str, compiled: bool, write_recip
         asked.update(options)
         raise DistillError
 
-    monkeypatch.setattr(engine, "load_teacher", load)
+    monkeypatch.setattr(appoint, "load_teacher", load)
     with pytest.raises(DistillError):
         _LabelRun(None, plan_of(written, write_recipe))._teacher("cuda:3")  # type: ignore[arg-type]
     assert (asked["compiled"], asked["device"]) == (compiled, "cuda:3")

@@ -123,6 +123,33 @@ class ArchiveContract:
         assert recorded["dice"] == pytest.approx(0.8)
         assert math.isnan(recorded["undefined"])
 
+    def test_more_maps_lie_beside_the_labels_by_name(self, archive: Archive) -> None:
+        image = make_image()
+        case = archive.add_case(make_record("case-1", image), image)
+        ids = make_ids(image.shape[1:])
+        case.write_labels(HISTORY, ids, uncertainty_zyx=ids, maps={"vote": ids * 2, "mutual_information": ids * 3})
+        labels = archive["case-1"].labels("pseudo/r1")
+        vote, uncertainty = labels.map("vote"), labels.map("uncertainty")
+        assert labels.maps == ("uncertainty", "vote", "mutual_information")
+        assert vote is not None
+        assert uncertainty is not None
+        assert np.array_equal(np.asarray(vote[...]), ids * 2)
+        assert np.array_equal(np.asarray(uncertainty[...]), ids)
+        assert labels.map("unknown") is None
+        case.write_labels(HISTORY, ids)
+        assert case.labels("pseudo/r1").map("vote") is None
+
+    @pytest.mark.parametrize("name", ["0", "Vote", "../vote", ""])
+    def test_a_map_is_called_by_a_plain_name(self, archive: Archive, name: str) -> None:
+        image = make_image()
+        case = archive.add_case(make_record("case-1", image), image)
+        ids = make_ids(image.shape[1:])
+        with pytest.raises(InvalidCaseError, match="a map cannot be called"):
+            case.write_labels(HISTORY, ids, maps={name: ids})
+        with pytest.raises(InvalidCaseError, match="'vote' must have shape"):
+            case.write_labels(HISTORY, ids, maps={"vote": ids[1:]})
+        assert case.label_sets() == []
+
     def test_rewriting_a_label_set_leaves_nothing_of_the_old_one(self, archive: Archive) -> None:
         image = make_image()
         case = archive.add_case(make_record("case-1", image), image)
@@ -276,7 +303,7 @@ class ArchiveContract:
         image = make_image()
         case = archive.add_case(make_record("case-1", image), image)
         ids = make_ids(image.shape[1:])
-        case.write_labels(HISTORY, ids, probability_kzyx=np.stack([ids, ids]), uncertainty_zyx=ids)
+        case.write_labels(HISTORY, ids, probability_kzyx=np.stack([ids, ids]), uncertainty_zyx=ids, maps={"vote": ids})
         group = zarr.open_group(archive._store, path="cases/case-1", mode="r")
         multiscale = Image.from_zarr(group).attributes.ome.multiscales[0]
         assert [axis.name for axis in multiscale.axes] == ["c", "z", "y", "x"]

@@ -21,10 +21,10 @@ from storage import (
     CatalogError,
     Geometry,
     LabelHistory,
+    LabelSetNotFoundError,
     Ledger,
     ProblemRecord,
     Prompt,
-    ReviewRecord,
     StudentRecord,
 )
 from storage.database import REVISIONS, Database, upgrade
@@ -149,14 +149,33 @@ def test_scores_are_overwritten_by_metric_and_keep_not_a_number(catalog: Catalog
     assert math.isnan(found["a"]["nsd"])
 
 
-def test_retracting_a_label_set_takes_its_scores_and_reviews(catalog: Catalog) -> None:
-    history = LabelHistory(label_set="gold", classes=(), made_by="tests")
-    catalog.add_label_set("a", history, {"dice": 1.0})
-    catalog.record_review(ReviewRecord(case="a", label_set="gold", verdict="reject", note="shifted"))
-    assert catalog.reviews("gold") == [ReviewRecord(case="a", label_set="gold", verdict="reject", note="shifted")]
+def test_scores_that_are_measured_later_join_those_of_finished_labels(catalog: Catalog) -> None:
+    catalog.add_label_set("a", LabelHistory(label_set="teacher/r1", classes=(), made_by="t"), {"stability/1": 0.9, "prior/1": 0.5})
+    catalog.add_scores("a", "teacher/r1", {"prior/1": 0.1, "oof_dice/1": math.nan})
+    found = catalog.scores("teacher/r1")["a"]
+    assert (found["stability/1"], found["prior/1"]) == (0.9, 0.1)
+    assert math.isnan(found["oof_dice/1"])
+
+
+def test_scores_are_read_of_all_cases_or_of_some(catalog: Catalog) -> None:
+    for case in "abc":
+        catalog.add_label_set(case, LabelHistory(label_set="teacher/r1", classes=(), made_by="t"), {"stability/1": 0.9})
+    assert set(catalog.scores("teacher/r1")) == {"a", "b", "c"}
+    assert set(catalog.scores("teacher/r1", ["a", "c", "nobody"])) == {"a", "c"}
+    assert catalog.scores("teacher/r1", []) == {}
+
+
+def test_scores_of_labels_that_are_not_there_are_refused(catalog: Catalog) -> None:
+    with pytest.raises(LabelSetNotFoundError, match=r"case a has no finished label set 'teacher/r1'"):
+        catalog.add_scores("a", "teacher/r1", {"prior/1": 0.1})
+    assert catalog.scores("teacher/r1") == {}
+
+
+def test_retracting_a_label_set_takes_its_scores(catalog: Catalog) -> None:
+    catalog.add_label_set("a", LabelHistory(label_set="gold", classes=(), made_by="tests"), {"dice": 1.0})
     assert catalog.count_label_sets() == {"gold": 1}
     catalog.retract_label_set("a", "gold")
-    assert (catalog.label_sets("a"), catalog.scores("gold"), catalog.reviews("gold")) == ([], {}, [])
+    assert (catalog.label_sets("a"), catalog.scores("gold")) == ([], {})
 
 
 def finish(url: str, *stages: str) -> Ledger:
@@ -266,7 +285,7 @@ class TestSchema:
         Catalog(url)
         with database.begin() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0003.*upgrade this one"):
+        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0004.*upgrade this one"):
             Catalog(url)
 
     def test_many_that_open_a_new_catalog_at_once_all_get_it(self, url: str) -> None:

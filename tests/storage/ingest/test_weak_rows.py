@@ -36,6 +36,8 @@ def test_every_kind_of_row_goes_in(scans: Archive, tmp_path: Path, write_prompts
         common | {"kind": "point", "point_xy": [3.5, 4.5]},
         common | {"kind": "point", "points_xy": [[3, 4], [5, 6]], "positive": False},
         common | {"kind": "scribble", "points_ij": [[3, 4], [5, 6], [7, 7]]},
+        common | {"kind": "extreme", "extreme_points_xy": [[3, 4], [5, 2], [8, 5], [6, 7]]},
+        common | {"kind": "recist", "recist_xy": [[3, 4], [9, 5], [6, 2], [5, 7]]},
         common | {"kind": "mask", "rle": rle.encode(mask), "confidence": 0.5},
         common | {"kind": "mask", "rle": rle.counts_of(mask), "size_yx": [10, 12], "slice": 4},
         common | {"kind": "mask", "polygons_xy": [[3, 2, 7, 2, 7, 5, 3, 5]], "slice": 5},
@@ -235,3 +237,30 @@ def test_a_file_about_other_cases_does_not_look_for_names_like_each_of_them(
     assert (summary.reasons, len(looked_for)) == ({"unknown-case": 80}, 50)
     assert "Did you mean 'scan'?" in summary.first_problem
     assert len(scans.catalog.problems()) == 80
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "words"),
+    [
+        pytest.param({"kind": "extreme", "extreme_points_xy": [[3, 4], [5, 2], [8, 5]]}, "malformed-row", "four pairs", id="three points"),
+        pytest.param(
+            {"kind": "recist", "recist_xy": [[3, 4], [9, 4], [6, 4], [5, 4]]}, "malformed-row", "enclose nothing", id="a flat lesion"
+        ),
+        pytest.param(
+            {"kind": "recist", "recist_xy": [[3, 4], [50, 5], [6, 2], [5, 7]]}, "point-outside-image", "50", id="an end outside the slice"
+        ),
+        pytest.param({"kind": "recist", "extreme_points_xy": [[3, 4]] * 4}, "malformed-row", "recist_xy", id="the field of another kind"),
+    ],
+)
+def test_a_bad_row_of_four_points_says_what_is_wrong(
+    scans: Archive, tmp_path: Path, write_prompts: WritePrompts, row: dict[str, object], reason: str, words: str
+) -> None:
+    path = write_prompts(tmp_path, [{"case": "scan", "class_id": 1, "slice": 3} | row])
+    assert import_prompts(scans, path).reasons == {reason: 1}
+    assert words in scans.catalog.problems()[0].message
+
+
+def test_four_points_are_lists_of_pairs_in_a_table_too(scans: Archive, tmp_path: Path, write_prompts: WritePrompts) -> None:
+    text = "case,class_id,kind,slice,recist_xy\nscan,1,recist,3,3 4; 9 5; 6 2; 5 7\n"
+    assert import_prompts(scans, write_prompts(tmp_path, text, "prompts.csv")).added == 1
+    assert only(scans).points_xy_px == ((3, 4), (9, 5), (6, 2), (5, 7))

@@ -1,0 +1,264 @@
+"""What reviewers can do, what they are told when they cannot, and what a verdict changes in the next run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows import stages
+from flows.cli import app
+from flows.desk import open_desk
+from flows.errors import ReviewError
+from flows.filtering import filter_page, write_filter_report
+from flows.freshness import material
+from flows.recipe import Recipe
+from flows.recipe_file import load_recipe
+from flows.results import PSEUDO_SET, TEACHER_SET, StageResult, with_report
+from flows.review import accepted_share, decide, rebox, remember_shown, take_back, waiting
+from flows.review_words import numbers
+from storage import Archive, CaseNotFoundError, CaseRecord, ClassInfo, Geometry, IngestError, LabelHistory, ReviewConflictError
+
+WriteRecipe = Callable[[str], Path]
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+CLASSES = (ClassInfo(id=1, name="organ"), ClassInfo(id=2, name="lesion"))
+SHAPE = (4, 12, 14)
+
+
+def draw(archive: Archive, case: str, print_: str) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1:3, 3:9, 4:10] = 1
+    history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint=print_)
+    probability = np.stack([mask, 0 * mask]) * 255
+    archive[case].write_labels(history, mask, probability_kzyx=probability, scores={"pairwise_dice/1": 0.95})
+
+
+@pytest.fixture
+def recipe_file(write_recipe: WriteRecipe) -> Path:
+    return write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}, 2: {name: lesion}}\nrefine: {consistency: none}\n")
+
+
+@pytest.fixture
+def recipe(recipe_file: Path) -> Recipe:
+    return load_recipe(recipe_file)
+
+
+@pytest.fixture
+def archive(recipe: Recipe) -> Archive:
+    """Three scans of which the teacher drew class 1."""
+    made = Archive.create(recipe.archive)
+    for name in ("one", "two", "three"):
+        record = CaseRecord(
+            id=name, patient=name, shape_czyx=(1, *SHAPE), dtype="uint8", geometry=Geometry(spacing_zyx_mm=(1, 1, 1), affine=IDENTITY)
+        )
+        made.add_case(record, np.arange(np.prod(SHAPE), dtype=np.uint8).reshape(1, *SHAPE))
+        draw(made, name, "old")
+    return made
+
+
+def refine(recipe: Recipe) -> None:
+    stages.refine(recipe, stages.Shard(name="1/1", cases=("one", "two", "three"), offset=0, total=3))
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_commands_go_from_a_list_to_a_verdict_that_the_next_refine_uses(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
+    refine(recipe)
+    shown = json.loads(run("review", "list", recipe_file, "--by", "anna", "--json"))
+    assert {(each["case"], each["class_id"]) for each in shown} == {("one", 1), ("two", 1), ("three", 1)}
+    assert shown[0]["filter_says"] == "accept (good-agreement)"
+    run("review", "reject", recipe_file, "two", "--by", "anna", "--note", "other organ")
+    [stored] = archive.catalog.reviews(TEACHER_SET)
+    assert (stored.case, stored.verdict, stored.by, stored.filter_said, stored.note) == ("two", "reject", "anna", "accept", "other organ")
+    refine(recipe)
+    parameters = archive["two"].labels(PSEUDO_SET).history.parameters
+    assert parameters["verdict/1"] == "reject"
+    assert len(archive.catalog.reviews(TEACHER_SET)) == 1, "the verdict survives the new pseudo-label"
+    run("review", "undo", recipe_file, "two", "--by", "anna")
+    refine(recipe)
+    assert archive["two"].labels(PSEUDO_SET).history.parameters["verdict/1"] == "accept"
+
+
+def test_the_list_of_an_archive_needs_no_recipe(archive: Archive, recipe: Recipe) -> None:
+    assert "not refined yet" in run("review", "list", recipe.archive, "--by", "anna")
+
+
+def test_a_picture_shows_numbered_slices_and_counts_as_looked_at(
+    archive: Archive, recipe: Recipe, recipe_file: Path, tmp_path: Path
+) -> None:
+    refine(recipe)
+    out = tmp_path / "one.png"
+    run("review", "show", recipe_file, "one", "-o", out, "--by", "anna")
+    width, height = Image.open(out).size
+    assert width == pytest.approx(2 * 304)
+    assert height == pytest.approx(318)
+    assert archive.catalog.listed("one", TEACHER_SET, "anna")[1].source == "asked"
+    with pytest.raises(ReviewError, match=r"the picture is a PNG, but .*one\.jpg ends otherwise"):
+        run("review", "show", recipe_file, "one", "-o", tmp_path / "one.jpg")
+
+
+def test_two_reviewers_at_once_do_not_overrule_each_other_unknowingly(archive: Archive, recipe: Recipe) -> None:
+    anna, ben = open_desk(recipe.archive, by="anna"), open_desk(recipe.archive, by="ben")
+    waiting(anna, 9)
+    waiting(ben, 9)
+    decide(anna, "one", "accept")
+    with pytest.raises(ReviewConflictError, match=r"anna said 'accept' at .* after you were shown it"):
+        decide(ben, "one", "reject")
+    decide(ben, "one", "reject", force=True)
+    assert [each.verdict for each in archive.catalog.reviews(TEACHER_SET)] == ["reject"]
+    with pytest.raises(ReviewConflictError, match="ben said 'reject'"):
+        take_back(anna, "one")
+
+
+def test_who_looks_again_knows_and_may_decide(archive: Archive, recipe: Recipe) -> None:
+    anna, ben = open_desk(recipe.archive, by="anna"), open_desk(recipe.archive, by="ben")
+    decide(anna, "one", "accept")
+    with pytest.raises(ReviewConflictError):
+        decide(ben, "one", "reject")
+    remember_shown(ben, archive["one"], [1])
+    decide(ben, "one", "reject")
+    assert [each.by for each in archive.catalog.review_history(TEACHER_SET)] == ["anna", "ben"]
+
+
+def test_a_verdict_on_what_was_drawn_anew_since_the_list_is_refused_unless_forced(archive: Archive, recipe: Recipe) -> None:
+    anna = open_desk(recipe.archive, by="anna")
+    waiting(anna, 9)
+    draw(archive, "one", "new")
+    with pytest.raises(ReviewConflictError, match="was drawn anew since it was looked at"):
+        decide(anna, "one", "accept")
+    decide(anna, "one", "accept", force=True)
+    assert archive.catalog.reviews(TEACHER_SET)[0].fingerprint == "new"
+
+
+def test_a_new_box_asks_the_teacher_again_and_rejects_the_mask_meanwhile(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
+    run("review", "rebox", recipe_file, "one", "--class", 1, "--slice", 2, "--box", "3,2,10,9", "--by", "anna")
+    [prompt] = archive.catalog.prompts("one")
+    assert (prompt.source, prompt.slice, prompt.axis, prompt.box_xyxy_px) == ("review", 2, "z", (3.0, 2.0, 10.0, 9.0))
+    [stored] = archive.catalog.reviews(TEACHER_SET)
+    assert (stored.verdict, stored.action) == ("reject", "rebox")
+    assert "1 verdict and 1 box taken back" in run("review", "undo", recipe_file, "one", "--by", "anna")
+    assert (archive.catalog.prompts("one"), archive.catalog.reviews(TEACHER_SET)) == ([], [])
+    assert "nothing to take back" in run("review", "undo", recipe_file, "one", "--by", "anna")
+
+
+def test_a_class_that_was_never_drawn_can_be_boxed(archive: Archive, recipe: Recipe) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    assert rebox(desk, "one", class_id=2, z=0, box_xyxy=(1, 1, 4, 4)) is None
+    assert [(prompt.class_id, prompt.slice) for prompt in archive.catalog.prompts("one")] == [(2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        pytest.param({"case_id": "on"}, CaseNotFoundError, r"no case 'on'.*Did you mean 'one'", id="unknown case"),
+        pytest.param({"class_id": 7}, ReviewError, r"there is no class 7\. Classes: 1 organ, 2 lesion", id="unknown class"),
+        pytest.param({"z": 4}, IngestError, r"slice 4|0 to 3", id="slice outside"),
+        pytest.param({"box_xyxy": (60, 60, 70, 70)}, IngestError, r"only 0% of .* lies inside the image", id="box outside"),
+        pytest.param({"box_xyxy": (9, 2, 3, 9)}, IngestError, r"is inverted or empty: x goes from 9 to 3", id="inverted box"),
+        pytest.param({"box_xyxy": (float("nan"), 2, 3, 9)}, (IngestError, ReviewError), r"no number|cannot be used", id="no number"),
+    ],
+)
+def test_a_box_that_cannot_be_is_refused_with_the_reason(
+    change: dict[str, object], error: type[Exception], message: str, archive: Archive, recipe: Recipe
+) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    wanted = {"case_id": "one", "class_id": 1, "z": 1, "box_xyxy": (3, 2, 10, 9)} | change
+    with pytest.raises(error, match=message):
+        rebox(desk, str(wanted.pop("case_id")), **wanted)  # type: ignore[arg-type]
+    assert archive.catalog.prompts("one") == []
+    assert archive.catalog.review_history(TEACHER_SET) == []
+
+
+def test_what_cannot_be_judged_is_refused_with_the_reason(archive: Archive, recipe: Recipe) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    with pytest.raises(CaseNotFoundError, match="no case 'four'"):
+        decide(desk, "four", "accept")
+    with pytest.raises(ReviewError, match="class 2 was not drawn, so there is nothing to judge"):
+        decide(desk, "one", "accept", class_id=2)
+    with pytest.raises(ReviewError, match="at most 500 letters"):
+        decide(desk, "one", "accept", note="x" * 501)
+    with pytest.raises(ReviewError, match=r"a reviewer's name is 1 to 64 letters.*--by NAME"):
+        open_desk(recipe.archive, by="Anna Meier")
+    with pytest.raises(ReviewError, match="--box takes four numbers"):
+        numbers("1,2,3")
+    archive["one"].delete_labels(TEACHER_SET)
+    with pytest.raises(ReviewError, match="the teacher has drawn nothing in it"):
+        decide(desk, "one", "accept")
+
+
+def test_an_empty_archive_says_so(recipe: Recipe) -> None:
+    Archive.create(recipe.archive)
+    assert "Nothing waits for a person" in run("review", "list", recipe.archive, "--by", "anna")
+    assert "No verdict yet on a random one of 0 masks" in run("review", "estimate", recipe.archive, "--by", "anna")
+
+
+def test_the_estimate_is_of_verdicts_and_says_so(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    for each in waiting(desk, 9):
+        decide(desk, each.case, "accept")
+    found = accepted_share(desk)
+    assert (found.masks, found.drawn, found.judged, found.accepted) == (3, 3, 3, 3)
+    assert "This counts verdicts; it is no Dice." in run("review", "estimate", recipe_file, "--by", "anna")
+    assert json.loads(run("review", "estimate", recipe_file, "--by", "anna", "--json"))["masks"] == 3
+
+
+def test_a_run_with_a_new_verdict_is_not_up_to_date(archive: Archive, recipe: Recipe) -> None:
+    before = material(archive)
+    decide(open_desk(recipe.archive, by="anna"), "one", "ignore")
+    assert material(archive) != before
+
+
+def test_the_filter_report_is_written_once_per_state_of_what_it_shows(archive: Archive, recipe: Recipe) -> None:
+    refine(recipe)
+    first, again = write_filter_report(archive, recipe), write_filter_report(archive, recipe)
+    assert (first.done, again.done, again.skipped) == (1, 0, 1)
+    page = filter_page(recipe).read_text(encoding="utf-8")
+    assert "No case has gold, so nothing here is accuracy" in page
+    assert "agreement" in page
+    for outside in ("http://", "https://", "<script", "@import", 'src="/'):
+        assert outside not in page, "one file, and no network"
+    assert filter_page(recipe).with_suffix(".json").is_file()
+    decide(open_desk(recipe.archive, by="anna"), "one", "reject")
+    assert write_filter_report(archive, recipe).done == 1
+    filter_page(recipe).unlink()
+    assert write_filter_report(archive, recipe).done == 1
+
+
+def test_a_report_that_fails_costs_nobody_their_labels(archive: Archive, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import filtering
+
+    refine(recipe)
+
+    def fail(*_: object, **__: object) -> None:
+        message = "no room"
+        raise OSError(message)
+
+    monkeypatch.setattr(filtering, "write_filter_page", fail)
+    result = write_filter_report(archive, recipe)
+    assert (result.failed, result.note) == (1, "the filter report could not be written (OSError: no room)")
+    assert archive["one"].labels(PSEUDO_SET).read().any()
+
+
+def test_the_table_of_a_run_names_the_report_and_counts_one_that_failed() -> None:
+    refined = StageResult(stage="refine", done=2, note="defaults stand")
+    written = with_report(refined, StageResult(stage="filter", done=1, output="reports/filter.html", note="WARNING"))
+    assert (written.done, written.note) == (2, "defaults stand; filter report: reports/filter.html; WARNING")
+    assert with_report(refined, StageResult(stage="filter", failed=1, note="no room")).failed == 1
+
+
+def test_a_page_where_everything_was_rejected_says_so(archive: Archive, recipe: Recipe) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    for case in ("one", "two", "three"):
+        decide(desk, case, "reject")
+    refine(recipe)
+    write_filter_report(archive, recipe)
+    page = filter_page(recipe).read_text(encoding="utf-8")
+    assert "Nothing was kept, so there is nothing to learn from" in page
+    assert "3 masks have" in page

@@ -1,0 +1,66 @@
+"""Students that never saw a case say whether its mask is of what they know."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import Archive, ClassInfo
+from students.errors import TrainingError
+from students.folds import FoldPlan, folds_of
+from students.out_of_fold import judge_out_of_fold, train_folds
+from students.spec import StudentSpec
+
+CLASSES = (ClassInfo(id=3, name="kernel"),)
+QUICK = StudentSpec(name="witness", budget_seconds=None, steps=40, width=4, threads=1, validation_fraction=0.0, mixed_precision=False)
+
+
+def plan_in(folder: Path, steps: int = 40) -> FoldPlan:
+    return FoldPlan(classes=CLASSES, spec=QUICK.model_copy(update={"steps": steps}), workdir=folder / "witnesses")
+
+
+def test_folds_are_even_and_do_not_depend_on_order_or_repetition() -> None:
+    patients = [f"p{n}" for n in range(11)]
+    dealt = folds_of(patients, 2)
+    assert sorted(np.bincount(list(dealt.values())).tolist()) == [5, 6]
+    assert folds_of([*reversed(patients), "p3"], 2) == dealt
+
+
+def test_every_patient_is_judged_by_students_that_never_saw_it(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    archive, plan = make_archive(tmp_path), plan_in(tmp_path, steps=1)
+    students = train_folds(archive, plan)
+    seen = [set(student.card.training_patients) for student in students]
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == {record.patient for record in archive.cases(part="archive")}
+    judged = dict(judge_out_of_fold(archive, plan, students, lambda case, _: archive[case].labels("teacher/r1").read() == 3))
+    assert set(judged) == {record.id for record in archive.cases()}
+    assert all(list(scores) == ["oof_dice/3"] for scores in judged.values())
+
+
+def test_a_mask_of_something_else_agrees_less_than_any_right_one(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    archive, plan = make_archive(tmp_path, train=8), plan_in(tmp_path)
+    wrong = "test1"
+
+    def mask_of(case: str, _: int) -> np.ndarray:
+        mask = archive[case].labels("teacher/r1").read() == 3
+        return np.asarray(np.roll(mask, mask.shape[1] // 2, axis=1)) if case == wrong else mask
+
+    judged = dict(judge_out_of_fold(archive, plan, train_folds(archive, plan), mask_of))
+    assert judged[wrong]["oof_dice/3"] < min(scores["oof_dice/3"] for case, scores in judged.items() if case != wrong)
+
+
+def test_students_that_are_there_are_not_trained_again(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    archive, plan = make_archive(tmp_path), plan_in(tmp_path, steps=1)
+    first = [(student.path / "model.safetensors").stat().st_mtime_ns for student in train_folds(archive, plan)]
+    assert [(student.path / "model.safetensors").stat().st_mtime_ns for student in train_folds(archive, plan)] == first
+
+
+def test_a_class_that_nobody_drew_is_not_judged(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    archive, plan = make_archive(tmp_path), plan_in(tmp_path, steps=1)
+    assert list(judge_out_of_fold(archive, plan, train_folds(archive, plan), lambda *_: None)) == []
+
+
+def test_too_few_patients_are_told_with_the_cure(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    with pytest.raises(TrainingError, match=r"at least 4 patients .* but there are 3\. Leave 'student' out"):
+        train_folds(make_archive(tmp_path, train=3), plan_in(tmp_path))
