@@ -118,15 +118,15 @@ def original_loop(recorder: Recorder) -> float:
 
 
 def _as_predictor_takes_it(prompts: PromptBatch, row: int) -> dict[str, np.ndarray]:
+    masks, _ = prompts.masks_of(slice(row, row + 1))
     taken = {
         "box": prompts.boxes_xyxy_px,
         "point_coords": prompts.points_xy_px,
         "point_labels": prompts.point_labels,
-        "mask_input": prompts.mask_logits if prompts.has_mask is None or prompts.has_mask[row] else None,
     }
     found = {name: np.asarray(value[row]) for name, value in taken.items() if value is not None}
-    if "mask_input" in found:
-        found["mask_input"] = found["mask_input"][None]
+    if masks is not None and (prompts.has_mask is None or prompts.has_mask[row]):
+        found["mask_input"] = masks
     return found
 
 
@@ -150,7 +150,8 @@ def fast_style(recorder: Recorder) -> float:
                 if prompts.boxes_xyxy_px is None
                 else torch.as_tensor(place_boxes(profile, prompts.boxes_xyxy_px, scale), device=device)
             )
-            masks = None if prompts.mask_logits is None else torch.as_tensor(prompts.mask_logits, device=device)[:, None]
+            given, which = prompts.masks_of(slice(None))
+            masks = None if given is None else torch.as_tensor(given if which is None else given[which], device=device)[:, None]
             pairs = None
             if prompts.points_xy_px is not None:
                 points = torch.as_tensor(prompts.points_xy_px * scale[:, None], device=device)
@@ -182,7 +183,7 @@ def run_pair(archive: Archive, cases: Sequence[str], repeat: int, device: str, b
     """Label into a fresh label set, replay, and ask the baselines."""
     recorder = Recorder(load_teacher("bundled", device=device))
     plan = LabelPlan(classes=CLASSES, label_set=f"teacher/benchmark-{repeat}", device=device)
-    with mock.patch("distill.engine.load_teacher", return_value=recorder):
+    with mock.patch("distill.appoint.load_teacher", return_value=recorder):
         began = time.perf_counter()
         summary = label_archive(archive, plan, cases=cases)
         whole = time.perf_counter() - began

@@ -1,0 +1,87 @@
+"""Archives that the bundled teacher has drawn, with and without planted wrong objects: the material of the benchmarks about belief."""
+
+import json
+import shutil
+from pathlib import Path
+
+from planting import Planted, plant
+
+from distill.doubts import add_priors, add_qualities, add_reverse
+from distill.quality import dice
+from distill.refine import drawn_mask
+from flows import stages
+from flows.plans import label_plan
+from flows.recipe import Recipe
+from flows.recipe_file import load_recipe
+from flows.results import TEACHER_SET
+from flows.rules import refine_plan
+from storage import Archive
+
+RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
+DATASETS = ("hippocampus", "cardiac")
+CLASS = 1
+
+
+def drawn_archive(dataset: str, folder: Path, reuse: Path | None = None) -> tuple[Recipe, Archive]:
+    """Return a recipe of docs/recipes and its archive, ingested and labelled in ``folder``.
+
+    Args:
+        dataset: its name.
+        folder: where archive and results are written; what is there already is used.
+        reuse: an archive of the same recipe that is copied instead of being made; it is not changed.
+    """
+    archive = folder / dataset / "archive.zarr"
+    if reuse is not None and not archive.exists():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(reuse, archive)
+        shutil.copy(f"{reuse}.catalog.sqlite", f"{archive}.catalog.sqlite")
+    recipe = load_recipe(RECIPES / f"{dataset}.yaml").model_copy(update={"archive": str(archive), "results": folder / dataset / "results"})
+    if reuse is None:
+        stages.ingest(recipe)
+        for shard in stages.shards_to_label(recipe, size=10**6):
+            stages.label(recipe, shard)
+    return recipe, stages.open_archive(recipe)
+
+
+def planted_archive(
+    recipe: Recipe, folder: Path, *, share: float, seed: int, reach: float, alike: bool = False
+) -> tuple[Archive, list[Planted]]:
+    """Copy the archive of a recipe, move the prompts of a share of its cases to other objects, and have those cases drawn again."""
+    from distill.engine import label_archive
+
+    target = folder / "archive.zarr"
+    done = folder / "planted.json"
+    if done.exists():
+        return Archive.open(str(target)), [Planted(**each) for each in json.loads(done.read_text())]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copytree(recipe.archive, target)
+    shutil.copy(f"{recipe.archive}.catalog.sqlite", f"{target}.catalog.sqlite")
+    copy = Archive.open(str(target))
+    planted = plant(copy, share, seed, reach=reach, alike=alike)
+    label_archive(copy, label_plan(recipe), cases=[each.case for each in planted])
+    done.write_text(json.dumps([{"case": p.case, "shift_xy_px": p.shift_xy_px, "overlap": p.overlap} for p in planted]))
+    return copy, planted
+
+
+def scored(recipe: Recipe, archive: Archive, *, reverse: bool = False) -> dict[str, dict[str, float]]:
+    """Run the semantic test that every recipe runs, and reverse classification where asked; return case -> score of the recipe's class."""
+    plan = refine_plan(recipe, calibrated=False)
+    add_priors(archive, plan)
+    if reverse:
+        add_reverse(archive, plan)
+    add_qualities(archive, plan)
+    found = archive.catalog.scores(TEACHER_SET)
+    return {case: {name.rpartition("/")[0]: value for name, value in each.items()} for case, each in found.items()}
+
+
+def true_dice(recipe: Recipe, archive: Archive) -> dict[str, float]:
+    """Return the Dice with gold, in hindsight, of each mask as refinement cuts it before any gold is looked at; 0 for an empty one."""
+    plan = refine_plan(recipe, calibrated=False)
+    found = {}
+    for record in archive.cases(with_labels=TEACHER_SET):
+        case = archive[record.id]
+        drawn = drawn_mask(case, plan, CLASS)
+        if drawn is not None:
+            found[record.id] = dice(drawn[1], case.labels("gold").read() == CLASS)
+    return found
