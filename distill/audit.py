@@ -91,7 +91,10 @@ def _class_audit(info: ClassInfo, confidence: str, plan: AuditPlan, found: Found
         predicted=_predictor(unseen or known, confidence),
         kind=kind,
         verdicts=dict(Counter(mask.verdict for mask in mine)),
-        reasons=dict(Counter(mask.reason for mask in mine) + Counter({"not-prompted": found.not_drawn[info.id]})),
+        reasons=dict(
+            Counter(mask.reason for mask in mine)
+            + Counter({reason: count for (class_id, reason), count in found.not_drawn.items() if class_id == info.id})
+        ),
         curves=_gold_curves(known) if known else _agreement_curve(mine, confidence),
         groups=group_rows(mine, (unseen or known) if known else mine, kind),
         scores=_score_ranks(unseen),
@@ -220,12 +223,17 @@ def _thresholds(class_id: int, plan: AuditPlan) -> Thresholds:
         volume_mm3=rule.volume_mm3,
         accept_from=rule.accept_from,
         review_from=rule.review_from,
-        identity_from={"prior": rule.prior_from, "oof_dice": rule.student_from, "rca_dice": rule.reverse_from},
+        identity_from={name: least for name, least in _identity(rule).items() if least > 0},
         patients=0 if calibration is None else calibration.patients,
         note="no calibration: documented defaults" if calibration is None else calibration.note,
         guarantees=tuple(dict.fromkeys(each.statement for each in stated)),
         assumptions=tuple(dict.fromkeys(assumption for each in stated if each.feasible for assumption in each.assumptions)),
     )
+
+
+def _identity(rule: ClassRule) -> dict[str, float]:
+    """Return the scores below which a mask is taken for another object; nothing is below 0."""
+    return {"prior": rule.prior_from, "oof_dice": rule.student_from, "rca_dice": rule.reverse_from}
 
 
 def _warnings(found: Found, population: Sequence[Mask]) -> tuple[str, ...]:

@@ -67,8 +67,8 @@ class Found:
     """What a walk through the archive leaves behind."""
 
     masks: list[Mask] = field(default_factory=list)
-    not_drawn: Counter[int] = field(default_factory=Counter)
-    """Class id -> archive cases where nobody prompted it."""
+    not_drawn: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Class id, reason -> archive cases where it was not drawn: nobody prompted it, or somebody said that it is not there."""
     levels: dict[tuple[int, Group], np.ndarray] = field(default_factory=dict)
     """Class id, group -> voxels by gold and stored probability, summed."""
     drawn_gold: Counter[tuple[int, Group]] = field(default_factory=Counter)
@@ -126,7 +126,7 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
     for info in plan.classes:
         scores = {name.rpartition("/")[0]: value for name, value in known.items() if name.endswith(f"/{info.id}")}
         if OWN not in scores:
-            found.not_drawn[info.id] += case.record.part == "archive"
+            found.not_drawn[info.id, str(told.get(f"reason/{info.id}", "not-prompted"))] += case.record.part == "archive"
             continue
         reached = float("nan")
         if gold is not None and info.id in judged:

@@ -220,11 +220,13 @@ def _accept_threshold(cases: Sequence[GoldCase], rule: ClassRule, risk: float) -
     order = np.argsort([-each for each in agreement], kind="stable")
     losses = 1 - _dices([cases[n] for n in order], rule)
     running = np.cumsum(losses) / np.arange(1, len(losses) + 1)
-    within = np.flatnonzero(running <= risk)
+    # Cases of one and the same agreement are accepted together or not at all.
+    ends = np.append(np.diff(np.asarray(agreement)[order]) != 0, True)
+    within = np.flatnonzero((running <= risk) & ends)
     if not len(within):
         return (
             rule.accept_from,
-            f"no agreement threshold keeps the mean Dice loss under {risk:.2f} on calibration (best {running.min():.2f}); the default {rule.accept_from} stands",
+            f"no agreement threshold keeps the mean Dice loss under {risk:.2f} on calibration (best {running[ends].min():.2f}); the default {rule.accept_from} stands",
         )
     last = int(within[-1])
     if last == len(cases) - 1:

@@ -79,7 +79,10 @@ class CaseWork:
 
     def fresh(self) -> "CaseWork":
         """Return the same questions without any answer."""
-        classes = {key: ClassWork(plans=known.plans, probability=np.zeros_like(known.probability)) for key, known in self.classes.items()}
+        classes = {
+            key: ClassWork(plans=known.plans, probability=np.zeros(known.probability.shape, np.float32))
+            for key, known in self.classes.items()
+        }
         return replace(self, classes=classes)
 
 

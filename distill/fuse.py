@@ -74,7 +74,7 @@ class Fused:
     uncertainty: np.ndarray
     """``(z, y, x)`` uint8, 255 = an entropy of ln 2."""
     maps: dict[str, np.ndarray]
-    """``vote`` and ``mutual_information`` of all members of all teachers, where every teacher has them."""
+    """``vote`` and ``mutual_information`` of all members of all teachers, where every teacher has them; ``unknown`` where any teacher has it."""
     scores: dict[str, float]
     believed: dict[str, float]
     """``sensitivity/CLASS/TEACHER`` and ``specificity/CLASS/TEACHER``; teachers count from 1."""
@@ -220,12 +220,18 @@ def disagreement(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _maps(labels: Sequence[Labels], between: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the maps of all members together: what members of one teacher contradict each other in, and what teachers do (they add up)."""
+    """Return the maps of all members together: what members of one teacher contradict each other in, and what teachers do (they add up).
+
+    What any of them has lost track of is unknown.
+    """
     votes, doubts = ([each.map(name) for each in labels] for name in ("vote", "mutual_information"))
     found: dict[str, np.ndarray] = {}
     if all(each is not None for each in doubts):
         within = np.mean([np.asarray(each[...], np.float32) for each in doubts if each is not None], axis=0)
         found["mutual_information"] = np.rint(np.clip(within + _TOP * between / LN2, 0, _TOP)).astype(np.uint8)
+    unknown = [np.asarray(each[...]) for each in (label.map("unknown") for label in labels) if each is not None]
+    if unknown:
+        found["unknown"] = np.maximum.reduce(unknown)
     if all(each is not None for each in votes):
         found["vote"] = np.rint(np.mean([np.asarray(each[...], np.float32) for each in votes if each is not None], axis=0)).astype(np.uint8)
     return found

@@ -109,17 +109,17 @@ class _SourceRun:
         source = make_source(self.name, self.context, self.plan.options.get(self.name, {}))
         prints = {case: self._fingerprint(source, records[case], classes) for case, classes in due_for_it.items()}
         todo = self.archive.ledger.plan(self.stage, prints)
-        total = len(todo)
+        due = frozenset(todo)
         with beating(self.archive.ledger):
             for _ in range(ATTEMPTS):
                 for case in todo:
                     if self.archive.ledger.claim(self.stage, case):
                         self._ask(source, records[case], due_for_it[case], stored[case])
                         if progress is not None:
-                            progress(self.done, total)
+                            progress(self.done, len(due))
                 todo = self.archive.ledger.plan(self.stage, {case: prints[case] for case in todo})
         self.quarantined = tuple(unit.unit for unit in self.archive.ledger.quarantined(self.stage) if unit.unit in prints)
-        self.skipped = len(prints) - total - len(self.quarantined)
+        self.skipped = sum(case not in due and case not in self.quarantined for case in prints)
         self.unfinished = len(set(todo) - set(self.quarantined))
 
     def _open(self, stored: Sequence[Prompt]) -> tuple[int, ...]:

@@ -82,4 +82,4 @@ def _way_back(work: CaseWork, class_id: int, reached: Sequence[int]) -> CaseWork
     plans = [SlicePlan(z=reached[-1], distance=0, parents=(), hint=hint, box_between=None)]
     for distance, z in enumerate(reached[-2::-1], start=1):
         plans.append(SlicePlan(z=z, distance=distance, parents=(plans[-1].z,), hint=None, box_between=None))
-    return replace(work, classes={class_id: ClassWork(plans=plans, probability=np.zeros_like(target.probability))})
+    return replace(work, classes={class_id: ClassWork(plans=plans, probability=np.zeros(target.probability.shape, np.float32))})

@@ -21,7 +21,7 @@ LEAST_PATIENTS = 3
 """In each of two groups of patients; with fewer their rates cannot be compared."""
 MOST_VALUES = 12
 """An attribute with more values than that is cut into thirds if it is a number, and left out if it is text."""
-AGE_BANDS = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (75, "60 to 74"), (1000, "75 and over"))
+AGE_BANDS = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (75, "60 to 74"), (float("inf"), "75 and over"))
 UNKNOWN = "not known"
 _DRAWS = 2000
 

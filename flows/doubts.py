@@ -42,7 +42,7 @@ def _plan(recipe: Recipe) -> RefinePlan:
 
 def _once(archive: Archive, recipe: Recipe, name: str, test: Callable[[], DoubtSummary]) -> StageResult:
     plan, marker = _plan(recipe), _marker(recipe, name)
-    if _is_forgotten(archive, name):
+    if _is_forgotten(archive, name, plan):
         marker.unlink(missing_ok=True)
     depends = fingerprint(
         doubts=DOUBTS,
@@ -72,13 +72,12 @@ def _gold(archive: Archive) -> dict[str, str]:
     return {record.id: known[record.id] for record in archive.cases(part="calibration", with_labels="gold")}
 
 
-def _is_forgotten(archive: Archive, name: str) -> bool:
+def _is_forgotten(archive: Archive, name: str, plan: RefinePlan) -> bool:
     """Tell whether labels that the teacher has drawn are without the answers of a test, as those that were written anew are."""
     return any(
-        f"{_ANSWERS[name]}/{key.removeprefix('pairwise_dice/')}" not in known
+        f"pairwise_dice/{info.id}" in known and f"{_ANSWERS[name]}/{info.id}" not in known
         for known in archive.catalog.scores(TEACHER_SET).values()
-        for key in known
-        if key.startswith("pairwise_dice/")
+        for info in plan.classes
     )
 
 

@@ -78,6 +78,8 @@ def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
     if stage == "label":  # what one of several teachers could not draw is in that teacher's stage
         own_sets = teacher_sets(1 + len(recipe.teacher.also))
         counts["quarantined"] += sum(archive.ledger.counts(f"label:{name}")["quarantined"] for name in own_sets if len(own_sets) > 1)
+        # and what a source could not look at is in that source's stage, which is reported with label
+        counts["quarantined"] += sum(archive.ledger.counts(f"prompts:{source}")["quarantined"] for source in recipe.prompts.source)
     around = [archive.ledger.state(each, own) for each in (CALIBRATE, FILTER)] if stage == "refine" else []
     if stage == "refine":
         around += [archive.ledger.state(DOUBT, doubt_unit(own, test)) for test in recipe.refine.semantic]

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.review_queue import Candidate, Estimate, estimate, review_queue
+from distill.verdicts import BY_A_PERSON
 from flows.desk import Desk
 from flows.errors import ReviewError
 from flows.results import PSEUDO_SET, TEACHER_SET
@@ -39,8 +40,9 @@ class Waiting(BaseModel):
 
 def waiting(desk: Desk, limit: int) -> list[Waiting]:
     """Return the masks to look at first, and remember that this reviewer was shown them as they are now."""
-    queue = review_queue(desk.archive, desk.plan, limit)
+    candidates = review_queue(desk.archive, desk.plan, limit)
     prints, revisions = desk.archive.catalog.fingerprints(TEACHER_SET), _revisions(desk)
+    queue = [each for each in candidates if each.case in prints]  # another is being drawn anew at this moment
     desk.archive.catalog.record_listing(
         ListingRecord(
             case=each.case,
@@ -125,7 +127,7 @@ def rebox(
         raise ReviewError(message) from None
     prompts = Converter(archive=desk.archive, folder=Path(), source=REVIEW, classes=None).prompts(row)
     if TEACHER_SET not in case.label_sets() or f"pairwise_dice/{class_id}" not in case.labels(TEACHER_SET).scores:
-        desk.archive.catalog.add_prompts(prompts)
+        desk.archive.catalog.replace_boxes(prompts)
         return None
     draft = replace(_draft(desk, case, class_id, verdict="reject", note=note), action="rebox")
     return _store(desk, draft, force=force, boxes=prompts)
@@ -147,11 +149,22 @@ def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: b
         desk.class_ids(case, class_id)
     wanted = list(desk.classes) if class_id is None else [class_id]
     current = [each for each in desk.archive.catalog.reviews(TEACHER_SET) if each.case == case_id and each.class_id in wanted]
-    for each in current:
+    for each in (*current, *_outlived_boxes(desk, case, wanted)):
         draft = replace(each, action="undo", by=desk.by, at=_now(), note="")
         desk.archive.catalog.record_review(draft, seen=None if force else _known_revision(desk, each))
     boxes = sum(desk.archive.catalog.forget_boxes(case_id, each, source=REVIEW) for each in wanted)
     return len(current), boxes
+
+
+def _outlived_boxes(desk: Desk, case: Case, class_ids: Sequence[int]) -> list[ReviewRecord]:
+    """Return what new boxes said of masks that have been drawn anew since: without the boxes these masks come back, and it must not."""
+    if TEACHER_SET not in case.label_sets():
+        return []
+    now = case.labels(TEACHER_SET).history.fingerprint
+    last = {each.class_id: each for each in desk.archive.catalog.review_history(TEACHER_SET, case.id)}
+    chosen = [last[key] for key in class_ids if key in last]
+    outlived = [each for each in chosen if each.action == "rebox" and each.fingerprint != now]
+    return [replace(each, fingerprint=now, filter_said=_filter_said(desk, case, each.class_id)) for each in outlived]
 
 
 def accepted_share(desk: Desk) -> Estimate:
@@ -203,7 +216,9 @@ def _filter_said(desk: Desk, case: Case, class_id: int) -> str:
     for each in desk.archive.catalog.review_history(TEACHER_SET, case.id):
         if (each.class_id, each.fingerprint) == (class_id, print_):
             return each.filter_said
-    return _filter_says(case, class_id)[0]
+    said, reason = _filter_says(case, class_id)
+    # Of masks drawn anew and not refined since, the filter has said nothing; what stands there may be a person's word on the old ones.
+    return "" if reason in BY_A_PERSON.values() else said
 
 
 def _store(desk: Desk, draft: ReviewRecord, *, force: bool, boxes: list[Prompt] | None = None) -> ReviewRecord:

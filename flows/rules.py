@@ -68,6 +68,8 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
             labels=labels,
             gold=gold,
             scores=_scores(archive, labels),
+            patients={record.id: record.patient for record in archive.cases(part="calibration", with_labels=TEACHER_SET)},
+            **({"taught": taught} if (taught := taught_by_gold(recipe)) else {}),
         ),
         output=calibration_file(recipe),
         work=lambda: _calibrate(archive, recipe),
@@ -85,6 +87,7 @@ def _scores(archive: Archive, labels: dict[str, str]) -> dict[str, dict[str, flo
 
 def _calibrate(archive: Archive, recipe: Recipe) -> str:
     smoothing_mm = SMOOTHING_MM if recipe.refine.consistency == "3d" else (0.0,)
+    taught = taught_by_gold(recipe)
     found = calibrate(
         archive,
         class_infos(recipe),
@@ -92,13 +95,26 @@ def _calibrate(archive: Archive, recipe: Recipe) -> str:
         rules=starting_rules(recipe),
         risk=recipe.refine.risk,
         smoothing_mm=smoothing_mm,
-        guarantee=recipe.refine.guarantee,
+        guarantee="none" if taught else recipe.refine.guarantee,
         intensity=recipe.intensity,
     )
+    found = {key: _without_promises(each, taught) for key, each in found.items()} if taught else found
     path = calibration_file(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(CalibrationFile(classes=found).model_dump_json(indent=1), encoding="utf-8")
     return calibration_note(recipe)
+
+
+def taught_by_gold(recipe: Recipe) -> tuple[str, ...]:
+    """Return the recipe's sources of prompts that learn from gold of calibration patients."""
+    learns = {"exemplar": True, "everything": recipe.prompts.everything.exemplars > 0}
+    return tuple(name for name in recipe.prompts.source if learns.get(name, False))
+
+
+def _without_promises(found: ClassCalibration, taught: tuple[str, ...]) -> ClassCalibration:
+    """Take back what holds only where nothing was learnt from the calibration patients."""
+    why = f"no guarantee for new patients: the prompts of {' and '.join(taught)} were learnt from gold of calibration patients"
+    return replace(found, guarantees=(), ring=None, note=f"{found.note}; {why}" if found.patients else found.note)
 
 
 def calibration_note(recipe: Recipe) -> str:
@@ -116,16 +132,16 @@ def calibration_note(recipe: Recipe) -> str:
 def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> int:
     """Score masks as refined with the Dice that calibration predicts of them, and its error bars; nothing without calibration.
 
-    Adds ``predicted_dice/ID``, ``predicted_dice_low/ID`` and ``predicted_dice_high/ID`` to the scores of the teacher's label set.
+    Adds ``predicted_dice/ID``, ``predicted_dice_low/ID`` and ``predicted_dice_high/ID`` to the scores of the teacher's label set. What an
+    earlier calibration predicted and this one does not becomes NaN.
 
     Returns:
         How many masks were scored.
     """
     path, scored = calibration_file(recipe), 0
-    if not is_calibrated(archive, recipe) or not path.is_file():
-        return scored
-    found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8")).classes
-    known = archive.catalog.scores(TEACHER_SET)
+    there = is_calibrated(archive, recipe) and path.is_file()
+    found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8")).classes if there else {}
+    known = archive.catalog.scores(TEACHER_SET, list(cases))
     for case in cases:
         told = {key: predict_quality(each.quality, known.get(case, {}), key) for key, each in found.items() if each.quality is not None}
         scores = {
@@ -134,8 +150,13 @@ def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -
             if each is not None and f"pairwise_dice/{key}" in known.get(case, {})
             for name, value in (("predicted_dice", each.dice), ("predicted_dice_low", each.low), ("predicted_dice_high", each.high))
         }
-        if any(known[case].get(name) != value for name, value in scores.items()):
-            archive.catalog.add_scores(case, TEACHER_SET, scores)
+        stale = {
+            name: math.nan
+            for name, value in known.get(case, {}).items()
+            if name.startswith("predicted_dice") and name not in scores and not math.isnan(value)
+        }
+        if stale or any(known[case].get(name) != value for name, value in scores.items()):
+            archive.catalog.add_scores(case, TEACHER_SET, scores | stale)
         scored += len(scores) // 3
     return scored
 
@@ -170,7 +191,18 @@ def refine_plan(recipe: Recipe, *, calibrated: bool = True) -> RefinePlan:
     if calibrated and path.is_file():
         found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
         rules |= {key: each.rule for key, each in found.classes.items()}
+    rules = {key: _without_unasked(rule, recipe.refine.semantic) for key, rule in rules.items()}
     return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET, intensity=recipe.intensity)
+
+
+def _without_unasked(rule: ClassRule, asked: Sequence[str]) -> ClassRule:
+    """Scores of a test that the recipe no longer asks for stay in the catalog, and must not go on rejecting masks."""
+    return replace(
+        rule,
+        prior_from=rule.prior_from if "prior" in asked else 0.0,
+        student_from=rule.student_from if "student" in asked else 0.0,
+        reverse_from=rule.reverse_from if "reverse" in asked else 0.0,
+    )
 
 
 def calibration_file(recipe: Recipe) -> Path:

@@ -244,11 +244,17 @@ class Catalog:
         with self._database.writing() as connection:
             _check_known(connection, [review.case])
             stored = add_verdict(connection, review, seen)
-            for box in boxes or []:
-                place = (PromptRow.axis == box.axis, PromptRow.position == box.slice)
-                _forget_prompts(connection, box.case, box.class_id, box.source, *place)
-            _add_prompts(connection, boxes or [], "")
+            _replace_boxes(connection, boxes or [])
         return stored
+
+    def replace_boxes(self, boxes: list[Prompt]) -> None:
+        """Add prompts in place of those of the same source, class and slice.
+
+        Raises:
+            CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is changed then.
+        """
+        with self._database.writing() as connection:
+            _replace_boxes(connection, boxes)
 
     def forget_boxes(self, case_id: str, class_id: int, *, source: str) -> int:
         """Take back the prompts of one source about one class of a case, and return how many there were."""
@@ -390,6 +396,13 @@ def _take_back(connection: sa.Connection, file: str, source: str, keep: set[str]
         elsewhere = sa.exists().where(PromptFileRow.key == PromptRow.key)
         deleted += connection.execute(sa.delete(PromptRow).where(PromptRow.key.in_(page), ~elsewhere)).rowcount
     return deleted
+
+
+def _replace_boxes(connection: sa.Connection, boxes: list[Prompt]) -> None:
+    for box in boxes:
+        place = (PromptRow.axis == box.axis, PromptRow.position == box.slice)
+        _forget_prompts(connection, box.case, box.class_id, box.source, *place)
+    _add_prompts(connection, boxes, "")
 
 
 def _forget_prompts(connection: sa.Connection, case_id: str, class_id: int, source: str, *where: sa.ColumnElement[bool]) -> int:

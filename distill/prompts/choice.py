@@ -39,8 +39,8 @@ def chosen_prompts(prompts: Iterable[Prompt], sources: Sequence[str]) -> list[Pr
         sources: as a recipe names them, the first one first.
     """
     given = list(prompts)
-    speaker = _speakers(given, sources)
-    drawn = {(prompt.class_id, prompt.axis, prompt.slice or 0) for prompt in given if source_of(prompt) == REVIEW}
+    speaker = _speakers(given, sources) | _speakers(filter(_asks, given), sources)
+    drawn = {_place(prompt) for prompt in given if source_of(prompt) == REVIEW}
     redrawn = {class_id for class_id, _, _ in drawn}
     return [
         prompt
@@ -48,23 +48,34 @@ def chosen_prompts(prompts: Iterable[Prompt], sources: Sequence[str]) -> list[Pr
         if source_of(prompt) == REVIEW
         or (
             source_of(prompt) == speaker.get(prompt.class_id)
-            and (prompt.class_id, prompt.axis, prompt.slice or 0) not in drawn
+            and _place(prompt) not in drawn
             and not (prompt.kind == "absent" and prompt.class_id in redrawn)
         )
     ]
 
 
 def open_classes(prompts: Iterable[Prompt], sources: Sequence[str], classes: Sequence[int]) -> tuple[int, ...]:
-    """Return those of ``classes`` about which none of ``sources`` has said anything in this case."""
-    speaker = _speakers(list(prompts), sources)
+    """Return those of ``classes`` about which none of ``sources`` has said anything in this case that can be asked with."""
+    speaker = _speakers(filter(_asks, prompts), sources)
     return tuple(class_id for class_id in classes if class_id not in speaker)
 
 
-def _speakers(prompts: Sequence[Prompt], sources: Sequence[str]) -> dict[int, str]:
+def _asks(prompt: Prompt) -> bool:
+    """Say whether a prompt says something by itself: what is not the object, and slices that nobody is asked about, say nothing."""
+    return prompt.positive and prompt.axis == "z"
+
+
+def _place(prompt: Prompt) -> tuple[int, str, int | None]:
+    """Return class, axis and slice; in a volume's prompt no slice, in a picture's the only one."""
+    return prompt.class_id, prompt.axis, None if prompt.kind in ("box3d", ABSENT) else prompt.slice or 0
+
+
+def _speakers(prompts: Iterable[Prompt], sources: Sequence[str]) -> dict[int, str]:
     """Return class id -> the first source of the chain that says something about it."""
+    given = list(prompts)
     speaker: dict[int, str] = {}
     for name in drawing_sources(sources):
-        for prompt in prompts:
+        for prompt in given:
             if source_of(prompt) == name:
                 speaker.setdefault(prompt.class_id, name)
     return speaker

@@ -19,6 +19,8 @@ HIGHEST_QUANTILE = 0.9995
 TOWARDS_USUAL = 1 / 3
 """The sides of a box are moved so far towards the usual ones, on a logarithmic scale: pieces are cut from a coarse grid. On 160 cine MR slices of 12 patients
 with three choices of exemplars, mean Dice of the masks that follow: 0.727 without, 0.733 with a third, 0.709 with two thirds, 0.649 with all of it."""
+LARGEST_EXPONENT = 500.0
+"""Of double precision, which ends at 709."""
 SMALLEST_SHARE = 0.25
 """A piece smaller than this share of the usual area says where the object is and not how large; then the usual box is taken around it."""
 
@@ -126,7 +128,7 @@ def piece_of(scores: np.ndarray, cut: Cut) -> Piece:
     margin = np.maximum(LEAST_MARGIN_PX, MARGIN * (high - low))
     box = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin, [width, height])])
     floor = cut.score if cut.peak is None else cut.peak
-    confidence = 1 / (1 + np.exp(-(float(scores.max()) - floor) / cut.spread))
+    confidence = 1 / (1 + np.exp(min(-(float(scores.max()) - floor) / cut.spread, LARGEST_EXPONENT)))
     return Piece(box_xyxy_px=box, centre_xy_px=(x, y), confidence=float(confidence))
 
 

@@ -49,7 +49,7 @@ class EverythingSource:
             options=options.model_dump_json(exclude={"classes"}),
             looks={str(key): look.model_dump_json() for key, look in sorted(self.looks.items())},
             seen=seen,
-            teacher=teacher.fingerprint,
+            teacher=[teacher.fingerprint, teacher.profile],
         )
 
     def expectations(self, subject: Subject) -> dict[int, Expectation]:

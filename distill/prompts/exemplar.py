@@ -10,6 +10,7 @@ calibration cases later would otherwise be set on prompts that knew the answer.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from distill.prompts.prototypes import Cells, Example, Prototypes, learn
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.variations import Variation, vary
 from distill.teachers.base import Teacher
-from storage import Archive, CaseRecord, Prompt, fingerprint
+from storage import IGNORE, Archive, CaseRecord, Prompt, fingerprint
 
 EXEMPLAR = "1"
 """Raised whenever the source's answers change."""
@@ -41,7 +42,7 @@ class _Shown:
     patient: str
     example: Example
     masks: Mapping[int, np.ndarray]
-    """Class id -> ``(H, W)`` bool."""
+    """Class id -> ``(H, W)`` bool, of the classes that its gold is about; ``IGNORE`` -> what experts left open."""
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ def exemplar_source(context: SourceContext, options: object) -> "ExemplarSource"
     Raises:
         PlanError: if there are none, or those that are named cannot be used.
     """
-    chosen = options if isinstance(options, ExemplarOptions) else ExemplarOptions()
+    chosen = options if isinstance(options, ExemplarOptions) else ExemplarOptions.model_validate(options or {})
     records = choose_exemplars(context.archive, chosen)
     return ExemplarSource(context, chosen, records)
 
@@ -111,25 +112,30 @@ class ExemplarSource:
     name = "exemplar"
 
     def __init__(self, context: SourceContext, options: ExemplarOptions, records: Sequence[CaseRecord]) -> None:
-        """Encode the exemplars; what is learnt from them is learnt when it is first needed."""
+        """Read the exemplars; they are encoded, and what is learnt from them is learnt, when it is first needed: perhaps no case is due."""
         self._teacher: Teacher = context.teacher
         self._options = options
         self._classes = [info.id for info in context.classes]
         self.fingerprint = fingerprint(
             version=EXEMPLAR,
             options=options.model_dump(),
-            teacher=self._teacher.fingerprint,
+            teacher=[self._teacher.fingerprint, self._teacher.profile],
             classes=self._classes,
             exemplars=[
                 [r.id, r.fingerprint, context.archive[r.id].labels(GOLD).history.fingerprint, intensity_inputs(context.plan.intensity, r)]
                 for r in records
             ],
         )
-        self._shown = self._vary([shown for record in records for shown in self._show(context, record)])
-        if not any(mask.any() for shown in self._shown for mask in shown.masks.values()):
+        self._slices = [one for record in records for one in self._show(context, record)]
+        if not any(one.seen.masks[class_id].any() for one in self._slices for class_id in self._classes if class_id in one.seen.masks):
             message = f"none of the exemplars {', '.join(r.id for r in records)} shows any of the classes {self._classes} in its gold."
             raise PlanError(message)
         self._known: dict[str, _Known | None] = {}
+
+    @cached_property
+    def _shown(self) -> list[_Shown]:
+        """The exemplar slices and their variations, encoded."""
+        return self._vary(self._slices)
 
     def propose(self, subject: Subject) -> list[Prompt]:
         """Return a box and a point per slice on which a class is believed to be, or that it is absent."""
@@ -163,11 +169,14 @@ class ExemplarSource:
         known = _Known(prototypes)
         held = list(self._held_out(shown, prototypes))
         for class_id in sorted(prototypes.classes):
-            known.cuts[class_id] = learn_cut([each for each in held if each.class_id == class_id], presence=self._options.presence)
+            about = [each for each in held if each.class_id == class_id]
+            if not any(each.mask.any() for each in about):  # a single patient shows it, about whom nobody else can say anything
+                about = [_scored(each, class_id, prototypes) for each in shown if _tells(each, class_id)]
+            known.cuts[class_id] = learn_cut(about, presence=self._options.presence)
         return known
 
     def _prototypes(self, shown: Sequence[_Shown]) -> Prototypes | None:
-        if not any(mask.any() for each in shown for mask in each.masks.values()):
+        if not any(each.masks[class_id].any() for each in shown for class_id in self._classes if class_id in each.masks):
             return None
         return learn(
             [each.example for each in shown], self._classes, prototypes=self._options.prototypes, background=self._options.background
@@ -181,17 +190,18 @@ class ExemplarSource:
             inside = [each for each in shown if (each.patient if by_patient else each.case) == group]
             others = self._prototypes([each for each in shown if each not in inside]) if len(groups) > 1 else everything
             for each in inside:
-                for class_id, mask in each.masks.items():
-                    if others is not None and class_id in others.classes:
-                        scores = enlarge(others.score(each.example.cells, class_id), (mask.shape[0], mask.shape[1]))
-                        yield Held(class_id=class_id, scores=scores, mask=mask)
+                for class_id in self._classes:
+                    if others is not None and class_id in others.classes and _tells(each, class_id):
+                        yield _scored(each, class_id, others)
 
     def _show(self, context: SourceContext, record: CaseRecord) -> Iterable["_Slice"]:
         """Read the slices of one exemplar that teach something: some with a class, and some without."""
         subject = context.subject(record, context.classes)
-        gold = context.archive[record.id].labels(GOLD).read()
-        for z in sorted({z for class_id in self._classes for z in _teaching_slices(gold == class_id, self._options.slices)}):
-            masks = {class_id: gold[z] == class_id for class_id in self._classes}
+        labels = context.archive[record.id].labels(GOLD)
+        gold, named = labels.read(), {info.id for info in labels.history.classes}
+        judged = [class_id for class_id in self._classes if class_id in named]
+        for z in sorted({z for class_id in judged for z in _teaching_slices(gold == class_id, self._options.slices)}):
+            masks = {class_id: gold[z] == class_id for class_id in (*judged, IGNORE)}
             yield _Slice(record=record, height=_height(z, len(gold)), seen=Variation(picture=subject.picture(z), masks=masks))
 
     def _vary(self, slices: Sequence["_Slice"]) -> list[_Shown]:
@@ -216,6 +226,17 @@ def _shown(one: _Slice, cells: Cells) -> _Shown:
     grid = (cells.features.shape[0], cells.features.shape[1])
     fractions = {class_id: shrink(mask, grid) for class_id, mask in one.seen.masks.items()}
     return _Shown(case=one.record.id, patient=one.record.patient, example=Example(cells=cells, fractions=fractions), masks=one.seen.masks)
+
+
+def _tells(shown: _Shown, class_id: int) -> bool:
+    """Say whether it is known of a slice if the class is on it: its gold is about the class, and nothing was left open where it might be."""
+    mask = shown.masks.get(class_id)
+    return mask is not None and bool(mask.any() or not shown.masks[IGNORE].any())
+
+
+def _scored(shown: _Shown, class_id: int, by: Prototypes) -> Held:
+    mask = shown.masks[class_id]
+    return Held(class_id=class_id, scores=enlarge(by.score(shown.example.cells, class_id), (mask.shape[0], mask.shape[1])), mask=mask)
 
 
 def _teaching_slices(mask: np.ndarray, count: int) -> list[int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from distill.prompts.choice import ABSENT, REVIEW
 from storage.case import CaseRecord, Prompt
 from storage.rle import decode as decode_rle
 
@@ -47,7 +48,7 @@ def usable_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
     make a slice count as prompted of which nobody said that the object is on it.
     """
     given = list(prompts)
-    told = {_place(prompt) for prompt in given if prompt.positive and prompt.kind != "box3d" and _is_something(prompt)}
+    told = {_place(prompt) for prompt in given if prompt.positive and prompt.kind not in ("box3d", ABSENT) and _is_something(prompt)}
     boxes = [prompt for prompt in given if prompt.positive and prompt.kind == "box3d"]
     return [
         prompt
@@ -76,14 +77,17 @@ def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, d
     """Gather axial prompts as ``{class id: {slice: hint}}``; every hint has something positive, see ``usable_prompts``.
 
     Several boxes of one class on one slice are joined into the box around all of them; points and scribbles are collected; a
-    rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles. Prompts
+    rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles, except on slices where a reviewer drew. Prompts
     along other axes are left out: this version asks about axial slices.
     """
     gathered: dict[int, dict[int, SliceHint]] = {}
-    for prompt in usable_prompts(prompts):
+    given = usable_prompts(prompts)
+    redrawn = {_place(prompt) for prompt in given if prompt.source == REVIEW and prompt.kind not in ("box3d", ABSENT)}
+    for prompt in given:
         slices = gathered.setdefault(prompt.class_id, {})
         for z, hint in _as_hints(record, prompt) if prompt.axis == "z" else ():
-            slices[z] = _join(slices.get(z), hint)
+            if prompt.kind != "box3d" or prompt.source == REVIEW or (prompt.class_id, "z", z) not in redrawn:
+                slices[z] = _join(slices.get(z), hint)
     return {class_id: dict(sorted(slices.items())) for class_id, slices in gathered.items() if slices}
 
 

@@ -17,6 +17,8 @@ from itertools import product
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
+from storage import IGNORE
+
 INSIDE = 0.75
 """Share of a cell that a class must fill for the cell to be an example of it; where there is no such cell, the fullest ones are."""
 OUTSIDE = 0.05
@@ -51,7 +53,8 @@ class Example:
 
     cells: Cells
     fractions: Mapping[int, np.ndarray]
-    """Class id -> ``(h, w)``: the share of each cell that the class fills."""
+    """Class id -> ``(h, w)``: the share of each cell that the class fills. A class that experts did not look for is missing, and what they left
+    open is under ``storage.IGNORE``: neither is an example of anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,10 +81,11 @@ class _Space:
     rest: np.ndarray
 
     def scores(self, cells: Cells, class_id: int) -> np.ndarray:
-        """Return ``(h * w,)``: squared distance to the nearest of all else, less that to the nearest prototype of the class."""
+        """Return ``(h * w,)``: squared distance to the nearest of all else, if anything else was seen, less that to the nearest prototype of the class."""
         points = self.metric.points(cells.features.reshape(-1, cells.features.shape[2]), cells.placed())
-        others = [each for key, each in self.classes.items() if key != class_id]
-        return np.asarray(_nearest(points, np.concatenate([self.rest, *others])) - _nearest(points, self.classes[class_id]))
+        others = np.concatenate([self.rest, *(each for key, each in self.classes.items() if key != class_id)])
+        own = _nearest(points, self.classes[class_id])
+        return _nearest(points, others) - own if len(others) else -own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,7 +148,7 @@ class _Pool:
         places = np.concatenate([each.cells.placed() for each in examples])
         inside = {}
         for class_id in classes:
-            here = np.concatenate([_inside(each.fractions[class_id]) for each in examples])
+            here = np.concatenate([_inside(each, class_id) for each in examples])
             inside[class_id] = features[here], places[here]
         there = _some(np.flatnonzero(np.concatenate([_outside(each, classes) for each in examples])), rng)
         return cls(inside=inside, outside=(features[there], places[there]), any_cells=features[_some(np.arange(len(features)), rng)])
@@ -156,20 +160,23 @@ def _some(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _is_shown(example: Example, class_id: int) -> bool:
-    return bool(example.fractions[class_id].any())
+    return class_id in example.fractions and bool(example.fractions[class_id].any())
 
 
-def _inside(fraction: np.ndarray) -> np.ndarray:
+def _inside(example: Example, class_id: int) -> np.ndarray:
     """Return ``(h * w,)`` bool: the cells that a class fills, or the fullest ones of a class that is smaller than a cell."""
-    flat = fraction.ravel()
+    if not _is_shown(example, class_id):
+        return np.zeros(example.cells.features.shape[0] * example.cells.features.shape[1], bool)
+    flat = example.fractions[class_id].ravel()
     full = flat >= INSIDE
-    if full.any() or not flat.any():
-        return np.asarray(full)
-    return np.asarray(flat >= max(np.sort(flat)[-FULLEST:][0], 1e-6))
+    return np.asarray(full if full.any() else flat >= max(np.sort(flat)[-FULLEST:][0], 1e-6))
 
 
 def _outside(example: Example, classes: Sequence[int]) -> np.ndarray:
-    return np.asarray(np.max([example.fractions[class_id] for class_id in classes], axis=0).ravel() <= OUTSIDE)
+    """Return ``(h * w,)`` bool: the cells that are known to be none of the classes."""
+    if any(class_id not in example.fractions for class_id in classes):
+        return np.zeros(example.cells.features.shape[0] * example.cells.features.shape[1], bool)
+    return np.asarray(np.max([example.fractions[key] for key in (*classes, IGNORE) if key in example.fractions], axis=0).ravel() <= OUTSIDE)
 
 
 def _whitening(covariance: np.ndarray, shrinkage: float) -> np.ndarray:

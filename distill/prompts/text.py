@@ -124,7 +124,7 @@ class TextSource:
             options=options.model_dump_json(exclude={"checkpoint"}),
             words={str(key): list(phrases) for key, phrases in sorted(self.phrases.items())},
             clip=clip.fingerprint,
-            teacher=teacher.fingerprint,
+            teacher=[teacher.fingerprint, teacher.profile],
         )
 
     def propose(self, subject: Subject) -> list[Prompt]:

@@ -133,8 +133,10 @@ def _numbered(mask: np.ndarray) -> np.ndarray:
 def _split(labels: np.ndarray, apart_px: int) -> np.ndarray:
     """Cut pieces at their waists by a watershed of the distance to the border, seeded at its maxima."""
     depth = np.asarray(ndimage.gaussian_filter(ndimage.distance_transform_edt(labels > 0), 1.0))
-    seeds = np.zeros(labels.shape, np.int32)
     peaks = peak_local_max(depth, min_distance=apart_px, labels=labels, exclude_border=False)
+    if not len(peaks):
+        return labels
+    seeds = np.zeros(labels.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return np.asarray(watershed(-depth, seeds, mask=labels > 0), np.int32)
 

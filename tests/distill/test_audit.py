@@ -1,5 +1,6 @@
 """What the filter's report says: with gold, without, with everything removed, and of a group that is removed more than the rest."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,12 @@ def test_the_report_survives_its_json(archive: Archive) -> None:
         add(archive, f"a{n}", shift=n)
     report = audit(archive, PLAN)
     assert type(report).model_validate_json(report.model_dump_json()) == report
+
+
+def test_a_class_that_somebody_said_is_absent_is_not_counted_as_not_prompted(archive: Archive) -> None:
+    add(archive, "a")
+    add(archive, "b")
+    labels = archive["b"].labels("pseudo/r1")
+    told = {**labels.history.parameters, "verdict/3": "accept", "reason/3": "said-absent"}
+    archive["b"].write_labels(replace(labels.history, parameters=told), labels.read(), scores=labels.scores)
+    assert audit(archive, PLAN).classes[1].reasons == {"not-prompted": 1, "said-absent": 1}

@@ -188,3 +188,12 @@ def test_what_is_calibrated_is_the_mask_that_refinement_cuts(tmp_path: Path, rul
     assert refined is not None
     assert refined[1].any()
     assert np.array_equal(cut_mask(judged, rule), refined[1])
+
+
+def test_cases_of_one_agreement_are_accepted_together_or_not_at_all(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    for n in range(7):
+        add(archive, f"case{n}", "calibration", gold_radius=3.0 if n < 4 else 1.2, fade_at=3.0, agreement=0.9)
+    found = calibrate(archive, (A,), risk=0.1)[1]
+    assert found.note.startswith("no agreement threshold")
+    assert found.rule.accept_from == ClassRule().accept_from

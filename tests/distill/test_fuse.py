@@ -185,6 +185,18 @@ def test_maps_show_where_teachers_contradict_each_other(archive: Archive) -> Non
     assert set(np.unique(np.asarray(vote[...])[contested])) == {128}
 
 
+def test_slices_that_one_teacher_lost_track_of_stay_unknown(archive: Archive) -> None:
+    labels = [archive["case00"].labels(member) for member in MEMBERS]
+    unknown = np.zeros(labels[0].ids.shape, np.uint8)
+    unknown[4:] = 255
+    history = labels[0].history
+    scores = {"pairwise_dice/1": 0.9}
+    probability = np.asarray(labels[0].probability[...]) if labels[0].probability is not None else None
+    archive["case00"].write_labels(history, labels[0].read(), probability_kzyx=probability, scores=scores, maps={"unknown": unknown})
+    fused = fuse_case(archive["case00"], [archive["case00"].labels(member) for member in MEMBERS], PLAN)
+    assert np.array_equal(fused.maps["unknown"], unknown)
+
+
 def test_disagreement_is_nothing_among_equals_and_one_bit_between_opposites() -> None:
     equal = np.full((3, 2, 4), 0.3, np.float32)
     assert disagreement(equal) == pytest.approx(np.zeros((2, 4)), abs=1e-6)

@@ -114,6 +114,11 @@ def test_prompts_that_cannot_be_asked_are_left_out_and_the_others_keep_their_ord
     assert usable_prompts(usable_prompts(given)) == usable_prompts(given)
 
 
+def test_that_the_class_is_not_there_makes_no_negative_point_count() -> None:
+    absent = Prompt(case="case", class_id=1, kind="absent")
+    assert usable_prompts([absent, point(0, positive=False)]) == [absent]
+
+
 def test_a_3d_box_shrinks_towards_its_poles() -> None:
     prompt = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(4, 5, 6, 15, 25, 36))
     hints = hints_by_slice(RECORD, [prompt])[1]
@@ -167,3 +172,12 @@ def test_diameters_that_do_not_cross_have_their_middle_instead(short: tuple[tupl
     hint = four("recist", *map(tuple, ends.tolist()))
     assert hint.points is not None
     assert np.allclose(hint.points[0] + 0.5, ends.mean(axis=0))
+
+
+def test_on_slices_where_a_reviewer_drew_a_box_through_the_volume_adds_nothing() -> None:
+    whole = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(4, 5, 6, 15, 25, 36))
+    drawn = Prompt(case="case", class_id=1, kind="box", slice=9, box_xyxy_px=(10, 11, 14, 16), source="review")
+    hints, before = hints_by_slice(RECORD, [whole, drawn])[1], hints_by_slice(RECORD, [whole])[1]
+    assert hints[9].box is not None
+    assert hints[9].box.tolist() == [10, 11, 14, 16]
+    assert all(np.array_equal(hints[z].box, before[z].box) for z in before if z != 9)  # type: ignore[arg-type]

@@ -70,3 +70,7 @@ def test_ages_become_bands_numbers_thirds_and_free_text_is_left_out() -> None:
     assert banding.value("dose", {"dose": 0.0}) == "lower third (to 9.67)"
     assert banding.value("sex", {}) == "not known"
     assert third(5.0, (1.0, 4.0)) == "upper third (above 4)"
+
+
+def test_an_age_in_other_units_is_old_and_no_error() -> None:
+    assert Banding([{"age": 30.0}]).value("age", {"age": 14600.0}) == "75 and over"

@@ -130,3 +130,21 @@ def test_rules_of_a_class_reach_refinement(write_recipe: WriteRecipe) -> None:
 
     rule = starting_rules(recipe_with(write_recipe, "{classes: {1: {components: 3, least_px: 7, holes: 3d, rectify_edges: true}}}"))[1]
     assert (rule.components, rule.least_px, rule.holes, rule.rectify_edges) == (3, 7, "3d", True)
+
+
+def test_a_test_that_is_no_longer_asked_for_rejects_no_more_masks(write_recipe: WriteRecipe) -> None:
+    recipe = recipe_with(write_recipe)
+    archive = archive_of(recipe, 14)
+    draw(archive, "case03", (10, 13))
+    stages.doubt(recipe)
+    shard = stages.shards_to_refine(recipe, 99)[0]
+    assert stages.refine(recipe, shard).tally["reject"] == 1
+    assert stages.refine(recipe_with(write_recipe, "{semantic: []}"), shard).tally == {"accept": 14}
+
+
+def test_a_class_that_the_recipe_no_longer_has_does_not_make_every_run_ask_again(write_recipe: WriteRecipe) -> None:
+    recipe = recipe_with(write_recipe)
+    archive = archive_of(recipe, 12)
+    archive.catalog.add_scores("case00", TEACHER_SET, {"pairwise_dice/2": 0.9})
+    assert stages.doubt(recipe).done == 1
+    assert stages.doubt(recipe).skipped == 1

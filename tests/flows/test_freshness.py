@@ -178,3 +178,9 @@ def test_masks_that_prompts_name_and_what_lies_beside_a_checkpoint_are_inputs(
 
 def test_a_name_that_no_file_can_have_is_stamped_as_a_file_that_is_not_there() -> None:
     assert freshness._stamp(Path("mask\0.png")) == ["mask\0.png", -1, 0]
+
+
+def test_what_a_source_of_prompts_gave_up_in_the_first_run_counts_in_the_second_one_too(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\nprompts: {source: [weak, threshold]}\n"))
+    give_up(Archive.create(recipe.archive), "prompts:threshold", "scan")
+    assert next(result for result in freshness.standing(recipe) if result.stage == "label").quarantined == 1

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from flows import stages
+from distill.review_queue import Candidate, QueuePlan, review_queue
+from flows import review, stages
 from flows.cli import app
 from flows.desk import open_desk
 from flows.errors import ReviewError
@@ -262,3 +263,51 @@ def test_a_page_where_everything_was_rejected_says_so(archive: Archive, recipe: 
     page = filter_page(recipe).read_text(encoding="utf-8")
     assert "Nothing was kept, so there is nothing to learn from" in page
     assert "3 masks have" in page
+
+
+def test_a_box_taken_back_after_the_teacher_used_it_does_not_reject_the_old_mask_for_ever(archive: Archive, recipe: Recipe) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    rebox(desk, "one", class_id=1, z=1, box_xyxy=(2, 2, 8, 8))
+    draw(archive, "one", "with the box")
+    refine(recipe)
+    take_back(desk, "one")
+    assert archive.catalog.review_history(TEACHER_SET)[-1].filter_said == "accept", "of the mask that is there now"
+    draw(archive, "one", "old")
+    assert archive.catalog.reviews(TEACHER_SET) == []
+    assert [each.action for each in archive.catalog.review_history(TEACHER_SET)] == ["rebox", "undo"]
+
+
+def test_a_box_of_somebody_else_that_the_teacher_used_is_not_taken_back_unknowingly(archive: Archive, recipe: Recipe) -> None:
+    rebox(open_desk(recipe.archive, by="anna"), "one", class_id=1, z=1, box_xyxy=(2, 2, 8, 8))
+    draw(archive, "one", "with the box")
+    with pytest.raises(ReviewConflictError, match="anna drew a new box"):
+        take_back(open_desk(recipe.archive, by="ben"), "one")
+    assert len(archive.catalog.prompts("one")) == 1
+
+
+def test_a_better_box_of_a_class_that_was_never_drawn_replaces_the_first_on_its_slice(archive: Archive, recipe: Recipe) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    for z, corner in ((1, 2), (2, 2), (1, 3)):
+        rebox(desk, "one", class_id=2, z=z, box_xyxy=(corner, corner, 8, 8))
+    assert {(each.slice, each.box_xyxy_px) for each in archive.catalog.prompts("one")} == {(1, (3, 3, 8, 8)), (2, (2, 2, 8, 8))}
+
+
+def test_a_persons_word_on_masks_that_were_drawn_anew_is_not_what_the_filter_said(archive: Archive, recipe: Recipe) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    decide(desk, "two", "accept")
+    refine(recipe)
+    draw(archive, "two", "anew")
+    [stored] = decide(desk, "two", "accept")
+    assert stored.filter_said == ""
+
+
+def test_a_case_that_is_drawn_anew_while_the_list_is_made_is_left_out(
+    archive: Archive, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranked(archive: Archive, plan: QueuePlan, limit: int) -> list[Candidate]:
+        found = review_queue(archive, plan, limit)
+        archive.catalog.retract_label_set("one", TEACHER_SET)
+        return found
+
+    monkeypatch.setattr(review, "review_queue", ranked)
+    assert {each.case for each in waiting(open_desk(recipe.archive, by="anna"), 9)} == {"two", "three"}

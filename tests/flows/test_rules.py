@@ -124,6 +124,17 @@ def test_the_file_carries_guarantees_temperature_and_predicted_dice_and_can_be_r
     assert rules.CalibrationFile(classes={1: found}).model_dump_json(indent=1) == text
 
 
+def test_nothing_is_guaranteed_where_the_prompts_were_learnt_from_the_calibration_patients(
+    archive: Archive, write_recipe: WriteRecipe
+) -> None:
+    with_gold(archive, 20)
+    text = "archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {guarantee: mask, consistency: none}\nprompts: {source: [weak, exemplar]}\n"
+    recipe = load_recipe(write_recipe(text))
+    assert "no guarantee for new patients: the prompts of exemplar were learnt from gold" in stages.calibrate(recipe).note
+    found = rules.CalibrationFile.model_validate_json(rules.calibration_file(recipe).read_text(encoding="utf-8")).classes[1]
+    assert (found.guarantees, found.ring) == ((), None)
+
+
 def test_a_score_that_was_added_and_a_guarantee_that_is_wanted_calibrate_anew(archive: Archive, write_recipe: WriteRecipe) -> None:
     with_gold(archive, 4)
     recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\n"))
@@ -183,3 +194,19 @@ def test_a_calibration_of_labels_that_have_changed_since_is_not_used(archive: Ar
     archive.ledger.done("calibrate", recipe.student.name)
     stages.refine(recipe, shard)
     assert verdict(archive, "picture").keep == "reject"
+
+
+def test_calibration_is_made_again_when_cases_turn_out_to_be_of_one_patient(archive: Archive, recipe: Recipe) -> None:
+    archive.catalog.set_part({"scan": "calibration", "picture": "calibration"})
+    assert stages.calibrate(recipe).done == 1
+    assert stages.calibrate(recipe).skipped == 1
+    archive.catalog.add_case(replace(archive["scan"].record, part="calibration", patient="picture"))
+    assert stages.calibrate(recipe).done == 1
+
+
+def test_a_dice_that_calibration_no_longer_predicts_is_not_shown_on(archive: Archive, recipe: Recipe) -> None:
+    archive.catalog.add_scores("scan", TEACHER_SET, {"predicted_dice/1": 0.9, "predicted_dice_low/1": 0.8, "predicted_dice_high/1": 1.0})
+    stages.calibrate(recipe)
+    stages.refine(recipe, stages.Shard(name="1/1", cases=("picture", "scan"), offset=0, total=2))
+    known = archive.catalog.scores(TEACHER_SET)["scan"]
+    assert [np.isfinite(value) for name, value in known.items() if name.startswith("predicted_dice")] == [False] * 3

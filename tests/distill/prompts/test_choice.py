@@ -1,5 +1,6 @@
 """Of all stored prompts, a chain asks with those of its first source that says something about a class."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,3 +58,26 @@ def test_absence_closes_a_class_for_the_sources_behind() -> None:
 def test_the_choice_does_not_depend_on_the_order_in_which_prompts_are_stored(prompts: list[Prompt]) -> None:
     chosen = chosen_prompts(prompts, ["exemplar", "student", "weak"])
     assert sorted(map(repr, chosen)) == sorted(map(repr, [GUESS, box(2, "proposed/student")]))
+
+
+VOLUME_BOX = Prompt(case="c", class_id=1, kind="box3d", box_zyxzyx_px=(0, 2, 2, 6, 20, 20))
+
+
+def test_what_a_reviewer_drew_on_the_first_slice_leaves_a_box_through_the_volume_to_the_others() -> None:
+    drawn = box(1, "review", z=0)
+    assert chosen_prompts([VOLUME_BOX, drawn], ["weak"]) == [VOLUME_BOX, drawn]
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        pytest.param(
+            Prompt(case="c", class_id=1, kind="point", slice=0, points_xy_px=((3.0, 3.0),), positive=False), id="only what it is not"
+        ),
+        pytest.param(Prompt(case="c", class_id=1, kind="box", axis="y", slice=0, box_xyxy_px=(1, 1, 5, 5)), id="only on coronal slices"),
+    ],
+)
+def test_what_nobody_can_be_asked_with_leaves_a_class_to_the_next_source(silent: Prompt) -> None:
+    assert open_classes([silent], ["weak"], [1]) == (1,)
+    assert chosen_prompts([silent, GUESS], ["weak", "exemplar"]) == [GUESS]
+    assert chosen_prompts([silent], ["weak", "exemplar"]) == [silent]

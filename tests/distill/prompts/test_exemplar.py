@@ -151,3 +151,31 @@ def test_gold_without_any_of_the_classes_is_refused(archive: Archive) -> None:
     plan = LabelPlan(classes=(replace(BRIGHT, id=7),), teacher="bundled", device="cpu")
     with pytest.raises(PlanError, match=r"shows any of the classes \[7\] in its gold"):
         exemplar_source(SourceContext(archive=archive, plan=plan), ExemplarOptions(count=2))
+
+
+def test_another_protocol_for_the_same_weights_gives_another_fingerprint(context: SourceContext, learnt: ExemplarSource) -> None:
+    other = SourceContext(archive=context.archive, plan=context.plan)
+    other.teacher.profile = replace(other.teacher.profile, normalise="min-max")
+    assert exemplar_source(other, ExemplarOptions(variations=1, slices=4, count=4)).fingerprint != learnt.fingerprint
+
+
+def test_a_class_that_a_single_patient_shows_is_proposed_for_others_and_for_no_case_of_that_patient(tmp_path: Path) -> None:
+    archive, rare = Archive.create(str(tmp_path / "a.zarr")), ClassInfo(id=2, name="rare")
+    for n in range(2):
+        add_case(archive, f"gold{n}", f"p{n}", n)
+    add_case(archive, "new", "p9", 50, part="archive")
+    ids = archive["gold0"].labels("gold").read()
+    ids[2:4, 5:14, 5:14] = rare.id
+    archive["gold0"].write_labels(LabelHistory(label_set="gold", classes=(BRIGHT, rare), made_by="test", fingerprint="g"), ids)
+    context = SourceContext(archive=archive, plan=LabelPlan(classes=(BRIGHT, rare), teacher="bundled", device="cpu"))
+    source = exemplar_source(context, ExemplarOptions(variations=1, slices=3))
+    assert {prompt.class_id for prompt in source.propose(subject_of(context, "new"))} == {1, 2}
+    assert {prompt.class_id for prompt in source.propose(subject_of(context, "gold0"))} == {1}
+
+
+def test_exemplars_are_not_encoded_where_nobody_asks(context: SourceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(_: object) -> None:
+        pytest.fail("no case is due, so nothing needs to be encoded")
+
+    monkeypatch.setattr(context.teacher, "encode", encode)
+    assert exemplar_source(context, ExemplarOptions(variations=1)).fingerprint

@@ -96,7 +96,8 @@ def test_a_class_that_a_person_has_prompted_is_not_guessed_at(source: Middle, ar
 def test_a_case_that_a_source_cannot_look_at_is_set_aside_and_the_others_go_on(source: Middle, archive: Archive, plan: PromptPlan) -> None:
     source.broken = frozenset({"case01"})
     summary = propose_prompts(archive, plan)
-    assert (summary.done, summary.quarantined) == (2, ("case01",))
+    assert (summary.done, summary.skipped, summary.quarantined) == (2, 0, ("case01",))
+    assert propose_prompts(archive, plan).skipped == 2
     assert "cannot look" in archive.ledger.quarantined(stage_of(NAME))[0].error
 
 

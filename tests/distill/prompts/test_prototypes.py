@@ -1,5 +1,7 @@
 """Prototypes find what looks like the examples, and cutting learns from where on it is there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from distill.prompts.cutting import Cut, Held, largest_piece, learn_cut, piece_of, present_run
 from distill.prompts.prototypes import Cells, Example, learn
+from storage import IGNORE
 
 CUT = Cut(score=0.0, peak=1.0, spread=1.0, usual_box_px=(6.0, 8.0), usual_area_px=40.0, held_out_dice=0.9, presence_accuracy=1.0)
 
@@ -47,6 +50,24 @@ def test_a_class_smaller_than_a_cell_still_has_a_prototype() -> None:
     fraction = np.zeros((12, 16), np.float32)
     fraction[3, 5] = 0.2
     assert learn([Example(cells=cells, fractions={1: fraction})], [1], prototypes=4, background=4).classes == {1}
+
+
+def test_what_experts_left_open_is_no_example_of_background() -> None:
+    shown, alike = example(0), np.zeros((12, 16), np.float32)
+    alike[0:4, 0:4] = 1
+    features = shown.cells.features.copy()
+    features[alike > 0, :2] += 4  # looks like the class, and nobody said what it is
+    cells = Cells(features=features, z=0.5)
+    told = learn([Example(cells=cells, fractions=dict(shown.fractions))], [1], prototypes=2, background=16)
+    open_ = learn([Example(cells=cells, fractions={**shown.fractions, IGNORE: alike})], [1], prototypes=2, background=16)
+    assert open_.score(cells, 1)[alike > 0].mean() > told.score(cells, 1)[alike > 0].mean() + 0.2
+
+
+def test_a_slice_whose_gold_is_not_about_a_class_teaches_nothing_about_it() -> None:
+    silent = Example(cells=example(3).cells, fractions={2: np.zeros((12, 16), np.float32)})
+    known = learn([example(0), silent], [1], prototypes=2, background=4)
+    assert known.score(example(0).cells, 1).tolist() != []
+    assert known.classes == {1}
 
 
 def test_one_class_is_background_to_another() -> None:
@@ -129,3 +150,15 @@ def test_boxes_lie_in_the_picture_whatever_the_scores(seed: int, height: int, wi
     x0, y0, x1, y1 = piece_of(scores, CUT).box_xyxy_px
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
+
+
+def test_a_class_that_fills_every_example_is_scored_by_how_near_it_is_alone() -> None:
+    cells = example(0).cells
+    known = learn([Example(cells=cells, fractions={1: np.ones((12, 16), np.float32)})], [1], prototypes=2, background=4)
+    scores = known.score(cells, 1)
+    assert np.isfinite(scores).all()
+    assert scores.max() <= 0
+
+
+def test_nothing_like_the_class_is_no_confidence_and_no_overflow() -> None:
+    assert piece_of(np.full((8, 9), -3.0, np.float32), replace(CUT, peak=None, spread=1e-3)).confidence == pytest.approx(0)

@@ -240,3 +240,11 @@ def test_lungs_and_bones_of_a_real_scan_are_found(real_data: Path) -> None:
 def test_a_piece_fills_its_box() -> None:
     piece = Piece(z=0, mask=np.ones((3, 4), bool), box_xyxy_px=(2, 1, 6, 4))
     assert piece.on((8, 9)).sum() == 12
+
+
+@pytest.mark.parametrize("preset", [name for name, rule in PRESETS.items() if not rule.modalities])
+def test_a_picture_without_any_object_has_no_pieces(preset: str) -> None:
+    subject = subject_of(np.zeros((1, 40, 50), np.uint8), modality="OT")
+    grey = subject.volume_czyx[0].astype(np.float32)
+    assert find_pieces(subject.record, grey, np.ones(grey.shape, bool), PRESETS[preset]).max() <= 1
+    assert find_pieces(subject.record, grey, np.ones(grey.shape, bool), ThresholdRule(window=(1, None), split_px=5)).max() == 0
