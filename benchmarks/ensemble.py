@@ -41,7 +41,10 @@ SIDE_PX = 512
 def random_vit_b(device: str) -> SamTeacher:
     """Return SAM's ViT-B with random weights."""
     torch.manual_seed(0)
-    return SamTeacher(sam_model_registry["vit_b"](checkpoint=None), TeacherProfile(name="sam", image_size=1024), "random", device=device)
+    network = (
+        sam_model_registry["vit_b"](checkpoint=None).eval().requires_grad_(requires_grad=False)
+    )  # a network in training takes the plain, larger way
+    return SamTeacher(network, TeacherProfile(name="sam", image_size=1024), "random", device=device)
 
 
 def noise_case(slices: int) -> CaseWork:
