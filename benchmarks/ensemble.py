@@ -28,8 +28,8 @@ from distill.intensity import Window
 from distill.prompts.hints import SliceHint
 from distill.prompts.schedule import schedule_slices
 from distill.questions import AskSettings
-from distill.teachers.base import TeacherProfile
-from distill.teachers.sam import SamTeacher
+from distill.teachers.base import Teacher
+from distill.teachers.checkpoints import load_teacher
 from distill.wavefront import run_wavefront
 from storage import Archive, CaseRecord, ClassInfo, Geometry
 from storage.ingest import import_prompts, ingest
@@ -38,13 +38,13 @@ SIDE_PX = 512
 """Of the noise that ViT-B is shown."""
 
 
-def random_vit_b(device: str) -> SamTeacher:
-    """Return SAM's ViT-B with random weights."""
+def random_vit_b(device: str) -> Teacher:
+    """Return SAM's ViT-B with random weights, loaded from a file as a user's is: only then is the encoder ours, and not segment-anything's."""
     torch.manual_seed(0)
-    network = (
-        sam_model_registry["vit_b"](checkpoint=None).eval().requires_grad_(requires_grad=False)
-    )  # a network in training takes the plain, larger way
-    return SamTeacher(network, TeacherProfile(name="sam", image_size=1024), "random", device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vit_b.pth"
+        torch.save(sam_model_registry["vit_b"](checkpoint=None).state_dict(), file)
+        return load_teacher(str(file), profile="sam", device=device)
 
 
 def noise_case(slices: int) -> CaseWork:

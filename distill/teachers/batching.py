@@ -11,7 +11,6 @@ import psutil
 import torch
 
 from distill.errors import TeacherError
-from distill.teachers.memory import trim_if_crowded
 
 SHARE = 0.6
 """Of the free memory that batches may take; the rest is for fragmentation and for what runs beside them."""
@@ -102,7 +101,6 @@ def in_batches(call: Callable[[slice], Part], count: int, batch: BatchSize) -> l
             failure = str(error).splitlines()[0] if str(error) else type(error).__name__
         if failure is not None:  # outside the handler: the error's traceback would keep the failed call's tensors alive
             _give_way(batch, failure)
-        trim_if_crowded()
     return parts
 
 

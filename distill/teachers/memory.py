@@ -18,18 +18,11 @@ import os
 import sys
 from functools import cache
 
-import psutil
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Numbers of the parameters in glibc's ``malloc.h``."""
 SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20, M_ARENA_MAX: 1}
 OPT_OUT = "SAMDISTILL_MALLOC"
 """``SAMDISTILL_MALLOC=default`` in the environment leaves the allocator alone."""
-
-
-CROWDED = 0.25
-"""Share of the machine's memory from which a process gives back what it keeps free. With two threads, blocks of a ViT-B at 1024 pixels come to lie so that
-freed ones do not fit the next: 1.2 GB in use had grown to 3.4 GB after four pictures, and to all 24 GB of a machine after a few dozen."""
 
 
 @cache
@@ -46,15 +39,3 @@ def keep_freed_memory() -> bool:
         return False
     told = [library.mallopt(parameter, value) == 1 for parameter, value in SETTINGS.items()]
     return all(told)
-
-
-def trim_if_crowded() -> bool:
-    """Give free memory back to the kernel where this process holds much of the machine's; costs a tenth of a second, and page faults afterwards.
-
-    Returns:
-        True if it was given back.
-    """
-    if psutil.Process().memory_info().rss < CROWDED * psutil.virtual_memory().total or not keep_freed_memory():
-        return False
-    library = ctypes.CDLL(None)
-    return bool(library.malloc_trim(0))

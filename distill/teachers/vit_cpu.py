@@ -18,7 +18,6 @@ from distill.teachers.cpu_attention import AttentionPlan
 from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
 from distill.teachers.int8_products import AFTER_GELU, ROWS, PackedInt8Linear
-from distill.teachers.memory import trim_if_crowded
 
 MLP_ROWS = 1024
 """Rows of the MLP's hidden layer alive at a time; ``ROWS`` of each core in 8-bit integers."""
@@ -135,7 +134,6 @@ class CpuPlan:
         grid, patch = self.grid, self.patch
         patches = image.to(self.dtype).view(3, grid, patch, grid, patch).permute(1, 3, 0, 2, 4).reshape(grid * grid, -1)
         tokens = self.embed(patches).float() + self.positions
-        trim_if_crowded()
         for block in self.blocks:
             block(tokens)
         narrow = self._normed(self.narrow(tokens.to(self.dtype)), self.neck[1]).to(self.dtype)

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from distill.teachers import memory
-from distill.teachers.memory import keep_freed_memory, trim_if_crowded
+from distill.teachers.memory import keep_freed_memory
 
 PROGRAM = """
 import resource, sys
@@ -60,17 +59,3 @@ def test_on_other_systems_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> No
     keep_freed_memory.cache_clear()
     assert keep_freed_memory() is False
     keep_freed_memory.cache_clear()
-
-
-@pytest.mark.parametrize(("share", "gives"), [(0.0, True), (1.0, False)], ids=["much of the machine is held", "little of it is held"])
-def test_memory_that_is_kept_free_is_given_back_only_where_it_is_much_of_the_machine(
-    monkeypatch: pytest.MonkeyPatch, share: float, gives: bool
-) -> None:
-    monkeypatch.setattr(memory, "CROWDED", share)
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: True)
-    asked: list[int] = []
-    monkeypatch.setattr(
-        memory.ctypes, "CDLL", lambda _: type("Library", (), {"malloc_trim": staticmethod(lambda pad: asked.append(pad) or 1)})
-    )
-    assert trim_if_crowded() == gives
-    assert asked == ([0] if gives else [])
