@@ -27,6 +27,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
 from distill.errors import PlanError
+from storage.database import keep_a_log_ahead
 
 Storage = Literal["fp32", "fp16", "bf16"]
 
@@ -118,7 +119,7 @@ class EmbeddingCache:
     def _index(self) -> Iterator[sqlite3.Connection]:
         """Open the index for one transaction; a connection per use survives forks and threads."""
         with self._lock, closing(sqlite3.connect(self.folder / "index.sqlite", timeout=60)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+            keep_a_log_ahead(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             with connection:
                 yield connection
