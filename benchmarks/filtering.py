@@ -1,11 +1,12 @@
 """Does filtering help? What is kept of pseudo-labels, and students taught by it, beside a random choice of the same size.
 
-    SAMDISTILL_TEST_DATA=... python benchmarks/filtering.py [--dataset hippocampus] [--planted 0.15] [--students 3] [--archive DIR] [--json FILE]
+    SAMDISTILL_TEST_DATA=... python benchmarks/filtering.py [--dataset hippocampus] [--planted 0.15] [--students 3 [--rotate]] [--archive DIR] [--json FILE]
 
 *Labels.* All cases are sorted by quality (``distill.doubts``; no gold), 80 % are kept, and their mean true Dice is compared with that
 of a random 80 %, whose expectation is the mean over all. The interval comes from drawing patients anew, keeping 80 % of their masks each time.
 *Students.* The same small net is trained for the same number of steps on all masks of the archive part, on the 80 % kept, and on a random 80 %, under several
-seeds, and scored on the test part, whose gold no step has seen. Masks are cut alike in all arms, and nothing else is filtered.
+seeds, and scored on the test part, whose gold no step has seen. Masks are cut alike in all arms, and nothing else is filtered. Where a collection has
+few patients, ``--rotate`` gives each seed another test part, so that every patient is scored once, by students that never saw any of them.
 """
 
 import argparse
@@ -66,9 +67,9 @@ def cut_everything(recipe: Recipe, archive: Archive) -> None:
     refine_archive(archive, RefinePlan(classes=class_infos(recipe), rules={CLASS: rule}, target=EVERYTHING))
 
 
-def taught(recipe: Recipe, archive: Archive, cases: Sequence[str], *, steps: int, seed: int, folder: Path) -> dict[str, float]:
+def taught(recipe: Recipe, archive: Archive, cases: Sequence[str], *, steps: int, width: int, seed: int, folder: Path) -> dict[str, float]:
     """Train a student on some cases and return its Dice on each test case."""
-    spec = StudentSpec(name="student", budget_seconds=None, steps=steps, seed=seed, width=WIDTH, threads=1, validation_fraction=0.0)
+    spec = StudentSpec(name="student", budget_seconds=None, steps=steps, seed=seed, width=width, threads=1, validation_fraction=0.0)
     done = train(archive, label_set=EVERYTHING, classes=class_infos(recipe), spec=spec, workdir=folder, cases=cases)
     student = Student.load(done.path)
     scores = {}
@@ -84,20 +85,30 @@ def arms(cases: Sequence[str], quality: np.ndarray, seed: int) -> dict[str, list
     return {"all": list(cases), "filtered": [cases[n] for n in kept(quality)], "random": [cases[n] for n in chance]}
 
 
+def rotate(archive: Archive, seed: int, seeds: int) -> None:
+    """Make every ``seeds``-th patient the test part, and all others the part that students learn from."""
+    records = archive.cases()
+    tests = sorted({record.patient for record in records})[seed::seeds]
+    archive.catalog.set_part({record.id: "test" if record.patient in tests else "archive" for record in records})
+
+
 def compare_students(
-    recipe: Recipe, archive: Archive, cases: Sequence[str], quality: np.ndarray, *, seeds: int, steps: int, folder: Path
+    recipe: Recipe, archive: Archive, quality: dict[str, float], *, asked: argparse.Namespace, steps: int, folder: Path
 ) -> dict[str, object]:
     """Train the arms under each seed and compare them, patient by patient."""
     cut_everything(recipe, archive)
     scores: dict[str, list[dict[str, float]]] = {}
-    for seed in range(seeds):
-        for arm, chosen in arms(cases, quality, seed).items():
-            found = taught(recipe, archive, chosen, steps=steps, seed=seed, folder=folder / f"{arm}-{seed}")
+    for seed in range(asked.students):
+        if asked.rotate:
+            rotate(archive, seed, asked.students)
+        cases = sorted(case for case in quality if archive[case].record.part == "archive")
+        for arm, chosen in arms(cases, np.array([quality[case] for case in cases]), seed).items():
+            found = taught(recipe, archive, chosen, steps=steps, width=asked.width, seed=seed, folder=folder / f"{arm}-{seed}")
             scores.setdefault(arm, []).append(found)
             print(f"  seed {seed}, {arm} ({len(chosen)} cases): {np.nanmean(list(found.values())):.4f}", flush=True)
-    tests = archive.cases(part="test", with_labels="gold")
-    mean = {arm: [float(np.mean([each[r.id] for each in found])) for r in tests] for arm, found in scores.items()}
-    patients = [r.patient for r in tests]
+    tests = sorted({case for found in scores["all"] for case in found})
+    mean = {arm: [float(np.mean([each[case] for each in found if case in each])) for case in tests] for arm, found in scores.items()}
+    patients = [archive[case].record.patient for case in tests]
     against = {f"filtered - {arm}": asdict(paired_interval(mean["filtered"], mean[arm], patients)) for arm in ("all", "random")}
     return {"per_seed": {arm: [float(np.nanmean(list(each.values()))) for each in found] for arm, found in scores.items()}, **against}
 
@@ -117,15 +128,13 @@ def measure(dataset: str, share: float, arguments: argparse.Namespace, folder: P
         f"{dataset}, {share:.0%} planted, {len(cases)} cases of {len(set(patients))} patients: {json.dumps(result['labels'])}", flush=True
     )
     if arguments.students:
-        taught_from = [n for n, case in enumerate(cases) if archive[case].record.part == "archive"]
         result["students"] = compare_students(
             recipe,
             archive,
-            [cases[n] for n in taught_from],
-            quality[taught_from],
-            seeds=arguments.students,
+            dict(zip(cases, quality.tolist(), strict=True)),
+            asked=arguments,
             steps=arguments.steps or STEPS[dataset],
-            folder=folder / f"{dataset}-students-{share:g}",
+            folder=folder / f"{dataset}-students-{share:g}{'-rotated' if arguments.rotate else ''}",
         )
         print(json.dumps(result["students"], indent=1), flush=True)
     return result
@@ -137,7 +146,9 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, action="append")
     parser.add_argument("--planted", type=float, action="append", help="share of cases with a wrong object; default 0 and 0.15")
     parser.add_argument("--students", type=int, default=0, help="how many seeds; 0 compares labels only")
+    parser.add_argument("--rotate", action="store_true", help="test on other patients under each seed, until each was tested once")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--width", type=int, default=WIDTH, help="channels at full resolution; the product's students have 16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--archive", type=Path, help="a folder with hippocampus/archive.zarr and cardiac/archive.zarr that were labelled before"

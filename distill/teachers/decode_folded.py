@@ -5,7 +5,8 @@ project the image's tokens for that, ten times per prompt: ``n`` tokens from ``C
 a projected token with a projected image token, ``(W_q t) . (W_k x)``, is ``(W_k' W_q t) . x``: carrying the tokens through the image
 side's weights costs next to nothing, and leaves ``A T`` products per image token where there were ``C / 2`` (56 against 128 for
 a box). The same holds for values and for the output's projection. Softmax makes two more terms vanish: a key's bias adds the same to all
-of a query's logits, and weights that sum to one carry the output's bias.
+of a query's logits, and weights that sum to one carry the output's bias. In the first layer a picture is the same for all prompts about it:
+there its projections are made once, and each prompt's own products are by head (``distill.teachers.folded_attention``).
 
 The transposed convolutions of the upscaling have kernel and stride 2, so they are products as well, and the pixels are put in
 order only at the end, when a pixel is four mask logits instead of 32 channels.
@@ -25,6 +26,7 @@ from torch.nn import functional
 
 from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
+from distill.teachers.folded_attention import CrossAttention, Seen, see
 from distill.teachers.regions import UNDRAWN, Cells
 
 WORTH = 1.25
@@ -74,13 +76,15 @@ def decode_folded(
     def decode(starts: Iterator[int]) -> None:
         for n in starts:
             some = slice(n, n + chunk)
-            image = rows[row_index[some]]
-            image = image if told is None or dense_index is None else image.add_(told[dense_index[some]])
-            tokens, image = plan.think(image.to(dtype), sparse[some].float(), drawing.tokens or sam.mask_decoder.num_mask_tokens)
+            about = seen.some(some) if seen else rows[row_index[some]]
+            if told is not None and dense_index is not None and isinstance(about, torch.Tensor):
+                about = about.add_(told[dense_index[some]]).to(dtype)
+            tokens, image = plan.think(about, sparse[some].float(), drawing.tokens or sam.mask_decoder.num_mask_tokens)
             parts[n] = drawing.draw(plan, tokens, image, size, some), plan.judge(tokens)
 
     with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
         rows, row_index, told = _told_rows(images.float(), image_index, dense.float(), dense_index)
+        seen = plan.see(rows, row_index) if told is None else None
         _in_passes(decode, len(sparse), chunk, kind)
     ordered = [parts[n] for n in sorted(parts)]
     return torch.cat([logits for logits, _ in ordered]), torch.cat([iou for _, iou in ordered])
@@ -112,14 +116,14 @@ def decode_confident(
     def decode(starts: Iterator[int]) -> None:
         for n in starts:
             some = slice(n, n + chunk)
-            tokens, image = plan.think(rows[image_index[some]].to(dtype), sparse[some].float(), sam.mask_decoder.num_mask_tokens)
+            tokens, image = plan.think(seen.some(some), sparse[some].float(), sam.mask_decoder.num_mask_tokens)
             scores = plan.judge(tokens)
             good = (scores[:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]
             parts[n] = good + n, plan.draw(tokens[good], image[good], size) if len(good) else nothing, scores
 
     nothing = images.new_zeros(0, sam.mask_decoder.num_mask_tokens, 4 * size[0], 4 * size[1], dtype=torch.float32)
     with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
-        rows = _rows(images.float() + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        seen = plan.see(_rows(images.float() + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)), image_index)
         _in_passes(decode, len(sparse), chunk, kind)
     ordered = [parts[n] for n in sorted(parts)]
     drawn, logits, judged = (torch.cat([part[k] for part in ordered]) for k in range(3))
@@ -171,57 +175,6 @@ def _rows(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(2).transpose(1, 2).contiguous()
 
 
-class _CrossAttention:
-    """The weights of one attention between tokens and image, cut by head.
-
-    Args:
-        attention: segment-anything's.
-        image_asks: True where the image's tokens are the queries.
-    """
-
-    def __init__(self, attention: Any, *, image_asks: bool) -> None:
-        self.attention = attention
-        heads = attention.num_heads
-        image_side = attention.q_proj if image_asks else attention.k_proj
-        self.into_image = image_side.weight.detach().float().unflatten(0, (heads, -1))
-        """``(A, D, C)``."""
-        self.bias = image_side.bias.detach().float().view(heads, 1, -1) if image_asks else None
-        """``(A, 1, D)``; None where it adds the same to all logits that compete."""
-        self.from_image = attention.v_proj.weight.detach().float().unflatten(0, (heads, -1)).transpose(1, 2).contiguous()
-        """``(A, C, D)``."""
-        self.out = attention.out_proj.weight.detach().float().T.unflatten(0, (heads, -1)).contiguous()
-        """``(A, D, C)``."""
-        self.scale = self.into_image.shape[1] ** -0.5
-
-    def weights(self, tokens: torch.Tensor, placed: torch.Tensor, dim: int) -> torch.Tensor:
-        """Return attention weights ``(P, A, T, n)`` of projected tokens ``(P, T, C / 2)`` and the placed image ``(P, n, C)``."""
-        heads, count = self.into_image.shape[0], tokens.shape[1]
-        cut = (self.scale * tokens).unflatten(2, (heads, -1)).transpose(1, 2)
-        carried = (cut @ self.into_image).flatten(1, 2).to(placed.dtype)
-        if self.bias is None:
-            logits = torch.bmm(carried, placed.transpose(1, 2))
-        else:
-            always = (cut * self.bias).sum(dim=3).view(len(cut), -1, 1).to(placed.dtype)
-            logits = torch.baddbmm(always, carried, placed.transpose(1, 2))
-        logits = logits.unflatten(1, (heads, count))
-        return torch.softmax(logits, dim, out=logits)
-
-    def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
-        weights = self.weights(self.attention.q_proj(queries), placed, 3)
-        seen = torch.bmm(weights.flatten(1, 2), image).float().unflatten(1, weights.shape[1:3]) @ self.from_image
-        answer: torch.Tensor = self.attention.out_proj(seen.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
-        return answer
-
-    def image_asks(self, keys: torch.Tensor, values: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> None:
-        """Attend from the image ``(P, n, C)`` to tokens ``(P, T, C)`` and add the answer to the image in place."""
-        weights = self.weights(self.attention.k_proj(keys), placed, 2)
-        heads = weights.shape[1]
-        told = self.attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2) @ self.out
-        told = (told + self.attention.out_proj.bias / heads).flatten(1, 2).to(image.dtype)
-        image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), told)
-
-
 class _Plan:
     """A decoder's folded weights for one type and device."""
 
@@ -232,27 +185,43 @@ class _Plan:
         self.dtype = dtype
         self.signature = _signature(sam)
         layers = decoder.transformer.layers
-        self.to_image = [_CrossAttention(each.cross_attn_token_to_image, image_asks=False) for each in layers]
-        self.to_tokens = [_CrossAttention(each.cross_attn_image_to_token, image_asks=True) for each in layers]
-        self.last = _CrossAttention(decoder.transformer.final_attn_token_to_image, image_asks=False)
+        self.to_image = [CrossAttention(each.cross_attn_token_to_image, image_asks=False) for each in layers]
+        self.to_tokens = [CrossAttention(each.cross_attn_image_to_token, image_asks=True) for each in layers]
+        self.last = CrossAttention(decoder.transformer.final_attn_token_to_image, image_asks=False)
         up = decoder.output_upscaling
         self.up1, self.up2 = (_as_linear(up[n], dtype) for n in (0, 3))
         self.up_norm = up[1]
 
-    def think(self, image: torch.Tensor, sparse: torch.Tensor, masks: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let ``sparse (P, T, C)`` and ``image (P, n, C)`` attend to each other; return the tokens of predicted IoU and the first ``masks`` masks, and the image.
+    def see(self, rows: torch.Tensor, of: torch.Tensor) -> Seen:
+        """Project pictures ``(R, n, C)`` once for all prompts about them; ``of (P,)`` says which each is about."""
+        return see(rows.to(self.dtype), self.positions, of, self.to_image[0], self.to_tokens[0])
 
-        The image is overwritten.
+    def think(self, about: Seen | torch.Tensor, sparse: torch.Tensor, masks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let prompts ``sparse (P, T, C)`` and images attend to each other.
+
+        Args:
+            about: what ``see`` returned, or images ``(P, n, C)`` of the prompts' own, which are overwritten.
+            sparse: the prompts.
+            masks: the first so many mask tokens are wanted.
+
+        Returns:
+            The tokens of predicted IoU and of these masks ``(P, 1 + masks, C)``, and each prompt's image ``(P, n, C)``.
         """
         decoder = self.decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).float()
-        first = torch.cat([own.expand(len(image), -1, -1), sparse], dim=1)
-        tokens, placed = first, image + self.positions
+        first = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        tokens, seen = first, about if isinstance(about, Seen) else None
+        image = about.image if isinstance(about, Seen) else about
+        placed = image if seen else image + self.positions
         for layer, to_image, to_tokens in zip(decoder.transformer.layers, self.to_image, self.to_tokens, strict=True):
             tokens = self._self_attend(layer, tokens, first)
-            tokens = layer.norm2(tokens + to_image.tokens_ask(tokens + first, placed, image))
+            asked = tokens + first
+            tokens = layer.norm2(tokens + (to_image.first_asked(asked, seen) if seen else to_image.tokens_ask(asked, placed, image)))
             tokens = layer.norm3(tokens + layer.mlp(tokens))
-            to_tokens.image_asks(tokens + first, tokens, placed, image)
+            if seen:
+                image, seen = to_tokens.first_asks(tokens + first, tokens, seen), None
+            else:
+                to_tokens.image_asks(tokens + first, tokens, placed, image)
             image = _normed(image, layer.norm4)
             placed = image + self.positions
         tokens, first = tokens[:, : 1 + masks], first[:, : 1 + masks]  # nobody asks the others any more

@@ -1,0 +1,140 @@
+"""Attention between a prompt's tokens and an image, for one picture with many prompts and one prompt with many pictures.
+
+Letters: ``R`` pictures, ``P`` prompts, ``n`` image tokens, ``C`` channels, ``A`` heads, ``D`` channels per head, ``T`` tokens per prompt.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+class CrossAttention:
+    """The weights of one attention between tokens and image, cut by head.
+
+    Args:
+        attention: segment-anything's.
+        image_asks: True where the image's tokens are the queries.
+    """
+
+    def __init__(self, attention: Any, *, image_asks: bool) -> None:
+        self.attention = attention
+        heads = attention.num_heads
+        image_side = attention.q_proj if image_asks else attention.k_proj
+        self.into_image = image_side.weight.detach().float().unflatten(0, (heads, -1))
+        """``(A, D, C)``."""
+        self.bias = image_side.bias.detach().float().view(heads, 1, -1) if image_asks else None
+        """``(A, 1, D)``; None where it adds the same to all logits that compete."""
+        self.from_image = attention.v_proj.weight.detach().float().unflatten(0, (heads, -1)).transpose(1, 2).contiguous()
+        """``(A, C, D)``."""
+        self.out = attention.out_proj.weight.detach().float().T.unflatten(0, (heads, -1)).contiguous()
+        """``(A, D, C)``."""
+        self.scale = self.into_image.shape[1] ** -0.5
+
+    def weights(self, tokens: torch.Tensor, placed: torch.Tensor, dim: int) -> torch.Tensor:
+        """Return attention weights ``(P, A, T, n)`` of projected tokens ``(P, T, C / 2)`` and the placed image ``(P, n, C)``."""
+        heads, count = self.into_image.shape[0], tokens.shape[1]
+        cut = self._cut(tokens)
+        carried = (cut @ self.into_image).flatten(1, 2).to(placed.dtype)
+        if self.bias is None:
+            logits = torch.bmm(carried, placed.transpose(1, 2))
+        else:
+            always = (cut * self.bias).sum(dim=3).view(len(cut), -1, 1).to(placed.dtype)
+            logits = torch.baddbmm(always, carried, placed.transpose(1, 2))
+        logits = logits.unflatten(1, (heads, count))
+        return torch.softmax(logits, dim, out=logits)
+
+    def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
+        weights = self.weights(self.attention.q_proj(queries), placed, 3)
+        seen = torch.bmm(weights.flatten(1, 2), image).float().unflatten(1, weights.shape[1:3]) @ self.from_image
+        answer: torch.Tensor = self.attention.out_proj(seen.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
+        return answer
+
+    def image_asks(self, keys: torch.Tensor, values: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> None:
+        """Attend from the image ``(P, n, C)`` to tokens ``(P, T, C)`` and add the answer to the image in place."""
+        weights = self.weights(self.attention.k_proj(keys), placed, 2)
+        image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), self._told(values, image.dtype))
+
+    def first_asked(self, queries: torch.Tensor, seen: "Seen") -> torch.Tensor:
+        """Do what ``tokens_ask`` does for pictures that no prompt has changed yet; ``queries (P, T, C)``."""
+        logits = _each(self._cut(self.attention.q_proj(queries)).to(seen.keys.dtype), seen.keys, seen.of)
+        weights = torch.softmax(logits, 3, out=logits)
+        told = _each(weights, seen.values, seen.of).float()
+        answer: torch.Tensor = self.attention.out_proj(told.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
+        return answer
+
+    def first_asks(self, keys: torch.Tensor, values: torch.Tensor, seen: "Seen") -> torch.Tensor:
+        """Return, for pictures that no prompt has changed yet, what ``image_asks`` makes of each prompt's copy ``(P, n, C)``."""
+        logits = _each(self._cut(self.attention.k_proj(keys)).to(seen.queries.dtype), seen.queries, seen.of)
+        weights = torch.softmax(logits, 2, out=logits).flatten(1, 2).transpose(1, 2)
+        told = self._told(values, seen.image.dtype)
+        if seen.image.device.type != "cpu":
+            return torch.baddbmm(seen.image[seen.of], weights, told)
+        image = told.new_empty(len(told), *seen.image.shape[1:])
+        for n, picture in enumerate(seen.of.tolist()):
+            torch.addmm(seen.image[picture], weights[n], told[n], out=image[n])
+        return image
+
+    def _cut(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Scale projected tokens ``(P, T, C / 2)`` and return them by head, ``(P, A, T, D)``."""
+        cut: torch.Tensor = (self.scale * tokens).unflatten(2, (len(self.into_image), -1)).transpose(1, 2)
+        return cut
+
+    def _told(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return what each of a prompt's tokens ``(P, T, C)`` tells each head, ``(P, A T, C)``."""
+        heads = len(self.into_image)
+        told: torch.Tensor = self.attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2) @ self.out
+        return (told + self.attention.out_proj.bias / heads).flatten(1, 2).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the first layer sees of pictures, projected once for all prompts about them."""
+
+    image: torch.Tensor
+    """``(R, n, C)``."""
+    keys: torch.Tensor
+    """For tokens that ask, ``(R, A, D, n)``, without the bias, which adds the same to all that compete."""
+    values: torch.Tensor
+    """What they are told, ``(R, A, n, D)``, without the bias; in memory ``D`` comes before ``n``, which is twice as fast here."""
+    queries: torch.Tensor
+    """For the image that asks, ``(R, A, D, n)``."""
+    of: torch.Tensor
+    """``(P,)``: which picture each prompt is about."""
+
+    def some(self, prompts: slice) -> "Seen":
+        """Return the same for some of the prompts."""
+        return Seen(self.image, self.keys, self.values, self.queries, self.of[prompts])
+
+
+def see(image: torch.Tensor, positions: torch.Tensor, of: torch.Tensor, to_image: CrossAttention, to_tokens: CrossAttention) -> Seen:
+    """Project pictures for the first layer.
+
+    Args:
+        image: ``(R, n, C)``, in the type that is computed in.
+        positions: ``(n, C)``.
+        of: ``(P,)``: which picture each prompt is about.
+        to_image: the layer's attention of tokens to the image.
+        to_tokens: and back.
+    """
+    placed = image + positions
+    key, value, query = to_image.attention.k_proj.weight, to_image.attention.v_proj.weight, to_tokens.attention.q_proj
+    heads = len(to_image.into_image)
+    keys, values, queries = placed.new_empty(3, len(image), len(key), len(positions))
+    for n, (where, what) in enumerate(zip(placed, image, strict=True)):  # one by one: in larger products the last bits would be others
+        torch.mm(key.to(where.dtype), where.T, out=keys[n])
+        torch.addmm(query.bias.to(where.dtype)[:, None], query.weight.to(where.dtype), where.T, out=queries[n])
+        torch.mm(value.to(what.dtype), what.T, out=values[n])
+    by_head = [each.unflatten(1, (heads, -1)) for each in (keys, values, queries)]
+    return Seen(image, by_head[0], by_head[1].transpose(2, 3), by_head[2], of)
+
+
+def _each(left: torch.Tensor, right: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Multiply ``(P, A, x, y)`` with the picture's ``(R, A, y, z)`` of each prompt; on a CPU without copying that, one by one."""
+    if left.device.type != "cpu":
+        return torch.matmul(left, right[of])
+    product = right.new_empty(*left.shape[:3], right.shape[3])
+    for n, picture in enumerate(of.tolist()):
+        torch.bmm(left[n], right[picture], out=product[n])
+    return product
