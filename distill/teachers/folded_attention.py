@@ -85,7 +85,8 @@ class CrossAttention:
         """Return what each of a prompt's tokens ``(P, T, C)`` tells each head, ``(P, A T, C)``."""
         heads = len(self.into_image)
         told: torch.Tensor = self.attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2) @ self.out
-        return (told + self.attention.out_proj.bias / heads).flatten(1, 2).to(dtype)
+        each: torch.Tensor = told + self.attention.out_proj.bias / heads
+        return each.flatten(1, 2).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
