@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
+from distill.teachers.cpu_rows import rows_for
 from distill.teachers.folded_attention import CrossAttention, Seen, see
 from distill.teachers.regions import UNDRAWN, Cells
 
@@ -184,10 +185,11 @@ class _Plan:
         self.decoder = decoder
         self.dtype = dtype
         self.signature = _signature(sam)
+        self.rows = rows = rows_for(dtype, self.positions.device)
         layers = decoder.transformer.layers
-        self.to_image = [CrossAttention(each.cross_attn_token_to_image, image_asks=False) for each in layers]
-        self.to_tokens = [CrossAttention(each.cross_attn_image_to_token, image_asks=True) for each in layers]
-        self.last = CrossAttention(decoder.transformer.final_attn_token_to_image, image_asks=False)
+        self.to_image = [CrossAttention(each.cross_attn_token_to_image, image_asks=False, rows=rows) for each in layers]
+        self.to_tokens = [CrossAttention(each.cross_attn_image_to_token, image_asks=True, rows=rows) for each in layers]
+        self.last = CrossAttention(decoder.transformer.final_attn_token_to_image, image_asks=False, rows=rows)
         up = decoder.output_upscaling
         self.up1, self.up2 = (_as_linear(up[n], dtype) for n in (0, 3))
         self.up_norm = up[1]
@@ -222,8 +224,7 @@ class _Plan:
                 image, seen = to_tokens.first_asks(tokens + first, tokens, seen), None
             else:
                 to_tokens.image_asks(tokens + first, tokens, placed, image)
-            image = _normed(image, layer.norm4)
-            placed = image + self.positions
+            image, placed = self.rows.norm_and_place(image, layer.norm4, self.positions)
         tokens, first = tokens[:, : 1 + masks], first[:, : 1 + masks]  # nobody asks the others any more
         return decoder.transformer.norm_final_attn(tokens + self.last.tokens_ask(tokens + first, placed, image)), image
 

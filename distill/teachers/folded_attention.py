@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from distill.teachers.cpu_rows import Rows
+
 
 class CrossAttention:
     """The weights of one attention between tokens and image, cut by head.
@@ -15,10 +17,12 @@ class CrossAttention:
     Args:
         attention: segment-anything's.
         image_asks: True where the image's tokens are the queries.
+        rows: how softmax is computed.
     """
 
-    def __init__(self, attention: Any, *, image_asks: bool) -> None:
+    def __init__(self, attention: Any, *, image_asks: bool, rows: Rows) -> None:
         self.attention = attention
+        self.softmax = rows.over_tokens if image_asks else over_image
         heads = attention.num_heads
         image_side = attention.q_proj if image_asks else attention.k_proj
         self.into_image = image_side.weight.detach().float().unflatten(0, (heads, -1))
@@ -31,7 +35,7 @@ class CrossAttention:
         """``(A, D, C)``."""
         self.scale = self.into_image.shape[1] ** -0.5
 
-    def weights(self, tokens: torch.Tensor, placed: torch.Tensor, dim: int) -> torch.Tensor:
+    def weights(self, tokens: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
         """Return attention weights ``(P, A, T, n)`` of projected tokens ``(P, T, C / 2)`` and the placed image ``(P, n, C)``."""
         heads, count = self.into_image.shape[0], tokens.shape[1]
         cut = self._cut(tokens)
@@ -41,33 +45,31 @@ class CrossAttention:
         else:
             always = (cut * self.bias).sum(dim=3).view(len(cut), -1, 1).to(placed.dtype)
             logits = torch.baddbmm(always, carried, placed.transpose(1, 2))
-        logits = logits.unflatten(1, (heads, count))
-        return torch.softmax(logits, dim, out=logits)
+        return self.softmax(logits.unflatten(1, (heads, count)))
 
     def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
-        weights = self.weights(self.attention.q_proj(queries), placed, 3)
+        weights = self.weights(self.attention.q_proj(queries), placed)
         seen = torch.bmm(weights.flatten(1, 2), image).float().unflatten(1, weights.shape[1:3]) @ self.from_image
         answer: torch.Tensor = self.attention.out_proj(seen.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
         return answer
 
     def image_asks(self, keys: torch.Tensor, values: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> None:
         """Attend from the image ``(P, n, C)`` to tokens ``(P, T, C)`` and add the answer to the image in place."""
-        weights = self.weights(self.attention.k_proj(keys), placed, 2)
+        weights = self.weights(self.attention.k_proj(keys), placed)
         image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), self._told(values, image.dtype))
 
     def first_asked(self, queries: torch.Tensor, seen: "Seen") -> torch.Tensor:
         """Do what ``tokens_ask`` does for pictures that no prompt has changed yet; ``queries (P, T, C)``."""
         logits = _each(self._cut(self.attention.q_proj(queries)).to(seen.keys.dtype), seen.keys, seen.of)
-        weights = torch.softmax(logits, 3, out=logits)
-        told = _each(weights, seen.values, seen.of).float()
+        told = _each(self.softmax(logits), seen.values, seen.of).float()
         answer: torch.Tensor = self.attention.out_proj(told.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
         return answer
 
     def first_asks(self, keys: torch.Tensor, values: torch.Tensor, seen: "Seen") -> torch.Tensor:
         """Return, for pictures that no prompt has changed yet, what ``image_asks`` makes of each prompt's copy ``(P, n, C)``."""
         logits = _each(self._cut(self.attention.k_proj(keys)).to(seen.queries.dtype), seen.queries, seen.of)
-        weights = torch.softmax(logits, 2, out=logits).flatten(1, 2).transpose(1, 2)
+        weights = self.softmax(logits).flatten(1, 2).transpose(1, 2)
         told = self._told(values, seen.image.dtype)
         if seen.image.device.type != "cpu":
             return torch.baddbmm(seen.image[seen.of], weights, told)
@@ -129,6 +131,11 @@ def see(image: torch.Tensor, positions: torch.Tensor, of: torch.Tensor, to_image
         torch.mm(value.to(what.dtype), what.T, out=values[n])
     by_head = [each.unflatten(1, (heads, -1)) for each in (keys, values, queries)]
     return Seen(image, by_head[0], by_head[1].transpose(2, 3), by_head[2], of)
+
+
+def over_image(logits: torch.Tensor) -> torch.Tensor:
+    """Return the softmax of ``(P, A, T, n)`` over ``n``, in place."""
+    return torch.softmax(logits, 3, out=logits)
 
 
 def _each(left: torch.Tensor, right: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
