@@ -28,8 +28,8 @@ BLOCK = 256
 class Rows:
     """The two steps; each is given float32 or bfloat16 and returns the same type."""
 
-    over_tokens: Callable[[torch.Tensor], torch.Tensor]
-    """Softmax of ``(P, A, T, n)`` over ``T``, in place."""
+    over_tokens: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """Softmax of logits ``(P, A, T, n)`` plus ``(P, A, T)`` over ``T``, in place of the logits."""
     norm_and_place: Callable[[torch.Tensor, torch.nn.LayerNorm, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     """``(image (P, n, C), norm, positions (n, C))`` -> the image normalised, in place, and the same plus positions."""
 
@@ -45,7 +45,7 @@ def _plain_norm_and_place(image: torch.Tensor, norm: torch.nn.LayerNorm, positio
 
 
 PLAIN = Rows(
-    over_tokens=lambda logits: torch.softmax(logits, 2, out=logits),
+    over_tokens=lambda logits, always: torch.softmax(logits.add_(always[..., None]), 2, out=logits),
     norm_and_place=_plain_norm_and_place,
 )
 
@@ -64,15 +64,16 @@ def _error_of(rows: Rows) -> float:
     logits, norm, positions = 6 * probe(6, 7 * 300).view(2, 3, 7, 300), torch.nn.LayerNorm(24), probe(35, 24)
     image = 3 * probe(70, 24).view(2, 35, 24) + 1
     with torch.inference_mode():
-        softmax = relative_error(rows.over_tokens(logits.clone()), torch.softmax(logits.double(), 2))
+        always = 3 * probe(6, 7).view(2, 3, 7)
+        softmax = relative_error(rows.over_tokens(logits.clone(), always), PLAIN.over_tokens(logits.double(), always.double()))
         exact = PLAIN.norm_and_place(image.double(), norm.double(), positions.double())
         found = rows.norm_and_place(image.clone(), norm.float(), positions)
     return max(softmax, *(relative_error(one, other) for one, other in zip(found, exact, strict=True)))
 
 
 def _compiled() -> Rows:
-    def over_tokens(logits: torch.Tensor) -> torch.Tensor:
-        _over_tokens(logits.flatten(0, 1).numpy())
+    def over_tokens(logits: torch.Tensor, always: torch.Tensor) -> torch.Tensor:
+        _over_tokens(logits.flatten(0, 1).numpy(), always.flatten(0, 1).numpy())
         return logits
 
     def norm_and_place(image: torch.Tensor, norm: torch.nn.LayerNorm, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,8 +108,8 @@ def _exp2(x: Any) -> Any:
 
 
 @_jit
-def _over_tokens(logits: Any) -> None:  # noqa: C901 - loops in functions of their own are three times as slow
-    """Take the softmax over the tokens ``T`` of each group ``(groups, T, n)``, in place.
+def _over_tokens(logits: Any, always: Any) -> None:  # noqa: C901 - loops in functions of their own are three times as slow
+    """Take the softmax over the tokens ``T`` of each group ``(groups, T, n)`` plus ``(groups, T)``, in place.
 
     Scratch arrays are made in the loop's own function: only then does the compiler know that they do not overlap.
     """
@@ -119,15 +120,15 @@ def _over_tokens(logits: Any) -> None:  # noqa: C901 - loops in functions of the
             width = min(BLOCK, count - start)
             first = logits[g, 0, start : start + width]
             for j in range(width):
-                largest[j], total[j] = first[j], ZERO
+                largest[j], total[j] = first[j] + always[g, 0], ZERO
             for t in range(1, tokens):
-                row = logits[g, t, start : start + width]
+                row, more = logits[g, t, start : start + width], always[g, t]
                 for j in range(width):
-                    largest[j] = max(largest[j], row[j])
+                    largest[j] = max(largest[j], row[j] + more)
             for t in range(tokens):
-                row = logits[g, t, start : start + width]
+                row, more = logits[g, t, start : start + width], always[g, t]
                 for j in range(width):
-                    kept[j] = _exp2((row[j] - largest[j]) * LOG2_E)
+                    kept[j] = _exp2((row[j] + more - largest[j]) * LOG2_E)
                     total[j] += kept[j]
                 for j in range(width):
                     row[j] = kept[j]

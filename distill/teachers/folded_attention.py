@@ -17,59 +17,49 @@ class CrossAttention:
     Args:
         attention: segment-anything's.
         image_asks: True where the image's tokens are the queries.
-        rows: how softmax is computed.
+        rows: how softmax over tokens is computed.
     """
 
     def __init__(self, attention: Any, *, image_asks: bool, rows: Rows) -> None:
         self.attention = attention
-        self.softmax = rows.over_tokens if image_asks else over_image
+        self.over_tokens = rows.over_tokens
         heads = attention.num_heads
         image_side = attention.q_proj if image_asks else attention.k_proj
         self.into_image = image_side.weight.detach().float().unflatten(0, (heads, -1))
         """``(A, D, C)``."""
-        self.bias = image_side.bias.detach().float().view(heads, 1, -1) if image_asks else None
-        """``(A, 1, D)``; None where it adds the same to all logits that compete."""
+        self.bias = image_side.bias.detach().float().view(heads, 1, -1)
+        """``(A, 1, D)``. Where tokens ask, it adds the same to all logits that compete."""
         self.from_image = attention.v_proj.weight.detach().float().unflatten(0, (heads, -1)).transpose(1, 2).contiguous()
         """``(A, C, D)``."""
         self.out = attention.out_proj.weight.detach().float().T.unflatten(0, (heads, -1)).contiguous()
         """``(A, D, C)``."""
         self.scale = self.into_image.shape[1] ** -0.5
 
-    def weights(self, tokens: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
-        """Return attention weights ``(P, A, T, n)`` of projected tokens ``(P, T, C / 2)`` and the placed image ``(P, n, C)``."""
-        heads, count = self.into_image.shape[0], tokens.shape[1]
-        cut = self._cut(tokens)
-        carried = (cut @ self.into_image).flatten(1, 2).to(placed.dtype)
-        if self.bias is None:
-            logits = torch.bmm(carried, placed.transpose(1, 2))
-        else:
-            always = (cut * self.bias).sum(dim=3).view(len(cut), -1, 1).to(placed.dtype)
-            logits = torch.baddbmm(always, carried, placed.transpose(1, 2))
-        return self.softmax(logits.unflatten(1, (heads, count)))
-
     def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
-        weights = self.weights(self.attention.q_proj(queries), placed)
+        weights = over_image(self._logits(self._cut(self.attention.q_proj(queries)), placed))
         seen = torch.bmm(weights.flatten(1, 2), image).float().unflatten(1, weights.shape[1:3]) @ self.from_image
         answer: torch.Tensor = self.attention.out_proj(seen.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
         return answer
 
     def image_asks(self, keys: torch.Tensor, values: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> None:
         """Attend from the image ``(P, n, C)`` to tokens ``(P, T, C)`` and add the answer to the image in place."""
-        weights = self.weights(self.attention.k_proj(keys), placed)
+        cut = self._cut(self.attention.k_proj(keys))
+        weights = self.over_tokens(self._logits(cut, placed), self._always(cut, placed.dtype))
         image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), self._told(values, image.dtype))
 
     def first_asked(self, queries: torch.Tensor, seen: "Seen") -> torch.Tensor:
         """Do what ``tokens_ask`` does for pictures that no prompt has changed yet; ``queries (P, T, C)``."""
         logits = _each(self._cut(self.attention.q_proj(queries)).to(seen.keys.dtype), seen.keys, seen.of)
-        told = _each(self.softmax(logits), seen.values, seen.of).float()
+        told = _each(over_image(logits), seen.values, seen.of).float()
         answer: torch.Tensor = self.attention.out_proj(told.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
         return answer
 
     def first_asks(self, keys: torch.Tensor, values: torch.Tensor, seen: "Seen") -> torch.Tensor:
         """Return, for pictures that no prompt has changed yet, what ``image_asks`` makes of each prompt's copy ``(P, n, C)``."""
-        logits = _each(self._cut(self.attention.k_proj(keys)).to(seen.queries.dtype), seen.queries, seen.of)
-        weights = self.softmax(logits).flatten(1, 2).transpose(1, 2)
+        cut = self._cut(self.attention.k_proj(keys)).to(seen.queries.dtype)
+        logits = _each(cut, seen.queries, seen.of)
+        weights = self.over_tokens(logits, self._always(cut.float(), logits.dtype)).flatten(1, 2).transpose(1, 2)
         told = self._told(values, seen.image.dtype)
         if seen.image.device.type != "cpu":
             return torch.baddbmm(seen.image[seen.of], weights, told)
@@ -82,6 +72,17 @@ class CrossAttention:
         """Scale projected tokens ``(P, T, C / 2)`` and return them by head, ``(P, A, T, D)``."""
         cut: torch.Tensor = (self.scale * tokens).unflatten(2, (len(self.into_image), -1)).transpose(1, 2)
         return cut
+
+    def _logits(self, cut: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
+        """Return products ``(P, A, T, n)`` of tokens by head ``(P, A, T, D)`` and the placed image ``(P, n, C)``."""
+        carried = (cut @ self.into_image).flatten(1, 2).to(placed.dtype)
+        logits: torch.Tensor = torch.bmm(carried, placed.transpose(1, 2)).unflatten(1, cut.shape[1:3])
+        return logits
+
+    def _always(self, cut: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return what the queries' bias adds to each token's logits ``(P, A, T)``, wherever in the image it is asked from."""
+        always: torch.Tensor = (cut * self.bias).sum(dim=3)
+        return always.to(dtype)
 
     def _told(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return what each of a prompt's tokens ``(P, T, C)`` tells each head, ``(P, A T, C)``."""
@@ -102,7 +103,7 @@ class Seen:
     values: torch.Tensor
     """What they are told, ``(R, A, n, D)``, without the bias; in memory ``D`` comes before ``n``, which is twice as fast here."""
     queries: torch.Tensor
-    """For the image that asks, ``(R, A, D, n)``."""
+    """For the image that asks, ``(R, A, D, n)``, without the bias, which is added to the products."""
     of: torch.Tensor
     """``(P,)``: which picture each prompt is about."""
 
@@ -122,15 +123,16 @@ def see(image: torch.Tensor, positions: torch.Tensor, of: torch.Tensor, to_image
         to_tokens: and back.
     """
     placed = image + positions
-    key, value, query = to_image.attention.k_proj.weight, to_image.attention.v_proj.weight, to_tokens.attention.q_proj
+    asked = torch.cat([to_image.attention.k_proj.weight, to_tokens.attention.q_proj.weight]).to(placed.dtype)
+    value = to_image.attention.v_proj.weight.to(placed.dtype)
     heads = len(to_image.into_image)
-    keys, values, queries = placed.new_empty(3, len(image), len(key), len(positions))
+    keys_queries = placed.new_empty(len(image), len(asked), len(positions))
+    values = placed.new_empty(len(image), len(value), len(positions))
     for n, (where, what) in enumerate(zip(placed, image, strict=True)):  # one by one: in larger products the last bits would be others
-        torch.mm(key.to(where.dtype), where.T, out=keys[n])
-        torch.addmm(query.bias.to(where.dtype)[:, None], query.weight.to(where.dtype), where.T, out=queries[n])
-        torch.mm(value.to(what.dtype), what.T, out=values[n])
-    by_head = [each.unflatten(1, (heads, -1)) for each in (keys, values, queries)]
-    return Seen(image, by_head[0], by_head[1].transpose(2, 3), by_head[2], of)
+        torch.mm(asked, where.T, out=keys_queries[n])
+        torch.mm(value, what.T, out=values[n])
+    both = keys_queries.unflatten(1, (2, heads, -1))
+    return Seen(image, both[:, 0], values.unflatten(1, (heads, -1)).transpose(2, 3), both[:, 1], of)
 
 
 def over_image(logits: torch.Tensor) -> torch.Tensor:
