@@ -1,9 +1,12 @@
 """Archives that the bundled teacher has drawn, with and without planted wrong objects: the material of the benchmarks about belief."""
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from planting import Planted, plant
 
 from distill.doubts import add_priors, add_qualities, add_reverse
@@ -18,6 +21,8 @@ from flows.rules import refine_plan
 from storage import Archive
 
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
+PHASES = 20
+"""Pictures of one slice in Sunnybrook's cine series; they are numbered slice by slice."""
 DATASETS = ("hippocampus", "cardiac")
 CLASS = 1
 
@@ -70,18 +75,27 @@ def scored(recipe: Recipe, archive: Archive, *, reverse: bool = False) -> dict[s
     add_priors(archive, plan)
     if reverse:
         add_reverse(archive, plan)
-    add_qualities(archive, plan)
+    add_qualities(archive, plan, ("prior", "student", "reverse"))
     found = archive.catalog.scores(TEACHER_SET)
     return {case: {name.rpartition("/")[0]: value for name, value in each.items()} for case, each in found.items()}
 
 
 def true_dice(recipe: Recipe, archive: Archive) -> dict[str, float]:
     """Return the Dice with gold, in hindsight, of each mask as refinement cuts it before any gold is looked at; 0 for an empty one."""
+    return {case: dice(mask, gold) for case, mask, gold in drawn_and_gold(recipe, archive)}
+
+
+def drawn_and_gold(recipe: Recipe, archive: Archive) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield each case with its mask as refinement cuts it before any gold is looked at, and with gold, ``(z, y, x)`` bool."""
     plan = refine_plan(recipe, calibrated=False)
-    found = {}
     for record in archive.cases(with_labels=TEACHER_SET):
         case = archive[record.id]
         drawn = drawn_mask(case, plan, CLASS)
         if drawn is not None:
-            found[record.id] = dice(drawn[1], case.labels("gold").read() == CLASS)
-    return found
+            yield record.id, drawn[1], case.labels("gold").read() == CLASS
+
+
+def volume_of(case: str) -> str:
+    """Return which volume a case belongs to: in cine MR, the stack of slices at one phase of the heart, of whose 20 each slice has all; else itself."""
+    found = re.fullmatch(r"(SC-.+)-IM-\d+-(\d+)", case)
+    return case if found is None else f"{found[1]} phase {int(found[2]) % PHASES}"

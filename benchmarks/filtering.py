@@ -4,8 +4,8 @@
 
 *Labels.* All cases are sorted by quality (``distill.doubts``; no gold), 80 % are kept, and their mean true Dice is compared with that
 of a random 80 %, whose expectation is the mean over all. The interval comes from drawing patients anew, keeping 80 % of their masks each time.
-*Students.* The same small net is trained for the same number of steps on all masks of the archive part, on the 80 % kept, and on a random 80 %, under several
-seeds, and scored on the test part, whose gold no step has seen. Masks are cut alike in all arms, and nothing else is filtered. Where a collection has
+*Students.* The same small net is trained for the same number of steps on all masks of the archive part, on those that refinement accepts by the recipe's rules
+(no gold, no calibration), on the 80 % of the best quality, and on a random 80 %, under several seeds, and scored on the test part, whose gold no step has seen. Masks are cut alike in all arms, and nothing else is filtered. Where a collection has
 few patients, ``--rotate`` gives each seed another test part, so that every patient is scored once, by students that never saw any of them.
 """
 
@@ -13,16 +13,17 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from drawn import CLASS, DATASETS, drawn_archive, planted_archive, scored, true_dice
 
 from distill.quality import dice, paired_interval
-from distill.refine import ClassRule, RefinePlan, refine_archive
+from distill.refine import ClassRule, RefinePlan, accepted_cases, refine_archive
 from flows.plans import class_infos
 from flows.recipe import Recipe
+from flows.rules import refine_plan
 from storage import Archive
 from students.compact import train
 from students.predict import Student
@@ -31,6 +32,7 @@ from students.spec import StudentSpec
 COVERAGE = 0.8
 DRAWS = 2000
 EVERYTHING = "pseudo/everything"
+FILTERED = "pseudo/filtered"
 STEPS = {"hippocampus": 150, "cardiac": 300}
 WIDTH = 8
 """Channels at full resolution: half of the product's, so that eighteen students train within minutes."""
@@ -67,6 +69,13 @@ def cut_everything(recipe: Recipe, archive: Archive) -> None:
     refine_archive(archive, RefinePlan(classes=class_infos(recipe), rules={CLASS: rule}, target=EVERYTHING))
 
 
+def accepted(recipe: Recipe, archive: Archive) -> list[str]:
+    """Return the cases that refinement accepts without having looked at any gold."""
+    plan = replace(refine_plan(recipe, calibrated=False), target=FILTERED)
+    refine_archive(archive, plan)
+    return accepted_cases(archive, FILTERED)
+
+
 def taught(recipe: Recipe, archive: Archive, cases: Sequence[str], *, steps: int, width: int, seed: int, folder: Path) -> dict[str, float]:
     """Train a student on some cases and return its Dice on each test case."""
     spec = StudentSpec(name="student", budget_seconds=None, steps=steps, seed=seed, width=width, threads=1, validation_fraction=0.0)
@@ -79,10 +88,15 @@ def taught(recipe: Recipe, archive: Archive, cases: Sequence[str], *, steps: int
     return scores
 
 
-def arms(cases: Sequence[str], quality: np.ndarray, seed: int) -> dict[str, list[str]]:
+def arms(cases: Sequence[str], quality: np.ndarray, believed: Sequence[str], seed: int) -> dict[str, list[str]]:
     """Return which cases each student learns from."""
     chance = np.random.default_rng(seed).permutation(len(cases))[: round(COVERAGE * len(cases))]
-    return {"all": list(cases), "filtered": [cases[n] for n in kept(quality)], "random": [cases[n] for n in chance]}
+    return {
+        "accepted": [case for case in cases if case in believed],
+        "all": list(cases),
+        "best": [cases[n] for n in kept(quality)],
+        "random": [cases[n] for n in chance],
+    }
 
 
 def rotate(archive: Archive, seed: int, seeds: int) -> None:
@@ -97,19 +111,21 @@ def compare_students(
 ) -> dict[str, object]:
     """Train the arms under each seed and compare them, patient by patient."""
     cut_everything(recipe, archive)
+    believed = accepted(recipe, archive)
     scores: dict[str, list[dict[str, float]]] = {}
     for seed in range(asked.students):
         if asked.rotate:
             rotate(archive, seed, asked.students)
         cases = sorted(case for case in quality if archive[case].record.part == "archive")
-        for arm, chosen in arms(cases, np.array([quality[case] for case in cases]), seed).items():
+        for arm, chosen in arms(cases, np.array([quality[case] for case in cases]), believed, seed).items():
             found = taught(recipe, archive, chosen, steps=steps, width=asked.width, seed=seed, folder=folder / f"{arm}-{seed}")
             scores.setdefault(arm, []).append(found)
             print(f"  seed {seed}, {arm} ({len(chosen)} cases): {np.nanmean(list(found.values())):.4f}", flush=True)
     tests = sorted({case for found in scores["all"] for case in found})
     mean = {arm: [float(np.mean([each[case] for each in found if case in each])) for case in tests] for arm, found in scores.items()}
     patients = [archive[case].record.patient for case in tests]
-    against = {f"filtered - {arm}": asdict(paired_interval(mean["filtered"], mean[arm], patients)) for arm in ("all", "random")}
+    pairs = [("accepted", "all"), ("accepted", "random"), ("best", "all"), ("best", "random")]
+    against = {f"{one} - {other}": asdict(paired_interval(mean[one], mean[other], patients)) for one, other in pairs}
     return {"per_seed": {arm: [float(np.nanmean(list(each.values()))) for each in found] for arm, found in scores.items()}, **against}
 
 

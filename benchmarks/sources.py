@@ -9,6 +9,7 @@ these cases are not scored. Labels of ``ct_organs`` were drawn by a network, all
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -23,8 +24,11 @@ import numpy as np
 from distill.engine import label_archive
 from distill.label_plan import LabelPlan
 from distill.prompts.choice import PROPAGATE, chosen_prompts
-from distill.prompts.everything_options import EverythingOptions
+from distill.prompts.everything_options import EverythingOptions, GridOptions
+from distill.prompts.nameless import masks_by_slice
 from distill.prompts.presets import ThresholdOptions
+from distill.prompts.sources import SourceContext
+from distill.prompts.text_options import TextOptions
 from distill.propose import PromptPlan, propose_prompts
 from distill.quality import dice
 from distill.wavefront import AskSettings
@@ -34,6 +38,8 @@ from storage.rle import decode
 from students.baselines import ellipse_in_box, ellipse_labels
 
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+SEEN = "seen.json"
+"""In a folder of CLIP weights: by collection, the patients that were learnt from (benchmarks/small_clip.py)."""
 LUNGS, BONES = (10, 11, 12, 13, 14), (*range(25, 51), *range(69, 79), *range(92, 117))
 """Numbers in the CT's label file."""
 
@@ -62,6 +68,8 @@ class Collection:
     options: Mapping[str, object]
     weak: str = ""
     """File of weak prompts, below the data folder."""
+    most: int = 1
+    """Objects on one slice at most."""
 
 
 def named(*names: str) -> tuple[ClassInfo, ...]:
@@ -138,10 +146,37 @@ COLLECTIONS: dict[str, Collection] = {
     "nuclei": Collection(
         classes=named("nucleus"),
         scans=nuclei,
+        most=200,
         options={"threshold": ThresholdOptions.model_validate({"classes": {"nucleus": {"preset": "bright-objects"}}})},
     ),
     "ct_organs": Collection(classes=named("lungs", "bones"), scans=ct_organs, options={"threshold": ThresholdOptions()}),
 }
+
+
+def restricted(collection: Collection, wanted: Callable[[str], bool]) -> Collection:
+    """Return a collection with some of its patients, none of whose gold may be used."""
+
+    def scans(data: Path, limit: int) -> Iterator[Scan]:
+        patients: set[str] = set()
+        for scan in collection.scans(data, 0):
+            if wanted(scan.patient):
+                patients.add(scan.patient)
+                if limit and len(patients) > limit:
+                    return
+                yield scan
+
+    return replace(collection, scans=scans, calibration=0)
+
+
+def with_clip(collection: Collection, name: str, weights: Path, words: Sequence[str]) -> Collection:
+    """Return a collection whose source ``text`` asks these weights, without the patients that they have learnt from."""
+    seen = json.loads((weights / SEEN).read_text()).get(name, []) if (weights / SEEN).is_file() else []
+    options = TextOptions(
+        checkpoint=weights,
+        words=dict.fromkeys((info.name for info in collection.classes), tuple(words)) if words else {},
+        most=collection.most,
+    )
+    return replace(restricted(collection, lambda patient: patient not in seen), options=collection.options | {"text": options})
 
 
 def build(folder: Path, data: Path, collection: Collection, limit: int, every: int = 1) -> Archive:
@@ -218,6 +253,20 @@ def measure(archive: Archive, classes: Sequence[ClassInfo], label_set: str, sour
     return rows, pairs, false
 
 
+def blind_and_best(archive: Archive, classes: tuple[ClassInfo, ...], teacher: str) -> tuple[float, float, float]:
+    """Return of the teacher's class-free masks on slices with an object: how many, their mean Dice (a blind choice) and the highest (an oracle's)."""
+    context = SourceContext(archive=archive, plan=LabelPlan(classes=classes, teacher=teacher, device="cpu"))
+    rows = []
+    for record in archive.cases():
+        subject, gold = context.subject(record, classes), archive[record.id].labels("gold").read() > 0
+        for z, candidates in masks_by_slice(context.teacher, subject, GridOptions()):
+            if gold[z].any():
+                scores = [dice(each.mask, gold[z]) for each in candidates] or [0.0]
+                rows.append((len(candidates), float(np.mean(scores)), max(scores)))
+    count, blind, best = np.mean(rows, axis=0)
+    return float(count), float(blind), float(best)
+
+
 def ellipses(prompts: Sequence[Prompt], shape: tuple[int, ...]) -> np.ndarray:
     """Fill each box on a slice with an ellipse, and interpolated boxes between those, where no slice has several."""
     boxed = [prompt.slice for prompt in prompts if prompt.box_xyxy_px is not None]
@@ -285,11 +334,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="patients (default all)")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th case that is scored")
     parser.add_argument("--teacher", default="bundled")
+    parser.add_argument("--clip", type=Path, help="folder of CLIP weights for the source text, such as small_clip.py writes")
+    parser.add_argument("--words", nargs="+", default=[], help="what text calls the class instead of its name")
+    parser.add_argument(
+        "--masks", action="store_true", help="also say what a blind choice among class-free masks would give, and the best one"
+    )
     parser.add_argument("--boxes", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="ask once per slice: no mirrors, no other planes, one box")
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
     collection, sources = COLLECTIONS[arguments.data], tuple(arguments.source.split(","))
+    if arguments.clip:
+        collection = with_clip(collection, arguments.data, arguments.clip, arguments.words)
     ask = AskSettings(boxes=1, flips=False, planes="axial") if arguments.quick else AskSettings(boxes=arguments.boxes)
     with tempfile.TemporaryDirectory() as folder:
         archive = build(Path(folder), Path(os.environ["SAMDISTILL_TEST_DATA"]), collection, arguments.limit, arguments.every)
@@ -302,6 +358,9 @@ def main() -> None:
                 f"| {arguments.source} | {arguments.data}: {', '.join(info.name for info in classes)} | {means['teacher']:.3f} | {means['ellipse']:.3f} "
                 f"| {means['rough']:.3f} | {len(rows)}/{pairs} | {false} | {proposing / slices:.2f} + {labelling / slices:.2f} s |"
             )
+        if arguments.masks:
+            count, blind, best = blind_and_best(archive, collection.classes, arguments.teacher)
+            print(f"{count:.0f} class-free masks per slice with an object: Dice {blind:.3f} on average, {best:.3f} of the best")
         if arguments.pictures:
             draw(archive, label_set, sources, arguments.pictures)
 

@@ -7,45 +7,36 @@ thresholds and flatter them. Without gold every figure is an agreement and is ca
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import numpy as np
 
+from distill.audit_calibration import ABOUT, calibration_plot
 from distill.audit_gallery import gallery
-from distill.audit_groups import group_rows, witness
+from distill.audit_groups import group_rows, part_row, witness
 from distill.audit_masks import AuditPlan, Found, Mask, ordered_by_quality, walk
 from distill.audit_records import (
-    CalibrationPlot,
+    GROUPS,
     ClassAudit,
     Dot,
     FilterReport,
     Group,
     GroupRow,
     Kind,
-    Reliability,
-    ReliabilityBin,
     RiskCoverage,
     ScoreRank,
     Thresholds,
 )
 from distill.cleaning import ClassRule
-from distill.levels import BINS, LevelCounts, brier_score, calibration_errors, tempered
 from distill.quality import normalised_aurc, spearman
 from distill.risk_coverage import risk_coverage
 from distill.subgroups import SIGNIFICANT, holm
 from storage import Archive, ClassInfo
 
-AUDIT = "1"
+AUDIT = "2"
 """Raised whenever the report's figures change."""
 MOST_DOTS = 400
 PREDICTED = "predicted_dice"
 """The Dice that calibration predicts of a mask, where there was gold enough to learn that."""
-GROUPS: tuple[Group, ...] = get_args(Group)
-_ABOUT: dict[Group, str] = {
-    "test": "test cases, which no step has seen",
-    "archive": "archive cases that happen to have gold: hindsight, nothing was chosen by it",
-    "calibration": "calibration cases: they set the thresholds, so their figures flatter",
-}
 
 
 def audit(archive: Archive, plan: AuditPlan, *, progress: Callable[[int], None] | None = None) -> FilterReport:
@@ -73,7 +64,10 @@ def audit(archive: Archive, plan: AuditPlan, *, progress: Callable[[int], None] 
         reviewed=len(archive.catalog.reviews(plan.source)),
         classes=tuple(classes),
         flags=tuple(_flag(each, row) for each in classes for row in each.groups if row.flagged),
-        warnings=_warnings(found, population),
+        warnings=(
+            *(f"{each.class_name}: {each.thresholds.warning}." for each in classes if each.thresholds.warning),
+            *_warnings(found, population),
+        ),
         notes=_notes(population),
         gallery=gallery(population),
     )
@@ -83,6 +77,8 @@ def _class_audit(info: ClassInfo, confidence: str, plan: AuditPlan, found: Found
     mine = [mask for mask in population if mask.class_id == info.id]
     known = [mask for mask in found.masks if mask.class_id == info.id and not np.isnan(mask.dice)]
     unseen = [mask for mask in known if mask.part != "calibration"]
+    measured = (unseen or known) if known else mine
+    everyone = [mask for mask in found.masks if mask.class_id == info.id]
     kind: Kind = "Dice with gold" if known else "agreement"
     return ClassAudit(
         class_id=info.id,
@@ -95,21 +91,27 @@ def _class_audit(info: ClassInfo, confidence: str, plan: AuditPlan, found: Found
             Counter(mask.reason for mask in mine)
             + Counter({reason: count for (class_id, reason), count in found.not_drawn.items() if class_id == info.id})
         ),
+        parts=tuple(part_row(each, group, ABOUT[group] if known else "", kind) for group, each in _by_part(everyone).items()),
+        measured={group: len(each) for group, each in _by_part(measured).items()},
         curves=_gold_curves(known) if known else _agreement_curve(mine, confidence),
-        groups=group_rows(mine, (unseen or known) if known else mine, kind),
+        groups=group_rows(mine, measured, kind),
         scores=_score_ranks(unseen),
-        calibration=_calibration_plot(info.id, plan, found),
+        calibration=calibration_plot(info.id, plan, found),
         dots=_dots(unseen or known, confidence),
         thresholds=_thresholds(info.id, plan),
     )
 
 
+def _by_part(masks: Sequence[Mask]) -> dict[Group, list[Mask]]:
+    """Return the masks of each part that has some."""
+    parts = {group: [mask for mask in masks if mask.part == group] for group in GROUPS}
+    return {group: each for group, each in parts.items() if each}
+
+
 def _gold_curves(known: Sequence[Mask]) -> tuple[RiskCoverage, ...]:
-    groups = {group: [mask for mask in known if mask.part == group] for group in GROUPS}
     return tuple(
-        risk_coverage(masks, [1 - mask.dice for mask in masks], about=_ABOUT[group], words="1 - Dice with gold", group=group)
-        for group, masks in groups.items()
-        if masks
+        risk_coverage(masks, [1 - mask.dice for mask in masks], about=ABOUT[group], words="1 - Dice with gold", group=group)
+        for group, masks in _by_part(known).items()
     )
 
 
@@ -165,39 +167,6 @@ def _score_ranks(known: Sequence[Mask]) -> tuple[ScoreRank, ...]:
     return tuple(sorted(found, key=lambda each: -abs(each.spearman or 0.0)))
 
 
-def _calibration_plot(class_id: int, plan: AuditPlan, found: Found) -> CalibrationPlot | None:
-    """Return probabilities against frequencies on gold that set no threshold, or else on the calibration cases."""
-    groups: list[Group] = [group for group in ("test", "archive") if (class_id, group) in found.levels]
-    if not groups and (class_id, "calibration") in found.levels:
-        groups = ["calibration"]
-    if not groups:
-        return None
-    counts = LevelCounts(counts=sum((found.levels[class_id, group] for group in groups), np.zeros((2, 256), np.int64)))
-    masks, about = sum(found.drawn_gold[class_id, group] for group in groups), "; ".join(_ABOUT[group] for group in groups)
-    calibration = plan.calibrations.get(class_id)
-    fit = None if calibration is None else calibration.temperature
-    return CalibrationPlot(
-        before=_reliability(counts, np.arange(256) / 255, about, masks),
-        after=None if fit is None else _reliability(counts, tempered(fit.temperature), about, masks),
-        temperature=None if fit is None else fit.temperature,
-    )
-
-
-def _reliability(counts: LevelCounts, probability: np.ndarray, about: str, masks: int) -> Reliability:
-    which = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
-    total = counts.counts.sum(axis=0)
-    size = np.bincount(which, weights=total, minlength=BINS)
-    said, was = (np.bincount(which, weights=each, minlength=BINS) for each in (total * probability, counts.counts[1]))
-    bins = tuple(
-        ReliabilityBin(said=float(said[n] / size[n]), was=float(was[n] / size[n]), share=float(size[n] / size.sum()))
-        for n in range(BINS)
-        if size[n]
-    )
-    return Reliability(
-        about=about, masks=masks, ece=calibration_errors(counts, probability)[0], brier=brier_score(counts, probability), bins=bins
-    )
-
-
 def _predictor(known: Sequence[Mask], confidence: str) -> str:
     """Return what is held against Dice: the predicted one where every mask has it, else what orders them."""
     return PREDICTED if known and all(PREDICTED in mask.scores for mask in known) else confidence
@@ -226,6 +195,9 @@ def _thresholds(class_id: int, plan: AuditPlan) -> Thresholds:
         identity_from={name: least for name, least in _identity(rule).items() if least > 0},
         patients=0 if calibration is None else calibration.patients,
         note="no calibration: documented defaults" if calibration is None else calibration.note,
+        warning="" if calibration is None else calibration.warning,
+        guaranteed=calibration is not None and calibration.guaranteed,
+        unguaranteed="nothing was calibrated" if calibration is None else calibration.unguaranteed,
         guarantees=tuple(dict.fromkeys(each.statement for each in stated)),
         assumptions=tuple(dict.fromkeys(assumption for each in stated if each.feasible for assumption in each.assumptions)),
     )

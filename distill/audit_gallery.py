@@ -50,11 +50,13 @@ def _shown(heading: str, pick: str, mask: Mask) -> Shown:
         heading=heading,
         pick=pick,
         case=mask.case,
+        part=mask.part,
         class_id=mask.class_id,
         class_name=mask.class_name,
         verdict=mask.verdict,
         reason=mask.reason,
         confidence=mask.confidence,
         dice=None if np.isnan(mask.dice) else mask.dice,
+        gold=mask.gold,
         ignored_share=mask.ignored_share,
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from distill.audit_masks import OWN, Mask
-from distill.audit_records import Average, GroupRow, Kind
+from distill.audit_records import Average, Group, GroupRow, Kind, PartRow
 from distill.quality import patient_interval
 from distill.subgroups import Removal, compare, share_removed, third
 
@@ -43,6 +43,31 @@ def group_rows(population: Sequence[Mask], measured: Sequence[Mask], kind: Kind)
     return tuple(rows)
 
 
+def part_row(masks: Sequence[Mask], part: Group, about: str, kind: Kind) -> PartRow:
+    """Return what became of the masks of one part, and their quality as far as it is known there."""
+    figure = _figures(masks, kind, witness(masks))
+    known = [mask for mask in masks if mask.case in figure]
+    kept = [mask for mask in known if mask.kept]
+    return PartRow(
+        part=part,
+        about=about,
+        removed=share_removed(_removals(masks)),
+        kept_quality=_average([figure[mask.case] for mask in kept], kept),
+        whole_quality=_average([figure[mask.case] for mask in known], known),
+    )
+
+
+def _figures(masks: Sequence[Mask], kind: Kind, name: str) -> dict[str, float]:
+    """Return case -> Dice, or the agreement that stands in for it, of the masks that it is known of."""
+    if kind == "Dice with gold":
+        return {mask.case: mask.dice for mask in masks if not np.isnan(mask.dice)}
+    return {mask.case: mask.scores[name] for mask in masks if name in mask.scores}
+
+
+def _removals(masks: Sequence[Mask]) -> list[Removal]:
+    return [Removal(patient=mask.patient, removed=not mask.kept) for mask in masks]
+
+
 def _of(masks: Sequence[Mask], attribute: str, value: str) -> list[Mask]:
     return [mask for mask in masks if mask.groups.get(attribute, "") == value]
 
@@ -75,16 +100,15 @@ def _with_sizes(population: Sequence[Mask], measured: Sequence[Mask]) -> tuple[l
 def _group_row(
     attribute: str, value: str, inside: Sequence[Mask], rest: Sequence[Mask], measured: Sequence[Mask], kind: Kind, name: str
 ) -> GroupRow:
-    removals = [[Removal(patient=mask.patient, removed=not mask.kept) for mask in masks] for masks in (inside, rest)]
-    found = compare(*removals)
-    known = [mask for mask in measured if kind == "Dice with gold" or name in mask.scores]
-    figure = {mask.case: mask.dice if kind == "Dice with gold" else mask.scores[name] for mask in known}
+    found = compare(_removals(inside), _removals(rest))
+    figure = _figures(measured, kind, name)
+    known = [mask for mask in measured if mask.case in figure]
     kept = [mask for mask in known if mask.kept]
     return GroupRow(
         attribute=attribute,
         value=value,
         patients=len({mask.patient for mask in inside}),
-        removed=share_removed(removals[0]),
+        removed=share_removed(_removals(inside)),
         p=found.p,
         p_adjusted=None,
         test=found.test,

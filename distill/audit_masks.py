@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from distill.audit_records import Group
+from distill.audit_records import Gold, Group
 from distill.calibration import ClassCalibration
 from distill.cleaning import ClassRule, clean_mask
 from distill.levels import count_levels
@@ -49,6 +49,7 @@ class Mask:
     """Of this class, without its id."""
     dice: float
     """With gold; NaN where there is none, or nothing to find and nothing drawn."""
+    gold: Gold
     ignored_share: float
     volume_mm3: float
     confidence: float
@@ -70,7 +71,7 @@ class Found:
     not_drawn: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Class id, reason -> archive cases where it was not drawn: nobody prompted it, or somebody said that it is not there."""
     levels: dict[tuple[int, Group], np.ndarray] = field(default_factory=dict)
-    """Class id, group -> voxels by gold and stored probability, summed."""
+    """Class id, group -> voxels by gold and probability as it was cut, summed: what a temperature is fitted to as well."""
     drawn_gold: Counter[tuple[int, Group]] = field(default_factory=Counter)
     parts: Counter[str] = field(default_factory=Counter)
     gold: Counter[str] = field(default_factory=Counter)
@@ -120,7 +121,7 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
     labels = case.labels(plan.target)
     told = labels.history.parameters
     truth = case.labels(plan.gold) if plan.gold in case.label_sets() else None
-    judged = {info.id for info in truth.history.classes} if truth is not None else set()
+    judged = None if truth is None else {info.id for info in truth.history.classes}
     gold = truth.read() if truth is not None else None
     found.gold[case.record.part] += truth is not None
     for info in plan.classes:
@@ -128,10 +129,10 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
         if OWN not in scores:
             found.not_drawn[info.id, str(told.get(f"reason/{info.id}", "not-prompted"))] += case.record.part == "archive"
             continue
-        reached = float("nan")
-        if gold is not None and info.id in judged:
+        reached, known_gold = float("nan"), _gold_of(judged, info.id)
+        if gold is not None and known_gold == "known":
             reached = _dice(case, labels, info.id, plan, gold == info.id)
-            _count(case.labels(plan.source), info.id, gold == info.id, (info.id, case.record.part), found)
+            _count(labels, info.id, gold == info.id, (info.id, case.record.part), found)
         found.masks.append(
             Mask(
                 case=case.id,
@@ -144,11 +145,18 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
                 scores=scores,
                 confidence=scores[OWN],
                 dice=reached,
+                gold=known_gold,
                 ignored_share=known.get("ignored_share", 0.0),
                 volume_mm3=scores.get("volume_mm3", 0.0),
                 groups=groups,
             )
         )
+
+
+def _gold_of(judged: set[int] | None, class_id: int) -> Gold:
+    if judged is None:
+        return "case not drawn by an expert"
+    return "known" if class_id in judged else "class not looked for by the expert"
 
 
 def _row(labels: Labels, class_id: int) -> np.ndarray | None:
@@ -161,15 +169,25 @@ def _row(labels: Labels, class_id: int) -> np.ndarray | None:
     return row
 
 
-def _dice(case: Case, labels: Labels, class_id: int, plan: AuditPlan, gold: np.ndarray) -> float:
-    """Return the Dice of the mask as it was before doubtful voxels, or the whole object, became ``ignore``."""
+def judged_mask(case: Case, labels: Labels, class_id: int, rule: ClassRule) -> np.ndarray:
+    """Return the mask ``(z, y, x)`` bool that a verdict is about: as it was before doubtful voxels, or the whole object, became ``ignore``.
+
+    Args:
+        case: whose.
+        labels: the filter's label set, with the probabilities as they were cut.
+        class_id: which class.
+        rule: by which it was cleaned.
+    """
     row = _row(labels, class_id)
-    rule = plan.rules.get(class_id, ClassRule())
     threshold = labels.history.parameters.get(f"threshold/{class_id}", rule.threshold)
     if row is None or not isinstance(threshold, (int, float)):
-        return dice(labels.read() == class_id, gold)
+        return np.asarray(labels.read() == class_id)
     spacing = case.spacing_zyx_mm if case.record.geometry.spacing_known else None
-    return dice(clean_mask(row >= np.rint(255 * threshold), rule, spacing), gold)
+    return clean_mask(row >= np.rint(255 * threshold), rule, spacing)
+
+
+def _dice(case: Case, labels: Labels, class_id: int, plan: AuditPlan, gold: np.ndarray) -> float:
+    return dice(judged_mask(case, labels, class_id, plan.rules.get(class_id, ClassRule())), gold)
 
 
 def _count(labels: Labels, class_id: int, gold: np.ndarray, key: tuple[int, Group], found: Found) -> None:

@@ -1,12 +1,13 @@
 """What the filter's own report says, as records: the JSON beside the page is ``FilterReport``. NaN never occurs: what is not known is null."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 Kind = Literal["Dice with gold", "agreement"]
 """What a figure measures: accuracy against an expert, or how far our own opinions agree, which an error that all share leaves untouched."""
 Group = Literal["test", "archive", "calibration"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 class _Record(BaseModel):
@@ -145,8 +146,28 @@ class Thresholds(_Record):
     patients: int
     """Gold patients that set it; 0 means documented defaults."""
     note: str
+    warning: str = ""
+    """What the recipe wanted of the threshold and did not get; empty where all is well."""
+    guaranteed: bool = False
+    """Whether the first guarantee is about the masks that are accepted; else each is about masks as the recipe itself would cut them."""
+    unguaranteed: str = ""
+    """Why nothing is guaranteed of the accepted masks."""
     guarantees: tuple[str, ...]
     assumptions: tuple[str, ...]
+
+
+Gold = Literal["known", "case not drawn by an expert", "class not looked for by the expert"]
+"""Whether there is anything to hold a mask against."""
+
+
+class PartRow(_Record):
+    """What the filter did to the masks of one part, and how good they are; figures of different parts are never pooled here."""
+
+    part: Group
+    about: str
+    removed: Share
+    kept_quality: Average | None
+    whole_quality: Average | None
 
 
 class Shown(_Record):
@@ -156,12 +177,15 @@ class Shown(_Record):
     pick: str
     """``best``, ``median``, ``worst``, ``random``: by Dice where it is known, else by the score that judges."""
     case: str
+    part: Group
     class_id: int
     class_name: str
     verdict: str
     reason: str
     confidence: float
     dice: float | None
+    """None without gold, and where neither the expert nor the teacher drew anything."""
+    gold: Gold
     ignored_share: float
 
 
@@ -178,6 +202,10 @@ class ClassAudit(_Record):
     verdicts: dict[str, int]
     """Masks of the archive part by verdict; masks, not cases."""
     reasons: dict[str, int]
+    parts: tuple[PartRow, ...]
+    """Test, archive and calibration cases, as far as there are masks of them."""
+    measured: dict[str, int]
+    """Part -> masks that the quality of groups, the scores and the dots are of."""
     curves: tuple[RiskCoverage, ...]
     groups: tuple[GroupRow, ...]
     scores: tuple[ScoreRank, ...]

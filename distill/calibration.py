@@ -7,11 +7,13 @@ out), and the agreement from which a mask is accepted is the lowest at which the
 (``distill.conformal``), the same patients cannot also choose how masks are cut, and conformal risk control sets the agreement.
 A temperature, a predicted Dice and the guarantees at the recipe's own cut are written down beside. Without gold the documented
 defaults stand, and the result says so: every figure is then agreement, not accuracy.
+
+Where gold shows that no agreement holds the risk, the default agreement stands as well, since an empty training set helps nobody and one
+hard class would take all others with it; but the result carries a warning with what accepted masks lose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -19,17 +21,16 @@ import numpy as np
 from distill.cleaning import ClassRule
 from distill.conformal import Guarantee
 from distill.errors import CalibrationError
-from distill.evidence import Evidence, GoldCase, cut_mask, evidence_of, gold_cases
+from distill.evidence import Evidence, GoldCase, count_cut, evidence_of, gold_cases
 from distill.intensity import IntensitySpec
-from distill.quality import dice, volume_bias
 from distill.reliability import QualityFit, TemperatureFit, fit_quality, fit_temperature
 from distill.rings import Ring, ring
 from distill.risk_control import mask_guarantee, missed_guarantee, voxel_guarantee
+from distill.thresholds import dices, mean_bias, tuned
 from storage import Archive, ClassInfo
 
-CALIBRATION = "2"
+CALIBRATION = "3"
 """Raised whenever calibration finds other figures or writes down more of them."""
-THRESHOLDS = tuple(round(0.25 + 0.025 * n, 3) for n in range(23))
 SMOOTHING_MM = (0.0, 0.7, 1.0, 1.4, 2.0)
 LEAST_PATIENTS = 3
 """With fewer gold patients a threshold would be fitted to their noise; the defaults stand instead."""
@@ -55,7 +56,13 @@ class ClassCalibration:
     """Mean of (mask volume - gold volume) / gold volume at the default rule."""
     volume_bias_after: float
     note: str
-    """What a reader of the report must know: defaults kept, risk out of reach, ..."""
+    """How the threshold came about: on which share of the calibration cases, guaranteed for whom, or why the defaults stand."""
+    warning: str = ""
+    """What was wanted and is not so: the risk is out of reach, or a guarantee that was asked for cannot be given. Empty where all is well."""
+    guaranteed: bool = False
+    """Whether ``guarantees[0]`` is about the masks as this rule accepts them; without it, every one is about the recipe's own cut alone."""
+    unguaranteed: str = ""
+    """Why it is not."""
     temperature: TemperatureFit | None = None
     quality: QualityFit | None = None
     """From scores to a predicted Dice at the rule."""
@@ -74,6 +81,8 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
     gold: str = "gold",
     smoothing_mm: Sequence[float] = SMOOTHING_MM,
     guarantee: Wanted = "none",
+    taught: Sequence[str] = (),
+    unheard: Collection[str] = (),
     intensity: IntensitySpec | None = None,
 ) -> dict[int, ClassCalibration]:
     """Set each class's rule on the cases of the ``calibration`` part that carry gold and the source label set.
@@ -87,7 +96,9 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
         gold: name of the gold label set.
         smoothing_mm: lengths to choose from; ``(0.0,)`` leaves slices as they are.
         guarantee: ``mask`` leaves threshold and smoothing as they are and sets ``accept_from`` by conformal risk control, where there
-            are patients enough and a threshold that holds the level; otherwise as for ``none``, and the note says that nothing is guaranteed.
+            are patients enough and a threshold that holds the level; otherwise as for ``none``, and the warning says that nothing is guaranteed.
+        taught: sources of prompts that learnt from gold of these very patients; nothing is guaranteed of others then, whoever asks.
+        unheard: scores that must not predict the Dice, such as those of tests that are no longer asked: new masks have none.
         intensity: grey values by which a rule mends edges.
 
     Raises:
@@ -101,43 +112,57 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
         rule = (rules or {}).get(info.id, ClassRule())
         looks = (intensity or IntensitySpec()) if rule.rectify_edges else None
         cases = gold_cases(archive, info.id, source=source, gold=gold, intensity=looks)
-        found[info.id] = _calibrate_class(cases, info.id, rule, risk, smoothing_mm, guarantee)
+        asked = _Asked(risk=risk, guarantee=guarantee, smoothing_mm=tuple(smoothing_mm), taught=tuple(taught), unheard=frozenset(unheard))
+        found[info.id] = _calibrate_class(cases, info.id, rule, asked)
     return found
 
 
-def _calibrate_class(
-    judged: list[GoldCase], class_id: int, start: ClassRule, risk: float, smoothing_mm: Sequence[float], wanted: Wanted
-) -> ClassCalibration:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the recipe asks of calibration, the same for every class."""
+
+    risk: float
+    guarantee: Wanted
+    smoothing_mm: tuple[float, ...]
+    taught: tuple[str, ...]
+    unheard: frozenset[str]
+
+
+def _calibrate_class(judged: list[GoldCase], class_id: int, start: ClassRule, asked: _Asked) -> ClassCalibration:
     cases = [case for case in judged if case.gold.any()]
     patients = len({case.patient for case in cases})
     if patients < LEAST_PATIENTS:
-        return _uncalibrated(class_id, start, patients)
+        return _uncalibrated(class_id, start, patients, asked)
     evidence = [evidence_of(case, start) for case in judged]
-    unit: Literal["mm", "px"] = "mm" if all(case.spacing_known for case in judged) else "px"
-    guarantees = guarantees_of(evidence, start, risk)
-    promised = guarantees[0] if wanted == "mask" and guarantees[0].feasible else None
-    rule, note = _fixed(start, promised) if promised is not None else _tuned(cases, start, risk, smoothing_mm)
+    guarantees = () if asked.taught else guarantees_of(evidence, start, asked.risk)
+    promised = next((each for each in guarantees if each.kind == "mask" and each.feasible and asked.guarantee == "mask"), None)
+    rule, note, warning = (
+        _fixed(start, promised) if promised is not None else tuned(cases, start, risk=asked.risk, smoothing_mm=asked.smoothing_mm)
+    )
+    why = "" if promised is not None else _why_none(guarantees, asked)
+    refused = f"no guarantee: {why}" if why and asked.guarantee == "mask" else ""
+    cut = [count_cut(case, rule) for case in judged]
     return ClassCalibration(
         class_id=class_id,
         rule=rule,
         patients=patients,
-        dice_before=float(np.mean(_dices(cases, start))),
-        dice_after=float(np.mean(_dices(cases, rule))),
-        volume_bias_before=_bias(cases, start),
-        volume_bias_after=_bias(cases, rule),
-        note=note if promised is not None else f"{note}; {_why_none(guarantees[0], wanted)}",
-        temperature=fit_temperature([each.counts for each in evidence], [each.patient for each in evidence]),
-        quality=_quality(cases, rule),
+        dice_before=float(np.mean(dices(cases, start))),
+        dice_after=float(np.mean(dices(cases, rule))),
+        volume_bias_before=mean_bias(cases, start),
+        volume_bias_after=mean_bias(cases, rule),
+        note=note,
+        warning="; ".join(each for each in (refused, warning) if each),
+        guaranteed=promised is not None,
+        unguaranteed=why,
+        temperature=fit_temperature(cut, [case.patient for case in judged]),
+        quality=_quality(cases, rule, asked.unheard),
         guarantees=guarantees,
-        ring=_ring(evidence, start, unit),
+        ring=None if asked.taught else _ring(evidence, start, "mm" if all(case.spacing_known for case in judged) else "px"),
     )
 
 
-def _uncalibrated(class_id: int, start: ClassRule, patients: int) -> ClassCalibration:
-    note = (
-        f"{patients} gold patients in the calibration part, {LEAST_PATIENTS} needed: the default thresholds stand and are not calibrated; "
-        "figures are agreement, not accuracy"
-    )
+def _uncalibrated(class_id: int, start: ClassRule, patients: int, asked: _Asked) -> ClassCalibration:
+    held = f"{patients} gold patients in the calibration part, {LEAST_PATIENTS} needed"
     return ClassCalibration(
         class_id=class_id,
         rule=start,
@@ -146,7 +171,9 @@ def _uncalibrated(class_id: int, start: ClassRule, patients: int) -> ClassCalibr
         dice_after=np.nan,
         volume_bias_before=np.nan,
         volume_bias_after=np.nan,
-        note=note,
+        note=f"{held}: the default thresholds stand and are not calibrated; figures are agreement, not accuracy",
+        warning="no guarantee, though the recipe asks for one" if asked.guarantee == "mask" else "",
+        unguaranteed=held,
     )
 
 
@@ -177,62 +204,28 @@ def _smoothing(rule: ClassRule) -> str:
     return f"smoothed by {rule.smooth_mm:g} mm" if rule.smooth_mm > 0 else "not smoothed"
 
 
-def _fixed(start: ClassRule, promised: Guarantee) -> tuple[ClassRule, str]:
-    """Return the rule with the guaranteed threshold, and the note that says what is guaranteed."""
+def _fixed(start: ClassRule, promised: Guarantee) -> tuple[ClassRule, str, str]:
+    """Return the rule with the guaranteed threshold, the note that says what is guaranteed, and no warning."""
     accept = start.accept_from if promised.threshold is None else promised.threshold
     note = (
         f"guaranteed for new patients like the {promised.patients} of calibration: masks accepted from an agreement of {accept:.3f} on lose at most "
         f"{promised.level:.2f} of Dice per patient on average ({promised.kept or 0:.0%} of the calibration masks are accepted)"
     )
-    return replace(start, accept_from=accept, review_from=min(start.review_from, accept)), note
+    return replace(start, accept_from=accept, review_from=min(start.review_from, accept)), note, ""
 
 
-def _why_none(guarantee: Guarantee, wanted: Wanted) -> str:
-    """Say why nothing is guaranteed: there are too few patients, no threshold holds the level, or nobody asked."""
-    if guarantee.feasible and wanted == "none":
-        return "nothing is guaranteed for new patients, as the same patients chose the thresholds (refine: {guarantee: mask})"
-    return guarantee.statement[:1].lower() + guarantee.statement[1:].rstrip(".")
+def _why_none(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
+    """Say why nothing is guaranteed of the masks that are accepted."""
+    if asked.taught:
+        return f"the prompts of {' and '.join(asked.taught)} were learnt from gold of calibration patients"
+    if asked.guarantee == "none":
+        return "the same patients chose the thresholds (refine: {guarantee: mask} asks for a guarantee)"
+    return guarantees[0].statement.removeprefix("No guarantee: ").rstrip(".")
 
 
-def _quality(cases: Sequence[GoldCase], rule: ClassRule) -> QualityFit:
-    return fit_quality([case.scores for case in cases], _dices(cases, rule).tolist(), [case.patient for case in cases])
-
-
-def _tuned(cases: Sequence[GoldCase], start: ClassRule, risk: float, smoothing_mm: Sequence[float]) -> tuple[ClassRule, str]:
-    """Return the cut nearest to gold, with the agreement that the calibration cases themselves bear out, and a note."""
-    candidates = [replace(start, threshold=t, smooth_mm=s) for s, t in product(smoothing_mm, THRESHOLDS)]
-    chosen = max(candidates, key=lambda rule: float(np.mean(_dices(cases, rule))))
-    accept, note = _accept_threshold(cases, chosen, risk)
-    return replace(chosen, accept_from=accept, review_from=min(start.review_from, accept)), note
-
-
-def _dices(cases: Sequence[GoldCase], rule: ClassRule) -> np.ndarray:
-    return np.array([dice(cut_mask(case, rule), case.gold) for case in cases])
-
-
-def _bias(cases: Sequence[GoldCase], rule: ClassRule) -> float:
-    return float(np.mean([volume_bias(cut_mask(case, rule), case.gold) for case in cases]))
-
-
-def _accept_threshold(cases: Sequence[GoldCase], rule: ClassRule, risk: float) -> tuple[float, str]:
-    """Return the lowest agreement at which accepted calibration cases lose at most ``risk`` Dice on average, and a note."""
-    agreement = [case.scores["pairwise_dice"] for case in cases]
-    order = np.argsort([-each for each in agreement], kind="stable")
-    losses = 1 - _dices([cases[n] for n in order], rule)
-    running = np.cumsum(losses) / np.arange(1, len(losses) + 1)
-    # Cases of one and the same agreement are accepted together or not at all.
-    ends = np.append(np.diff(np.asarray(agreement)[order]) != 0, True)
-    within = np.flatnonzero((running <= risk) & ends)
-    if not len(within):
-        return (
-            rule.accept_from,
-            f"no agreement threshold keeps the mean Dice loss under {risk:.2f} on calibration (best {running[ends].min():.2f}); the default {rule.accept_from} stands",
-        )
-    last = int(within[-1])
-    if last == len(cases) - 1:
-        # Every calibration case passes: accept down to a little below the worst score seen, and no further.
-        return max(0.0, agreement[order[last]] - 0.05), "all calibration cases are within the risk"
-    return agreement[order[last]], f"{last + 1} of {len(cases)} calibration cases are within the risk"
+def _quality(cases: Sequence[GoldCase], rule: ClassRule, unheard: Collection[str]) -> QualityFit:
+    heard = [{name: value for name, value in case.scores.items() if name not in unheard} for case in cases]
+    return fit_quality(heard, dices(cases, rule).tolist(), [case.patient for case in cases])
 
 
 def as_json(calibrations: dict[int, ClassCalibration]) -> dict[str, dict[str, object]]:

@@ -1,10 +1,12 @@
 """A case on its way through labelling: its volume, what is to be asked about each class, and what is known so far."""
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from distill.answers import Answer, united
 from distill.intensity import IntensitySpec, Window, choose_window, picture_of
 from distill.prompts.choice import source_of
 from distill.prompts.hints import hints_by_slice
@@ -23,16 +25,26 @@ class Stop:
 
 
 @dataclass(slots=True, kw_only=True)
+class Track:
+    """What is known so far about one piece of a class, on its way from slice to slice."""
+
+    answers: dict[int, Answer] = field(default_factory=dict)
+    """By slice."""
+    absent: set[int] = field(default_factory=set)
+    """Slices that were asked or reached, and on which the piece is not."""
+
+
+@dataclass(slots=True, kw_only=True)
 class ClassWork:
-    """What is known so far about one class of one case."""
+    """What is known so far about one class of one case; where it has several pieces on a slice, about all of them together."""
 
     plans: list[SlicePlan]
     probability: np.ndarray
     """``(z, y, x)`` float32, filled slice by slice."""
     summaries: dict[int, EnsembleSummary] = field(default_factory=dict)
     iou: dict[int, float] = field(default_factory=dict)
-    absent: set[int] = field(default_factory=set)
-    """Slices that were asked or reached, and on which the class is not."""
+    tracks: defaultdict[int, Track] = field(default_factory=lambda: defaultdict(Track))
+    """By the number that plans have."""
     plane_agreement: float | None = None
     """Mean Dice between the answers of three planes; None where only axial slices were asked."""
     stops: list[Stop] = field(default_factory=list)
@@ -50,14 +62,30 @@ class ClassWork:
         """Make room for the maps."""
         self.vote, self.mutual_information = (np.zeros(self.probability.shape, np.uint8) for _ in range(2))
 
-    def keep(self, z: int, summary: EnsembleSummary) -> None:
-        """Take the answer about a slice; its maps are kept once, as slices of the volumes'."""
+    @property
+    def absent(self) -> set[int]:
+        """Slices that were asked or reached, and on which the class is not."""
+        return set().union(*(track.absent for track in self.tracks.values())) - self.summaries.keys()
+
+    @property
+    def most_pieces(self) -> int:
+        """On one slice, as planned."""
+        return max(Counter(plan.z for plan in self.plans).values(), default=0)
+
+    def keep(self, z: int) -> None:
+        """Unite what the tracks' answers say about a slice; the maps are kept once, as slices of the volumes'."""
+        told = [self.tracks[number] for number in sorted(self.tracks) if z in self.tracks[number].answers]
+        summary, self.iou[z] = united([track.answers[z] for track in told])
         kept = {}
         for name in ("probability", "vote", "mutual_information"):
             volume = getattr(self, name)
             volume[z] = getattr(summary, name)
             kept[name] = volume[z]
         self.summaries[z] = replace(summary, **kept)
+        if not any(plan.track for plan in self.plans):  # with one piece, its answer need not be kept twice
+            own = told[0].answers[z]
+            parts = {name: each[own.region] for name, each in kept.items()}
+            told[0].answers[z] = replace(own, summary=replace(own.summary, **parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

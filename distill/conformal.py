@@ -130,9 +130,26 @@ def means_by_patient(rows: Float[np.ndarray, "m k"], patients: Sequence[str]) ->
     return np.asarray(sums / np.bincount(which, minlength=len(names))[:, None]) if len(names) else sums
 
 
-def refusal(kind: Kind, level: float, patients: int, needed: int, why: str) -> Guarantee:
+def promise(
+    kind: Kind, level: float, patients: int, statement: str, *, threshold: float, found: float, kept: float | None = None
+) -> Guarantee:
+    """Return the answer that a statement can be made of new patients."""
+    return Guarantee(
+        kind=kind,
+        level=level,
+        feasible=True,
+        statement=statement,
+        patients=patients,
+        needed=needed_patients(level),
+        threshold=threshold,
+        found=found,
+        kept=kept,
+    )
+
+
+def refusal(kind: Kind, level: float, patients: int, why: str) -> Guarantee:
     """Return the answer that nothing can be guaranteed; a level that too few patients stand for is no ground for accepting anything."""
-    statement = f"No guarantee: {why}."
+    statement, needed = f"No guarantee: {why}.", needed_patients(level)
     return Guarantee(kind=kind, level=level, feasible=False, statement=statement, patients=patients, needed=needed)
 
 

@@ -16,6 +16,10 @@ from storage import Archive, CaseRecord, ClassInfo
 
 DOUBTS = "1"
 """Raised whenever the answers of these tests change."""
+_HEARD = {"prior": "prior", "student": "oof_dice", "reverse": "rca_dice"}
+"""The score in which each test speaks of the object, in the order in which ``credibility`` takes them."""
+LEFT_BY = {"prior": ("prior", "firmness"), "student": ("oof_dice",), "reverse": ("rca_dice",)}
+"""The scores that each test leaves with every mask. They stay in the catalog when it is asked no more."""
 MOST_REFERENCES = 8
 """Cases with gold that reverse classification looks at; each costs some 50 ms per mask."""
 
@@ -35,7 +39,7 @@ def add_priors(
 ) -> DoubtSummary:
     """Score how usual each mask is in place, size and brightness, as ``prior/CLASSID``, and how firm its border is, as ``firmness/CLASSID``.
 
-    An empty mask gets 0 for both.
+    An empty mask gets 0 for both. Where too few patients say what is usual, a ``prior`` of before becomes NaN.
 
     Args:
         archive: whose cases carry the plan's source label set.
@@ -54,8 +58,10 @@ def add_priors(
             progress(n + 1, len(records))
     patients = {record.id: record.patient for record in records}
     scored = {info.id: _scores(found[info.id], patients) for info in plan.classes}
+    before = archive.catalog.scores(plan.source)
     for class_id, scores in scored.items():
-        for case, score in scores.items():
+        stale = {case: math.nan for case in found[class_id] if case not in scores and f"prior/{class_id}" in before.get(case, {})}
+        for case, score in (scores | stale).items():
             archive.catalog.add_scores(case, plan.source, {f"prior/{class_id}": score})
     unsaid = [_too_few(info, found[info.id], patients) for info in plan.classes if found[info.id] and not scored[info.id]]
     return DoubtSummary(masks=sum(map(len, scored.values())), note="; ".join(unsaid))
@@ -138,21 +144,29 @@ def _taught(
     return scores
 
 
-def add_qualities(archive: Archive, plan: RefinePlan) -> DoubtSummary:
+def add_qualities(archive: Archive, plan: RefinePlan, tests: Sequence[str]) -> DoubtSummary:
     """Score each mask's quality without gold, as ``quality/CLASSID``: how firm its border is, less what speaks against the object.
 
-    Uses the scores that ``add_priors``, students (``oof_dice``) and ``add_reverse`` have left, as far as they were asked. The number ranks masks; it is no
-    Dice until gold says what it is worth (``distill.reliability``).
+    Uses what the named tests have left, and nothing that tests left which are asked no more: what an archive says does not depend on its
+    past. Without ``prior``, which measures the firmness, there is no quality, and one of before becomes NaN. The number ranks masks; it is no Dice until gold
+    says what it is worth (``distill.reliability``). Only what has changed is written.
+
+    Args:
+        archive: whose cases carry the plan's source label set.
+        plan: classes and source.
+        tests: ``prior``, ``student``, ``reverse``, as far as they are asked.
     """
-    scored = 0
+    counted = 0
     for case, told in archive.catalog.scores(plan.source).items():
         known = {name: value for name, value in told.items() if not math.isnan(value)}
         found = {
-            f"quality/{info.id}": known[firm] * credibility(*(known.get(f"{test}/{info.id}") for test in ("prior", "oof_dice", "rca_dice")))
+            f"quality/{info.id}": known[firm]
+            * credibility(*(known.get(f"{score}/{info.id}") if test in tests else None for test, score in _HEARD.items()))
             for info in plan.classes
-            if (firm := f"firmness/{info.id}") in known
+            if "prior" in tests and (firm := f"firmness/{info.id}") in known
         }
-        if found:
-            archive.catalog.add_scores(case, plan.source, found)
-        scored += len(found)
-    return DoubtSummary(masks=scored)
+        stale = {name: math.nan for name in known if name.startswith("quality/") and name not in found}
+        if stale or any(known.get(name) != value for name, value in found.items()):
+            archive.catalog.add_scores(case, plan.source, found | stale)
+        counted += len(found)
+    return DoubtSummary(masks=counted)

@@ -6,24 +6,20 @@ A case is one unit of the ledger: its arrays are written first, its ledger row l
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distill.appoint import appoint
 from distill.devices import DeviceError, resolve_devices
-from distill.embedding_cache import cache_inputs
 from distill.errors import PlanError
-from distill.intensity import intensity_inputs
+from distill.label_inputs import label_inputs
 from distill.label_pass import LabelJob, Station, run_pass
 from distill.label_plan import ENGINE, LabelPlan
-from distill.prompts.choice import chosen_prompts
-from distill.prompts.hints import usable_prompts
 from distill.teachers.base import Teacher
-from distill.teachers.checkpoints import inspect_checkpoint
-from storage import Archive, CaseRecord, Prompt, fingerprint
+from distill.withdrawal import Withdrawn, forget_given_up, withdraw_labels
+from storage import Archive, CaseRecord
+from storage.ledger import ATTEMPTS
 
 __all__ = ["ENGINE", "LabelPlan", "LabelSummary", "label_archive"]
-
-ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +32,9 @@ class LabelSummary:
     skipped: int
     """Cases that already had these labels."""
     without_prompts: tuple[str, ...]
-    """Cases nobody prompted: they get no labels, which is not the same as an empty label. Negative points alone prompt nothing."""
+    """Cases that nobody prompted, and that have no labels therefore."""
+    withdrawn: Withdrawn = field(default_factory=Withdrawn)
+    """Labels that were taken back, since nobody prompts their cases any more."""
     quarantined: tuple[str, ...]
     unfinished: int
     """Cases neither done nor quarantined, such as those that another live run holds."""
@@ -48,7 +46,7 @@ class LabelSummary:
 def label_archive(
     archive: Archive, plan: LabelPlan, *, cases: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
 ) -> LabelSummary:
-    """Label every prompted case that does not yet carry these labels.
+    """Label every prompted case that does not yet carry these labels, and take back those of cases that nobody prompts any more.
 
     Args:
         archive: where cases, prompts and labels live.
@@ -77,26 +75,23 @@ class _LabelRun:
 
     def run(self, cases: Sequence[str] | None, progress: Callable[[int, int], None] | None) -> LabelSummary:
         began = time.monotonic()
-        job, ledger = self.job, self.archive.ledger
-        wanted = None if cases is None else set(cases)
-        records = {record.id: record for record in self.archive.cases() if wanted is None or record.id in wanted}
-        stored = self.archive.catalog.prompts_by_case(list(records))
-        job.prompts = {case: usable_prompts(chosen_prompts(each, self.plan.sources)) for case, each in stored.items()}
-        prompted = [case for case in records if _usable(job.prompts.get(case, []), self.plan)]
-        teacher = inspect_checkpoint(self.plan.teacher, base=self.plan.base).fingerprint
-        job.prints = {case: self._fingerprint(records[case], job.prompts[case], teacher) for case in prompted}
+        job, ledger, inputs = self.job, self.archive.ledger, label_inputs(self.archive, self.plan, cases)
+        job.prompts, job.prints = inputs.prompts, inputs.prints
+        withdrawn = withdraw_labels(self.archive, self.plan.label_set, inputs.unprompted)
+        forget_given_up(self.archive, job.stage, inputs.unprompted)
         todo = ledger.plan(job.stage, job.prints)
         due = frozenset(todo)
         job.total, job.progress = len(due), progress
-        todo = self._label(todo, records)
+        todo = self._label(todo, inputs.records)
         quarantined = tuple(unit.unit for unit in ledger.quarantined(job.stage) if unit.unit in job.prints)
         return LabelSummary(
             label_set=self.plan.label_set,
             done=job.finished,
-            skipped=sum(case not in due and case not in quarantined for case in prompted),
-            without_prompts=tuple(case for case in records if case not in job.prints),
+            skipped=sum(case not in due and case not in quarantined for case in job.prints),
+            without_prompts=inputs.unprompted,
+            withdrawn=withdrawn,
             quarantined=quarantined,
-            unfinished=len(set(todo) - set(quarantined)),
+            unfinished=len(set(todo) - set(quarantined)) + len(withdrawn.held),
             slices=job.slices,
             seconds=time.monotonic() - began,
         )
@@ -134,23 +129,3 @@ class _LabelRun:
 
     def _teacher(self, device: str) -> Teacher:
         return appoint(self.plan, device)
-
-    def _fingerprint(self, record: CaseRecord, prompts: list[Prompt], teacher: str) -> str:
-        return fingerprint(
-            engine=ENGINE,
-            case=[record.fingerprint, record.modality],
-            prompts=prompts,
-            teacher=teacher,
-            ask=self.plan.ask.inputs(),
-            classes=self.plan.classes,
-            profile=self.plan.profile or "",
-            **({} if self.plan.precision == "auto" else {"precision": self.plan.precision}),  # the base is part of the teacher's hash
-            **intensity_inputs(self.plan.intensity, record),
-            **cache_inputs(self.plan.embedding_cache),
-        )
-
-
-def _usable(prompts: list[Prompt], plan: LabelPlan) -> bool:
-    """Say whether any usable prompt (``usable_prompts``) is about a class of the plan, on an axial slice."""
-    wanted = {info.id for info in plan.classes}
-    return any(prompt.class_id in wanted and prompt.axis == "z" for prompt in prompts)

@@ -119,6 +119,15 @@ def _cut(case: GoldCase, rule: ClassRule) -> tuple[np.ndarray, np.ndarray]:
     return smooth, clean_mask(smooth >= rule.threshold, rule, case.spacing_zyx_mm if case.spacing_known else None)
 
 
+def count_cut(case: GoldCase, rule: ClassRule) -> LevelCounts:
+    """Count the probabilities against gold as ``rule`` smooths them before it cuts: what refinement stores with its labels."""
+    return _counted(_cut(case, rule)[0], case)
+
+
+def _counted(smooth: np.ndarray, case: GoldCase) -> LevelCounts:
+    return count_levels(np.rint(255 * smooth).astype(np.uint8), case.gold)
+
+
 def evidence_of(case: GoldCase, rule: ClassRule, coverage: float = RING_COVERAGE) -> Evidence:
     """Measure one drawing, cut by ``rule``, against gold."""
     smooth, mask = _cut(case, rule)
@@ -129,5 +138,5 @@ def evidence_of(case: GoldCase, rule: ClassRule, coverage: float = RING_COVERAGE
         dice=dice(mask, case.gold),
         outer_mm=outer_radius(mask, case.gold, case.spacing_zyx_mm, coverage),
         inner_mm=inner_radius(mask, case.gold, case.spacing_zyx_mm, coverage),
-        counts=count_levels(np.rint(255 * smooth).astype(np.uint8), case.gold),
+        counts=_counted(smooth, case),
     )

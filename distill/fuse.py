@@ -10,7 +10,6 @@ A case is one unit of the ledger, in the stage of the fused label set. Cases tha
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,12 +18,12 @@ import numpy as np
 from distill.errors import PlanError
 from distill.staple import staple
 from distill.uncertainty import LN2, binary_entropy, pairwise_dice
-from storage import Archive, Case, ClassInfo, LabelHistory, Labels, LedgerError, fingerprint
-from storage.heartbeat import beating
+from distill.withdrawal import made_anew, withdraw_labels
+from storage import Archive, Case, ClassInfo, LabelHistory, Labels, fingerprint
+from storage.working import work_through
 
 FUSE = "1"
 """Raised whenever the same masks are fused otherwise."""
-ATTEMPTS = 3
 FuseRule = Literal["staple", "mean"]
 """What the fused probability is: STAPLE's posterior, or the mean of the teachers' probabilities."""
 _TOP = 255
@@ -83,7 +82,7 @@ class Fused:
 def fuse_archive(
     archive: Archive, plan: FusePlan, *, cases: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
 ) -> FuseSummary:
-    """Fuse every case that all teachers have labelled and that does not yet carry this fusion.
+    """Fuse every case that all teachers have labelled and that does not yet carry this fusion; take back what others carry from before.
 
     Args:
         archive: where the label sets live.
@@ -93,26 +92,24 @@ def fuse_archive(
     """
     began = time.monotonic()
     complete, waiting = _complete(archive, plan, cases)
+    outdated = archive.catalog.fingerprints(plan.label_set).keys() - set(complete)
+    withdrawn = withdraw_labels(archive, plan.label_set, sorted(outdated if cases is None else outdated & set(cases)))
     prints = _fingerprints(archive, plan, complete)
+
     stage = f"label:{plan.label_set}"
-    todo = archive.ledger.plan(stage, prints)
-    due, finished = frozenset(todo), 0
-    with beating(archive.ledger):
-        for _ in range(ATTEMPTS):
-            for case in todo:
-                if archive.ledger.claim(stage, case):
-                    finished += _fuse_unit(archive, plan, stage, case, prints[case])
-                    if progress is not None:
-                        progress(finished, len(due))
-            todo = archive.ledger.plan(stage, {case: prints[case] for case in todo})
-    quarantined = tuple(unit.unit for unit in archive.ledger.quarantined(stage) if unit.unit in prints)
+
+    def fuse(case: str) -> None:
+        with made_anew(archive, stage, case, plan.label_set):
+            _fuse(archive[case], plan, prints[case])
+
+    worked = work_through(archive.ledger, stage, prints, fuse, progress=progress)
     return FuseSummary(
         label_set=plan.label_set,
-        done=finished,
-        skipped=sum(case not in due and case not in quarantined for case in prints),
+        done=len(worked.done),
+        skipped=worked.skipped,
         waiting=waiting,
-        quarantined=quarantined,
-        unfinished=len(set(todo) - set(quarantined)),
+        quarantined=worked.quarantined,
+        unfinished=worked.unfinished + len(withdrawn.held),
         seconds=time.monotonic() - began,
     )
 
@@ -135,33 +132,18 @@ def _fingerprints(archive: Archive, plan: FusePlan, cases: Sequence[str]) -> dic
     return {case: fingerprint(fuse=FUSE, members=[mark[case] for mark in marks], classes=plan.classes, rule=plan.rule) for case in cases}
 
 
-def _fuse_unit(archive: Archive, plan: FusePlan, stage: str, case: str, mark: str) -> int:
-    """Fuse one claimed case; return 1 if it is done, 0 if it failed or another run has taken it meanwhile."""
-    began = time.monotonic()
-    try:
-        labels = [archive[case].labels(member) for member in plan.members]
-        fused = fuse_case(archive[case], labels, plan)
-        archive[case].write_labels(
-            _history(plan, [each.history for each in labels], fused, mark),
-            fused.ids,
-            probability_kzyx=fused.probability,
-            uncertainty_zyx=fused.uncertainty,
-            maps=fused.maps,
-            scores=fused.scores,
-        )
-    except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
-        with suppress(LedgerError):
-            archive.ledger.fail(stage, case, error)
-        return 0
-    except BaseException:
-        with suppress(LedgerError):
-            archive.ledger.release(stage, case)
-        raise
-    try:
-        archive.ledger.done(stage, case, seconds=time.monotonic() - began)
-    except LedgerError:
-        return 0
-    return 1
+def _fuse(case: Case, plan: FusePlan, mark: str) -> None:
+    """Fuse the label sets of one case, and write what comes of it."""
+    labels = [case.labels(member) for member in plan.members]
+    fused = fuse_case(case, labels, plan)
+    case.write_labels(
+        _history(plan, [each.history for each in labels], fused, mark),
+        fused.ids,
+        probability_kzyx=fused.probability,
+        uncertainty_zyx=fused.uncertainty,
+        maps=fused.maps,
+        scores=fused.scores,
+    )
 
 
 def fuse_case(case: Case, labels: Sequence[Labels], plan: FusePlan) -> Fused:

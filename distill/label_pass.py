@@ -23,6 +23,7 @@ from distill.planes import ask_other_planes
 from distill.round_trip import check_round_trips
 from distill.teachers.base import Teacher
 from distill.wavefront import run_wavefront, sizes_of
+from distill.withdrawal import drop_outdated
 from storage import Archive, CaseRecord, LedgerError, Prompt, StorageError
 from storage.heartbeat import beating
 
@@ -64,7 +65,12 @@ class LabelJob:
         self.fatal = self.fatal or error
 
     def fail(self, case: str, error: BaseException) -> None:
-        """Give a case back with its error, unless another run has taken it meanwhile: then it is that run's."""
+        """Give a case back with its error, unless another run has taken it meanwhile: then it is that run's.
+
+        Labels that it carries from other inputs go: they would be believed in place of those that could not be drawn.
+        """
+        with suppress(StorageError, SQLAlchemyError, OSError):
+            drop_outdated(self.archive, self.stage, case, self.plan.label_set)
         with suppress(LedgerError):
             self.archive.ledger.fail(self.stage, case, error)
         self.held.discard(case)

@@ -72,6 +72,7 @@ def _history(plan: LabelPlan, work: CaseWork, teacher: str, inputs: str) -> Labe
         parameters={
             **plan.ask.history(),
             **{f"{name}/{key}": text for key, target in work.classes.items() for name, text in told(target).items()},
+            **{f"pieces/{key}": most for key, target in work.classes.items() if (most := target.most_pieces) > 1},
             **work.window.history(),
             **cache_inputs(plan.embedding_cache),
         },

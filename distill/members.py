@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from distill.answers import Answer
+from distill.patches import Region
 from distill.teachers.transfer import Arriving, transfer_to
 from distill.uncertainty import LN2, EnsembleSummary, pairwise_dice, summarise
-
-Region = tuple[slice, slice]
-"""Rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +26,10 @@ class _Place:
 
 
 class Members:
-    """Collects ensembles, and gives their summaries back in the order in which they came."""
+    """Collects ensembles, and gives their answers back in the order in which they came."""
 
     def __init__(self) -> None:
-        self._ready: list[tuple[EnsembleSummary, float]] = []
+        self._ready: list[Answer] = []
         self._there: list[torch.Tensor] = []
         self._places: list[_Place] = []
         self._arriving: Arriving | None = None
@@ -55,7 +54,7 @@ class Members:
         summary = summarise(logits.numpy())
         if candidates is not None:
             summary = replace(summary, multimask_dice=pairwise_dice(candidates.numpy() > 0))
-        self._ready.append((summary.placed(place.region, place.size_px), _mean(iou.tolist())))
+        self._ready.append(Answer(summary=summary, region=region, size_px=size_px, iou=_mean(iou.tolist())))
 
     def depart(self) -> None:
         """Have everything that was taken brought here; call it once, after the last one."""
@@ -63,13 +62,16 @@ class Members:
             self._arriving = transfer_to(self._there[0].device).fetch(self._there)
             self._there = []
 
-    def wait(self) -> list[tuple[EnsembleSummary, float]]:
-        """Return summary and mean predicted IoU of each ensemble."""
+    def wait(self) -> list[Answer]:
+        """Return what each ensemble says."""
         if self._arriving is None:
             return self._ready
         arrays = self._arriving.wait()
         each = [arrays[n : n + 4] for n in range(0, len(arrays), 4)]
-        return [(_summary(place, *found[:3]), _mean(found[3].tolist())) for place, found in zip(self._places, each, strict=True)]
+        return [
+            Answer(summary=_summary(*found[:3]), region=place.region, size_px=place.size_px, iou=_mean(found[3].tolist()))
+            for place, found in zip(self._places, each, strict=True)
+        ]
 
 
 def is_far(tensor: torch.Tensor) -> bool:
@@ -116,7 +118,7 @@ def _pairwise_dice(masks: torch.Tensor) -> torch.Tensor:
     return dice.triu(1).sum() / (len(flat) * (len(flat) - 1) / 2)
 
 
-def _summary(place: _Place, probability: np.ndarray, maps: np.ndarray, figures: np.ndarray) -> EnsembleSummary:
+def _summary(probability: np.ndarray, maps: np.ndarray, figures: np.ndarray) -> EnsembleSummary:
     agreement, stability, area_px, *candidates = figures.tolist()
     return EnsembleSummary(
         probability=probability,
@@ -126,7 +128,7 @@ def _summary(place: _Place, probability: np.ndarray, maps: np.ndarray, figures: 
         vote=maps[0],
         mutual_information=maps[1],
         multimask_dice=candidates[0] if candidates else None,
-    ).placed(place.region, place.size_px)
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

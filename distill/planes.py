@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distill.casework import CaseWork, ClassWork
+from distill.patches import Patch
 from distill.prompts.hints import SliceHint, box_of
+from distill.prompts.pieces import parts_of
 from distill.prompts.schedule import SlicePlan
 from distill.quality import dice
 from distill.questions import AskSettings
@@ -95,15 +97,38 @@ def _turn(work: CaseWork, axis: int) -> CaseWork:
     """Return the same case with spatial axis ``axis`` first, prompted on every slice that the axial answer touches."""
     volume = np.moveaxis(work.volume_czyx, axis + 1, 1)
     record = replace(work.record, shape_czyx=(volume.shape[0], volume.shape[1], volume.shape[2], volume.shape[3]))
-    classes = {key: _prompted_by(np.moveaxis(target.probability, axis, 0)) for key, target in work.classes.items()}
+    classes = {
+        key: _prompted_by(np.moveaxis(target.probability, axis, 0), in_pieces=target.most_pieces > 1)
+        for key, target in work.classes.items()
+    }
     return CaseWork(record=record, volume_czyx=volume, window=work.window, classes=classes)
 
 
-def _prompted_by(rough: np.ndarray) -> ClassWork:
+def _prompted_by(rough: np.ndarray, *, in_pieces: bool) -> ClassWork:
+    """Plan to ask about each slice that an answer ``(z, y, x)`` touches; about its connected pieces one by one if the answer was drawn in pieces."""
     plans = []
     for n, each in enumerate(rough):
         mask = each > 0.5
-        box = box_of(mask)
-        if box is not None and mask.sum() >= LEAST_AREA_PX:
-            plans.append(SlicePlan(z=n, distance=0, parents=(), hint=SliceHint(box=box, mask=each), box_between=None))
+        if mask.sum() >= LEAST_AREA_PX:
+            hints = _piece_hints(each, mask) if in_pieces else [SliceHint(box=box_of(mask), mask=Patch(values=each))]
+            plans += [
+                SlicePlan(z=n, distance=0, parents=(), hint=hint, box_between=None, track=number) for number, hint in enumerate(hints)
+            ]
     return ClassWork(plans=plans, probability=np.zeros(rough.shape, np.float32))
+
+
+def _piece_hints(rough: np.ndarray, mask: np.ndarray) -> list[SliceHint]:
+    """Return a hint for each connected piece of a mask ``(H, W)``: its box, and of the rough one what is the piece's or nobody's."""
+    hints = []
+    for part in parts_of(mask):
+        if np.count_nonzero(part.mask) >= LEAST_AREA_PX:
+            x0, y0, x1, y1 = part.box_xyxy_px
+            region = slice(max(0, y0 - 1), y1 + 1), slice(max(0, x0 - 1), x1 + 1)
+            others = mask & ~part.on(mask.shape)
+            values = np.where(others[region], np.float32(0), rough[region])
+            hints.append(
+                SliceHint(
+                    box=np.array(part.box_xyxy_px, np.float32), mask=Patch(values=values, corner_yx=(region[0].start, region[1].start))
+                )
+            )
+    return hints

@@ -7,25 +7,25 @@ area, in place, or away from its neighbour (the IoU stop of micro-sam's volume t
 
 import numpy as np
 
+from distill.answers import Answer
 from distill.casework import ClassWork, Stop
 from distill.questions import Ask, AskSettings
-from distill.uncertainty import EnsembleSummary
 
 ENDED = "organ-ended"
 AREA, JUMP, OVERLAP, OUTGROWN = "area-ratio", "centroid-jump", "iou-below-tau", "outgrown"
 
 
-def stop_of(ask: Ask, summary: EnsembleSummary, settings: AskSettings) -> Stop | None:
+def stop_of(ask: Ask, answer: Answer, settings: AskSettings) -> Stop | None:
     """Say why a slice beyond the outermost prompts does not hold the object any more; None while it does."""
     if not ask.plan.distance or ask.plan.box_between is not None:
         return None
-    known = [ask.target.summaries[z] for z in ask.plan.parents if z in ask.target.summaries]
-    before = max((each.area_px for each in known), default=0)
-    reason: str | None = None
+    known = [ask.track.answers[z] for z in ask.plan.parents if z in ask.track.answers]
+    before = max((each.summary.area_px for each in known), default=0)
+    summary, reason = answer.summary, None
     if summary.area_px < max(1.0, settings.end_area_share * before) or summary.pairwise_dice < settings.end_agreement:
         reason = ENDED
     elif settings.propagate and before:
-        reason = lost_because(known[0].probability > 0.5, summary.probability > 0.5, settings)
+        reason = lost_because(known[0].mask, answer.mask, settings)
         if reason is None and summary.area_px > settings.stop_outgrown * _first_area(ask, before):
             reason = OUTGROWN
     return None if reason is None else Stop(z=ask.plan.z, reason=reason)
@@ -34,8 +34,8 @@ def stop_of(ask: Ask, summary: EnsembleSummary, settings: AskSettings) -> Stop |
 def _first_area(ask: Ask, otherwise: int) -> int:
     """Return the area on the prompted slice that a track began at; what the caller says where nothing was found on it."""
     step = ask.plan.parents[0] - ask.plan.z
-    first = ask.target.summaries.get(ask.plan.z + step * ask.plan.distance)
-    return first.area_px if first is not None and first.area_px else otherwise
+    first = ask.track.answers.get(ask.plan.z + step * ask.plan.distance)
+    return first.summary.area_px if first is not None and first.summary.area_px else otherwise
 
 
 def lost_because(before: np.ndarray, now: np.ndarray, settings: AskSettings) -> str | None:

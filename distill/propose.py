@@ -6,7 +6,6 @@ hand-drawn box is never overruled by a guess. A later run asks again where the c
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -15,12 +14,11 @@ from distill.intensity import intensity_inputs
 from distill.label_plan import LabelPlan
 from distill.prompts.choice import PROPOSED, WEAK, drawing_sources, open_classes
 from distill.prompts.sources import PromptSource, SourceContext, Subject, make_source
-from storage import Archive, CaseRecord, LedgerError, Prompt, fingerprint
-from storage.heartbeat import beating
+from storage import Archive, CaseRecord, Prompt, fingerprint
+from storage.working import Worked, work_through
 
 PROPOSE = "1"
 """Raised whenever what is asked of sources changes."""
-ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +72,26 @@ def propose_prompts(
     wanted = None if cases is None else set(cases)
     records = {record.id: record for record in archive.cases() if wanted is None or record.id in wanted}
     context = SourceContext(archive=archive, plan=plan.label)
-    runs = []
-    for name in drawing_sources(plan.sources):
-        if name != WEAK:
-            runs.append(_SourceRun(archive, plan, context, name))
-            runs[-1].run(records, progress)
+    names = [name for name in drawing_sources(plan.sources) if name != WEAK]
+    runs = [_SourceRun(archive, plan, context, name).run(records, progress) for name in names]  # in order: each hears those before it
+    said = [each for run in runs for each in run.done.values()]
     return ProposeSummary(
-        done=sum(run.done for run in runs),
+        done=len(said),
         skipped=sum(run.skipped for run in runs),
-        prompts=sum(run.prompts for run in runs),
-        absent=sum(run.absent for run in runs),
+        prompts=sum(each.prompts for each in said),
+        absent=sum(each.absent for each in said),
         quarantined=tuple(sorted({case for run in runs for case in run.quarantined})),
         unfinished=sum(run.unfinished for run in runs),
         seconds=time.monotonic() - began,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """How much a source said about one case."""
+
+    prompts: int
+    absent: int
 
 
 class _SourceRun:
@@ -95,32 +99,23 @@ class _SourceRun:
 
     def __init__(self, archive: Archive, plan: PromptPlan, context: SourceContext, name: str) -> None:
         self.archive, self.plan, self.context, self.name = archive, plan, context, name
-        self.stage = stage_of(name)
-        self.done = self.skipped = self.prompts = self.absent = self.unfinished = 0
-        self.quarantined: tuple[str, ...] = ()
 
-    def run(self, records: Mapping[str, CaseRecord], progress: Callable[[int, int], None] | None) -> None:
+    def run(self, records: Mapping[str, CaseRecord], progress: Callable[[int, int], None] | None) -> Worked[_Said]:
         """Ask about what is due, three times at most."""
         stored = self.archive.catalog.prompts_by_case(list(records))
         open_to = {case: self._open(stored[case]) for case in records}
         due_for_it = {case: classes for case, classes in open_to.items() if classes}
         if not due_for_it:
-            return
+            return Worked(done={}, skipped=0, quarantined=(), unfinished=0)
         source = make_source(self.name, self.context, self.plan.options.get(self.name, {}))
         prints = {case: self._fingerprint(source, records[case], classes) for case, classes in due_for_it.items()}
-        todo = self.archive.ledger.plan(self.stage, prints)
-        due = frozenset(todo)
-        with beating(self.archive.ledger):
-            for _ in range(ATTEMPTS):
-                for case in todo:
-                    if self.archive.ledger.claim(self.stage, case):
-                        self._ask(source, records[case], due_for_it[case], stored[case])
-                        if progress is not None:
-                            progress(self.done, len(due))
-                todo = self.archive.ledger.plan(self.stage, {case: prints[case] for case in todo})
-        self.quarantined = tuple(unit.unit for unit in self.archive.ledger.quarantined(self.stage) if unit.unit in prints)
-        self.skipped = sum(case not in due and case not in self.quarantined for case in prints)
-        self.unfinished = len(set(todo) - set(self.quarantined))
+        return work_through(
+            self.archive.ledger,
+            stage_of(self.name),
+            prints,
+            lambda case: self._ask(source, records[case], due_for_it[case], stored[case]),
+            progress=progress,
+        )
 
     def _open(self, stored: Sequence[Prompt]) -> tuple[int, ...]:
         """Return the classes that no source before this one in the chain has prompted."""
@@ -139,27 +134,17 @@ class _SourceRun:
             **intensity_inputs(self.plan.label.intensity, record),
         )
 
-    def _ask(self, source: PromptSource, record: CaseRecord, classes: Sequence[int], stored: Sequence[Prompt]) -> None:
-        """Ask about one claimed case and keep the answer."""
-        ledger = self.archive.ledger
+    def _ask(self, source: PromptSource, record: CaseRecord, classes: Sequence[int], stored: Sequence[Prompt]) -> _Said:
+        """Ask about one case and keep the answer; what was said before, from other inputs, is kept in no case."""
         infos = [info for info in self.context.classes if info.id in classes]
+        found: list[Prompt] = []
         try:
             subject = self.context.subject(record, infos, stored)
             found = as_proposed(source.name, subject, source.propose(subject))
+        finally:
             self.archive.catalog.replace_prompts(found, file=_key(record.id, source.name), source=f"{PROPOSED}{source.name}")
-        except Exception as error:  # noqa: BLE001 - one bad case must not stop the others
-            with suppress(LedgerError):
-                ledger.fail(self.stage, record.id, error)
-            return
-        except BaseException:
-            with suppress(LedgerError):
-                ledger.release(self.stage, record.id)
-            raise
-        with suppress(LedgerError):  # another run has taken the case meanwhile, and will say the same
-            ledger.done(self.stage, record.id)
-        self.done += 1
-        self.absent += sum(prompt.kind == "absent" for prompt in found)
-        self.prompts += sum(prompt.kind != "absent" for prompt in found)
+        absent = sum(prompt.kind == "absent" for prompt in found)
+        return _Said(len(found) - absent, absent)
 
 
 def as_proposed(name: str, subject: Subject, prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distill.casework import CaseWork, ClassWork
+from distill.casework import CaseWork, ClassWork, Track
 from distill.errors import PromptError
+from distill.patches import Patch, around_all
 from distill.prompts.hints import box_of
 from distill.prompts.resample import Resampling, resampling_of
 from distill.prompts.schedule import SlicePlan
 from distill.teachers.base import Embeddings, PromptBatch, Teacher
-from distill.uncertainty import clip_box, jitter_boxes, seed_for
+from distill.uncertainty import OUTSIDE, clip_box, jitter_boxes, seed_for
 from distill.views import View, views_of
 
 
@@ -88,7 +89,7 @@ _ALWAYS = frozenset({"boxes", "jitter", "flips", "planes", "box_margin", "end_ar
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One class on one slice of one case, to be asked about."""
+    """One piece of a class on one slice of one case, to be asked about."""
 
     work: CaseWork
     class_id: int
@@ -98,6 +99,11 @@ class Ask:
     def target(self) -> ClassWork:
         """Where the answer goes."""
         return self.work.classes[self.class_id]
+
+    @property
+    def track(self) -> Track:
+        """What is known about the piece on other slices."""
+        return self.target.tracks[self.plan.track]
 
     @property
     def slice_key(self) -> tuple[str, int]:
@@ -125,8 +131,8 @@ class Question:
     """Index into the pictures that were encoded together."""
     box: np.ndarray
     """``(4,)`` xyxy."""
-    rough: np.ndarray | None
-    """``(H, W)`` in [0, 1]."""
+    rough: Patch | None
+    """float32 in [0, 1]."""
     resampling: Resampling | None = None
     """Where members' own points are drawn from; None where all have those that were given."""
 
@@ -155,22 +161,24 @@ def question_about(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: 
         more = np.tile(settings.box_growth * (box[2:] - box[:2]), 2)
         box = clip_box(box + more * (-1, -1, 1, 1), ask.size_px)
     draws = settings.points and "point" in teacher.profile.prompts
-    resampling = resampling_of(ask.plan.hint, rough, settings.points) if draws else None
+    resampling = resampling_of(ask.plan.hint, None if rough is None else rough.on(ask.size_px), settings.points) if draws else None
     return Question(ask, picture, box, rough, resampling)
 
 
-def _box_and_rough(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _box_and_rough(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int) -> tuple[np.ndarray, Patch | None]:
     hint, parents = ask.plan.hint, ask.plan.parents
     if hint is not None:
         box = hint.box if hint.box is not None else _box_from_points(teacher, embeddings, ask, picture)
         return clip_box(box, ask.size_px), hint.mask
-    rough = np.mean([ask.target.probability[z] for z in parents if z not in ask.target.absent], axis=0)
+    known = [ask.track.answers[z] for z in parents if z not in ask.track.absent]
+    rough = np.mean([each.probability for each in known], axis=0)
     seen = box_of(rough > 0.5)
     if seen is None and ask.plan.box_between is None:  # the parent was believed present but fell below one half everywhere
         seen = box_of(rough >= max(float(rough.max()), 1e-6))
     whole = np.array([0, 0, ask.size_px[1], ask.size_px[0]], np.float32)
     candidates = [each for each in (ask.plan.box_between, seen) if each is not None] or [whole]
-    return clip_box(np.mean(np.stack(candidates), axis=0), ask.size_px), rough
+    told = Patch.cut(rough, around_all([each.region for each in known]), OUTSIDE)
+    return clip_box(np.mean(np.stack(candidates), axis=0), ask.size_px), told
 
 
 def _box_from_points(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int) -> np.ndarray:
@@ -258,7 +266,7 @@ def _member_points(question: Question, settings: AskSettings, view: int) -> tupl
 def _mask_prompt(teacher: Teacher, embeddings: Embeddings, question: Question, shown: View) -> np.ndarray:
     if question.rough is None:
         return np.zeros((teacher.mask_size_px, teacher.mask_size_px), np.float32)
-    return teacher.mask_prompt(shown.mask(question.rough), embeddings.input_sizes_px[question.picture])
+    return teacher.mask_prompt(shown.mask(question.rough.on(question.ask.size_px)), embeddings.input_sizes_px[question.picture])
 
 
 def believed_region(question: Question, margin: float) -> tuple[slice, slice]:

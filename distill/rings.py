@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from distill.conformal import Guarantee, Kind, conformal_quantile, needed_patients, refusal, too_few
+from distill.conformal import Guarantee, Kind, conformal_quantile, needed_patients, promise, refusal, too_few
 from distill.errors import CalibrationError
 
 RING_COVERAGE = 0.9
@@ -119,21 +119,12 @@ def _side(kind: Kind, scores: Sequence[float], level: float, doing: str, what: s
     if not why and np.isinf(radius):
         why = f"in more than {level:.2f} of the patients {doing} any distance is of no help"
     if why:
-        return refusal(kind, level, count, needed, why)
+        return refusal(kind, level, count, why)
     statement = (
         f"With a probability of at least {1 - level:.3f} over new patients and draws of {count} calibration patients, {doing} {radius:.2f} {unit} {what}, "
         "for all masks of a new patient."
     )
-    return Guarantee(
-        kind=kind,
-        level=level,
-        feasible=True,
-        statement=statement,
-        patients=count,
-        needed=needed,
-        threshold=radius,
-        found=float(np.mean(np.asarray(scores) > radius)),
-    )
+    return promise(kind, level, count, statement, threshold=radius, found=float(np.mean(np.asarray(scores) > radius)))
 
 
 def _worst(radii: Sequence[float], patients: Sequence[str]) -> list[float]:

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Integer
 
-from distill.conformal import Guarantee, check_numbers, control_risk, means_by_patient, monotonised, needed_patients, refusal, too_few
+from distill.conformal import (
+    Guarantee,
+    Kind,
+    check_numbers,
+    control_risk,
+    means_by_patient,
+    monotonised,
+    needed_patients,
+    promise,
+    refusal,
+    too_few,
+)
 from distill.errors import CalibrationError
 from distill.levels import DRAWN, LEVELS, LevelCounts
 
@@ -44,29 +55,25 @@ def mask_guarantee(
     value, losses = np.asarray(scores, dtype=float), _losses(scores, dices, patients)
     thresholds = np.unique(value)
     table = means_by_patient(losses[:, None] * (value[:, None] >= thresholds), patients)
-    count, needed = len(table), needed_patients(level)
+    count = len(table)
     # The calibration scores are not fixed beforehand, but the smallest that holds is above the infimum over all numbers, and losses fall.
     found = control_risk(table, thresholds.tolist(), level)
     if found is None:
-        why = f"with {count} patients, no threshold on {score_name} bounds the Dice lost in accepted masks by {level:.2f}"
-        return refusal("mask", level, count, needed, why if count >= needed else too_few(level, needed, count))
+        return _refused("mask", level, count, f"no threshold on {score_name} bounds the Dice lost in accepted masks by {level:.2f}")
     accepted = value >= found
     statement = (
         f"Over new patients and draws of {count} calibration patients, the expected Dice lost by {subject} accepted from {score_name} {found:.3f} on "
         f"(mean over all masks of a patient of 1 - Dice if accepted, 0 if not) is at most {level:.2f}. "
         f"Estimate, not guaranteed: {accepted.mean():.0%} are accepted, and those lose {losses[accepted].mean():.2f} on average."
     )
-    return Guarantee(
-        kind="mask",
-        level=level,
-        feasible=True,
-        statement=statement,
-        patients=count,
-        needed=needed,
-        threshold=found,
-        found=float(table[:, thresholds == found].mean()),
-        kept=float(accepted.mean()),
-    )
+    lost = float(table[:, thresholds == found].mean())
+    return promise("mask", level, count, statement, threshold=found, found=lost, kept=float(accepted.mean()))
+
+
+def _refused(kind: Kind, level: float, patients: int, why: str) -> Guarantee:
+    """Say that there are too few patients or, where there are enough, why they do not help."""
+    needed = needed_patients(level)
+    return refusal(kind, level, patients, f"with {patients} patients, {why}" if patients >= needed else too_few(level, needed, patients))
 
 
 def _losses(scores: Sequence[float], dices: Sequence[float], patients: Sequence[str]) -> np.ndarray:
@@ -100,32 +107,17 @@ def voxel_guarantee(
     rows = [_wrong_and_accepted(case, accepted, threshold) for case in cases]
     wrong = means_by_patient(_table([row[0] for row in rows], widths), patients)
     kept = means_by_patient(_table([row[1] for row in rows], widths), patients)
-    count, needed = len(wrong), needed_patients(level)
+    count = len(wrong)
     found = control_risk(monotonised(wrong), widths.tolist(), level)
     if found is None or not kept[:, widths == found].any():
-        why = (
-            f"with {count} patients, no half width of the band bounds the share of wrong voxels by {level:.2f}"
-            if count >= needed
-            else too_few(level, needed, count)
-        )
-        return refusal("voxel", level, count, needed, why)
+        return _refused("voxel", level, count, f"no half width of the band bounds the share of wrong voxels by {level:.2f}")
     share = float(kept[:, widths == found].mean())
     statement = (
         f"Over new patients and draws of {count} calibration patients, the expected share of wrong voxels among those of {subject} whose probability "
         f"is at least {found:.3f} away from {threshold:.2f} (mean over a patient's cases; voxels below a probability of 2 % are not counted) "
         f"is at most {level:.2f}. {share:.0%} of the calibration voxels are that far away."
     )
-    return Guarantee(
-        kind="voxel",
-        level=level,
-        feasible=True,
-        statement=statement,
-        patients=count,
-        needed=needed,
-        threshold=found,
-        found=float(wrong[:, widths == found].mean()),
-        kept=share,
-    )
+    return promise("voxel", level, count, statement, threshold=found, found=float(wrong[:, widths == found].mean()), kept=share)
 
 
 def missed_guarantee(cases: Sequence[LevelCounts], patients: Sequence[str], *, level: float, subject: str = "masks") -> Guarantee:
@@ -144,29 +136,15 @@ def missed_guarantee(cases: Sequence[LevelCounts], patients: Sequence[str], *, l
     covered = [np.cumsum(case.counts[1][::-1]) for case in cases]
     rows = [1 - inside / size if size else np.zeros(LEVELS) for inside, size in zip(covered, objects, strict=True)]
     losses = means_by_patient(_table(rows, thresholds), patients)
-    count, needed = len(losses), needed_patients(level)
+    count = len(losses)
     found = control_risk(losses, thresholds.tolist(), level)
     if found is None:
-        why = (
-            f"with {count} patients, even the widest mask cannot be said to miss at most {level:.2f} of the object"
-            if count >= needed
-            else too_few(level, needed, count)
-        )
-        return refusal("missed", level, count, needed, why)
+        return _refused("missed", level, count, f"even the widest mask cannot be said to miss at most {level:.2f} of the object")
     statement = (
         f"Over new patients and draws of {count} calibration patients, the expected share of the object that {subject} cut at a probability of {found:.3f} miss "
         f"(mean over a patient's cases) is at most {level:.2f}."
     )
-    return Guarantee(
-        kind="missed",
-        level=level,
-        feasible=True,
-        statement=statement,
-        patients=count,
-        needed=needed,
-        threshold=found,
-        found=float(losses[:, thresholds == found].mean()),
-    )
+    return promise("missed", level, count, statement, threshold=found, found=float(losses[:, thresholds == found].mean()))
 
 
 def doubtful_counts(case: LevelCounts) -> Integer[np.ndarray, "2 256"]:

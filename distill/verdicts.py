@@ -15,6 +15,8 @@ IDENTITY = {"prior": "location-outside-prior", "oof_dice": "student-disagrees", 
 BY_A_PERSON = {"accept": "accepted-by-a-person", "ignore": "doubted-by-a-person", "reject": "rejected-by-a-person"}
 LOST = frozenset({"not-prompted", *IDENTITY.values(), BY_A_PERSON["ignore"], BY_A_PERSON["reject"]})
 """Reasons after which the object may be anywhere in the case."""
+MADE_OF = "made_of"
+"""Parameter of a refined label set: the fingerprint of the labels that were judged. Where these have been drawn anew, its verdicts are about others."""
 SURE_OF_ABSENCE = 0.8
 """Balanced accuracy of a source's presence test, or the confidence of a person's word, from which "nothing here" is believed."""
 

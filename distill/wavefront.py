@@ -13,13 +13,16 @@ from itertools import groupby
 
 import torch
 
+from distill.answers import Answer
 from distill.casework import CaseWork, ClassWork
 from distill.members import Members
 from distill.propagation import stop_of
 from distill.questions import Ask, AskSettings, Question, believed_region, prompts_for, question_about
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Teacher
 from distill.teachers.batching import let_go, ran_out
-from distill.uncertainty import EnsembleSummary
+
+MOST_ASKS = 1024
+"""Questions that are on their way together; a picture with more of them goes alone."""
 
 __all__ = ["AskSettings", "CaseWork", "ClassWork", "run_wavefront", "sizes_of"]
 
@@ -50,7 +53,7 @@ def run_wavefront(teacher: Teacher, works: Sequence[CaseWork], settings: AskSett
         check: called before every group of slices; what it raises ends the work.
     """
     asks = [Ask(work, class_id, plan) for work in works for class_id, target in work.classes.items() for plan in target.plans]
-    asks.sort(key=lambda a: (a.plan.distance, a.work.record.id, a.plan.z, a.class_id))
+    asks.sort(key=lambda a: (a.plan.distance, a.work.record.id, a.plan.z, a.class_id, a.plan.track))
     for _, front in groupby(asks, key=lambda a: a.plan.distance):
         _ask_front(teacher, [ask for ask in front if not _ended(ask)], settings, check)
 
@@ -62,10 +65,10 @@ def sizes_of(teacher: Teacher) -> CallSizes:
 
 
 def _ended(ask: Ask) -> bool:
-    """Mark and drop a slice all of whose parents are beyond the organ's end."""
+    """Mark and drop a slice all of whose parents are beyond the end of the organ, or of its piece."""
     parents = ask.plan.parents
-    if parents and all(z in ask.target.absent for z in parents):
-        ask.target.absent.add(ask.plan.z)
+    if parents and all(z in ask.track.absent for z in parents):
+        ask.track.absent.add(ask.plan.z)
         return True
     return False
 
@@ -93,12 +96,13 @@ def _ask_front(teacher: Teacher, asks: list[Ask], settings: AskSettings, check: 
 
 
 def _end_of_chunk(asks: list[Ask], start: int, slices: int) -> int:
-    """Return where the asks from ``start`` on have been about so many different slices."""
+    """Return where the asks from ``start`` on have been about so many different slices, or earlier between two slices where they are many."""
     seen: set[tuple[str, int]] = set()
     for at in range(start, len(asks)):
-        seen.add(asks[at].slice_key)
-        if len(seen) > slices:
+        is_new = asks[at].slice_key not in seen
+        if is_new and (len(seen) == slices or at - start >= MOST_ASKS):
             return at
+        seen.add(asks[at].slice_key)
     return len(asks)
 
 
@@ -183,18 +187,23 @@ def _restored(teacher: Teacher, embeddings: Embeddings, question: Question, logi
 
 
 def _record_all(asked: Sequence[_Asked], settings: AskSettings) -> None:
+    """Keep the answers of a chunk: of each piece, and then of each slice, all of whose pieces are among them."""
+    found: dict[tuple[int, int], ClassWork] = {}
     for each in asked:
-        for question, (summary, iou) in zip(each.questions, each.members.wait(), strict=True):
-            _record(question.ask, summary, iou, settings)
+        for question, answer in zip(each.questions, each.members.wait(), strict=True):
+            ask = question.ask
+            if _record(ask, answer, settings):
+                found[id(ask.target), ask.plan.z] = ask.target
+    for (_, z), target in found.items():
+        target.keep(z)
 
 
-def _record(ask: Ask, summary: EnsembleSummary, iou: float, settings: AskSettings) -> None:
-    """Keep the answer, or note that the organ has ended."""
-    target = ask.target
-    stop = stop_of(ask, summary, settings)
+def _record(ask: Ask, answer: Answer, settings: AskSettings) -> bool:
+    """Keep the answer about a piece, or note that the organ has ended."""
+    stop = stop_of(ask, answer, settings)
     if stop is not None:
-        target.absent.add(ask.plan.z)
-        target.stops.append(stop)
-        return
-    target.keep(ask.plan.z, summary)
-    target.iou[ask.plan.z] = iou
+        ask.track.absent.add(ask.plan.z)
+        ask.target.stops.append(stop)
+        return False
+    ask.track.answers[ask.plan.z] = answer
+    return True

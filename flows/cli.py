@@ -15,7 +15,7 @@ from flows.review_commands import review_app
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 OK, FAILED, USAGE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
-"""Exit codes: all done; an error; wrong usage (typer's own); done, but some units have no result; stopped by Ctrl-C."""
+"""Exit codes: all done; an error; wrong usage (typer's own); done, but some units have no result; stopped by Ctrl-C (143: by SIGTERM)."""
 
 app = typer.Typer(
     name="samdistill",

@@ -61,6 +61,12 @@ class Bars:
             finally:
                 self._progress, self._tasks, self._logged = None, {}, {}
 
+    def close(self) -> None:
+        """Leave the terminal as it was, where the process ends before its block does."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
     def advance(self, stage: str, done: int, total: int, note: str = "", *, percent: bool = False) -> None:
         """Move the bar of a stage; ``percent`` says that its steps are no things that a person would count."""
         if self._progress is None:
@@ -145,6 +151,11 @@ def show_next(commands: Sequence[str]) -> None:
     OUT.print("\nNext:")
     for command in commands:
         OUT.print(f"  {program()} {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def warn(message: str) -> None:
+    """Print one sentence on stderr while or before bars are drawn, above them."""
+    ERR.print(message, soft_wrap=True, markup=False, highlight=False)
 
 
 def show_error(message: str) -> None:

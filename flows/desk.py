@@ -3,9 +3,10 @@
 import getpass
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill.cleaning import ClassRule
 from distill.review_queue import QueuePlan
 from flows.errors import ReviewError
 from flows.recipe import Recipe
@@ -26,6 +27,8 @@ class Desk:
     """Class id -> name."""
     plan: QueuePlan
     by: str
+    rules: Mapping[int, ClassRule] = field(default_factory=dict)
+    """By which masks are cut, where they were looked up."""
 
     def class_ids(self, case: Case, class_id: int | None) -> list[int]:
         """Return the classes of a case that can be judged: the one that is named, or all that the teacher drew.
@@ -55,7 +58,7 @@ def open_desk(place: str, *, catalog: str | None = None, by: str | None = None, 
         place: a recipe's file, or an archive's folder or URL.
         catalog: of an archive; a recipe says its own.
         by: the reviewer; by default who is logged in.
-        ranking: whether masks are to be ranked, for which a recipe's thresholds are looked up; that takes some seconds.
+        ranking: whether masks are to be ranked or shown, for which a recipe's rules are looked up; that takes some seconds.
 
     Raises:
         ReviewError: if the reviewer's name is not usable.
@@ -74,17 +77,18 @@ def _desk_of_recipe(path: Path, reviewer: str, *, ranking: bool) -> Desk:
 
     recipe = load_recipe(path)
     archive = open_archive(recipe)
-    thresholds = _thresholds(archive, recipe) if ranking else {}
+    rules = _rules(archive, recipe) if ranking else {}
+    thresholds = {key: rule.accept_from for key, rule in rules.items()}
     plan = QueuePlan(classes=tuple(sorted(recipe.classes)), source=TEACHER_SET, accept_from=thresholds)
-    return Desk(archive=archive, classes={key: block.name for key, block in recipe.classes.items()}, plan=plan, by=reviewer)
+    names = {key: block.name for key, block in recipe.classes.items()}
+    return Desk(archive=archive, classes=names, plan=plan, by=reviewer, rules=rules)
 
 
-def _thresholds(archive: Archive, recipe: Recipe) -> dict[int, float]:
-    """Return the agreement from which each class is accepted, as calibration left it."""
+def _rules(archive: Archive, recipe: Recipe) -> dict[int, ClassRule]:
+    """Return how masks of each class are cut and accepted, as calibration left it."""
     from flows.rules import is_calibrated, refine_plan
 
-    rules = refine_plan(recipe, calibrated=is_calibrated(archive, recipe)).rules
-    return {key: rule.accept_from for key, rule in rules.items()}
+    return refine_plan(recipe, calibrated=is_calibrated(archive, recipe)).rules
 
 
 def _classes_of(archive: Archive) -> dict[int, str]:

@@ -31,8 +31,7 @@ def doubt_labels(archive: Archive, recipe: Recipe) -> StageResult:
         "reverse": lambda: add_reverse(archive, _plan(recipe), progress=Follow("refine")),
     }
     results = [_once(archive, recipe, name, tests[name]) for name in recipe.refine.semantic]
-    if any(result.done for result in results):
-        add_qualities(archive, _plan(recipe))
+    add_qualities(archive, _plan(recipe), recipe.refine.semantic)
     return merged("doubt", results)
 
 

@@ -16,7 +16,19 @@ from distill.extensions import installed
 from distill.prompts.choice import PROPOSED
 from distill.teachers.fetch import OFFICIAL, checkpoint_folder
 from flows.recipe import Recipe
-from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, STAGES, TEACHER_SET, Stage, StageResult, doubt_unit, teacher_sets
+from flows.results import (
+    CALIBRATE,
+    DOUBT,
+    FILTER,
+    LEDGER_STAGES,
+    OTHER_CASES,
+    STAGES,
+    TEACHER_SET,
+    Stage,
+    StageResult,
+    doubt_unit,
+    teacher_sets,
+)
 from flows.stages import report_of
 from storage import Archive, ArchiveNotFoundError, fingerprint
 from storage.ingest.discover import walk
@@ -73,7 +85,7 @@ def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
         return StageResult(stage=stage, skipped=state == "done", failed=state == "failed", quarantined=state == "quarantined")
     counts = archive.ledger.counts(LEDGER_STAGES[stage])
     if stage == "ingest":  # what it refused is in the catalog
-        refused = len(archive.catalog.problems()) if recipe.ingest is not None else 0
+        refused = sum(each.reason != OTHER_CASES for each in archive.catalog.problems()) if recipe.ingest is not None else 0
         return StageResult(stage=stage, skipped=counts["done"], quarantined=refused)
     if stage == "label":  # what one of several teachers could not draw is in that teacher's stage
         own_sets = teacher_sets(1 + len(recipe.teacher.also))

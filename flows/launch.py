@@ -7,12 +7,13 @@ from pathlib import Path
 from distill.devices import AUTO, CPU, resolve_devices
 from distill.errors import CheckpointError, PromptError
 from distill.teachers.foreign import check_foreign, is_foreign
-from flows.console import BARS
+from flows.console import BARS, warn
 from flows.errors import FlowError
 from flows.places import check_writable
 from flows.recipe import CheckpointBlock, Recipe
 from flows.recipe_file import load_recipe
 from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
+from flows.stopping import listening
 
 ASKED_WITH = "box"
 """The kind of prompt that every question of labelling holds (``distill.questions``)."""
@@ -35,6 +36,7 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool
     from flows.stages import report_of
 
     recipe = load_recipe(recipe_file)
+    _warn_of_what_is_not_used(recipe_file, recipe)
     whole = chosen == STAGES
     files = input_stamps(recipe) if whole else []
     again = requeue(recipe, chosen) if retry else 0
@@ -45,6 +47,16 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool
     if whole and not any(result.failed for result in summary.stages):
         remember_run(recipe, files, summary.brought_in)
     return summary
+
+
+def _warn_of_what_is_not_used(recipe_file: Path, recipe: Recipe) -> None:
+    """Say which options of sources come to nothing; they may stand there for another day, so it is no error."""
+    if unasked := recipe.prompts.unasked:
+        chain = ", ".join((*recipe.prompts.source, unasked[0]))
+        warn(
+            f"WARNING: {recipe_file.name} has options for {' and '.join(unasked)}, which prompts.source does not name: nothing is asked with them. "
+            f"Say source: [{chain}] if it is to be asked too."
+        )
 
 
 def requeue(recipe: Recipe, chosen: Sequence[Stage]) -> int:
@@ -135,7 +147,7 @@ def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:
     except OSError as error:
         message = f"run records cannot be kept in {home} ({error.strerror}). Name a folder of yours: export PREFECT_HOME=/some/folder"
         raise FlowError(message) from error
-    with BARS.shown():
+    with BARS.shown(), listening():
         from flows.pipeline import run_recipe
 
         return run_recipe(str(recipe_file.resolve()), chosen)

@@ -21,6 +21,7 @@ from flows import stages
 from flows.freshness import material
 from flows.recipe_file import load_recipe
 from flows.results import STAGES, RunSummary, Stage, StageResult, joined, merged, with_report
+from flows.stopping import stoppable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,8 +52,9 @@ def _is_passing_database_fault(error: DBAPIError) -> bool:
 
 
 def patient_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task that is tried again after a passing fault, 5 and then 30 seconds later."""
-    return task(task_run_name=name, retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing_fault)
+    """A task that is tried again after a passing fault, 5 and then 30 seconds later, and ends the run when it is interrupted."""
+    patient = task(task_run_name=name, retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing_fault)
+    return lambda stage: patient(stoppable(stage))
 
 
 @patient_task("ingest")
@@ -117,9 +119,10 @@ def ingest(recipe_file: str) -> StageResult:
 
 @flow(name="label", flow_run_name="label {recipe_file}")
 def label(recipe_file: str) -> StageResult:
-    """Have prompts proposed, where the recipe says by whom, and let the teacher draw every prompted case."""
+    """Have prompts proposed, where the recipe says by whom, say whose labels are replaced, and let the teacher draw every prompted case."""
     shards = stages.shards_to_label(load_recipe(recipe_file), SHARD_CASES)
     proposed = merged("prompts", [propose_prompts(recipe_file, shard) for shard in shards])
+    proposed = joined(proposed, stages.announce_changes(load_recipe(recipe_file)))
     return joined(proposed, merged("label", [label_cases(recipe_file, shard) for shard in shards]))
 
 

@@ -4,38 +4,23 @@ Every key has a default that works, except ``archive`` and ``classes``. Relative
 ``${NAME}`` in a path or address is taken from the environment.
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from distill.devices import AUTO, parse_devices
 from distill.intensity import IntensitySpec
-from distill.prompts.everything_options import EverythingOptions
-from distill.prompts.exemplar_options import ExemplarOptions
-from distill.prompts.presets import ThresholdOptions
-from distill.prompts.registry import check_source
-from distill.prompts.student_options import StudentPrompts
-from distill.prompts.text_options import TextOptions
 from distill.teachers.fetch import OFFICIAL
 from distill.teachers.foreign import is_foreign
 from distill.teachers.meant import perhaps_meant
 from flows.durations import seconds_from
-from flows.places import resolve_address, resolve_catalog, resolve_path
-from flows.results import MOST_TEACHERS, PSEUDO_SET, TEACHER_SET
+from flows.places import resolve_catalog, resolve_path
+from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, SourcePath, chained, existing
+from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting_labels
+from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
 from storage.wording import check_modality, check_pattern, plain_name
-
-
-def _path_from_context(value: object, info: ValidationInfo) -> object:
-    """Resolve a path against the recipe's folder, which the loader passes as context."""
-    return resolve_path(str(value), folder=(info.context or {}).get("folder")) if isinstance(value, (str, Path)) else value
-
-
-def _address_from_context(value: object, info: ValidationInfo) -> object:
-    """Resolve a path or leave a URL as it is."""
-    return resolve_address(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -43,42 +28,10 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
     return resolve_catalog(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
 
 
-def _existing(path: Path) -> Path:
-    """Fail at reading time, not an hour into the run."""
-    if not path.exists():
-        message = f"there is nothing at {path}. Relative paths count from the folder of the recipe."
-        raise ValueError(message)
-    return path
-
-
-RecipePath = Annotated[Path, BeforeValidator(_path_from_context)]
-SourcePath = Annotated[RecipePath, AfterValidator(_existing)]
-Address = Annotated[str, BeforeValidator(_address_from_context)]
-ClassId = Annotated[int, Field(ge=1, le=254)]
-"""0 is background and 255 is ``ignore``."""
 ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold"]
 
 
-def _plain(name: str) -> str:
-    """Names become folders and columns; say what to write instead of one that cannot."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        return name
-    instead = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("._-")[:64]
-    cure = f" Write {instead}." if instead else ""
-    message = f"must be 1 to 64 letters, digits, '.', '_' or '-', without blanks, beginning with a letter or digit, but is {name!r}.{cure}"
-    raise ValueError(message)
-
-
-Name = Annotated[str, AfterValidator(_plain)]
-
-
-class _Block(BaseModel):
-    """What all blocks share: nothing unknown gets in, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClassBlock(_Block):
+class ClassBlock(Block):
     """One class to segment."""
 
     name: Name
@@ -94,7 +47,7 @@ class ClassBlock(_Block):
         return value
 
 
-class GoldBlock(_Block):
+class GoldBlock(Block):
     """Expert labels, used for thresholds on calibration cases and for scores on test cases."""
 
     path: SourcePath
@@ -105,7 +58,7 @@ class GoldBlock(_Block):
     """What follows the case id in the names of the label files, such as ``_1stHO``."""
 
 
-class IngestBlock(_Block):
+class IngestBlock(Block):
     """Where scans and weak prompts come from."""
 
     images: SourcePath
@@ -121,47 +74,7 @@ class IngestBlock(_Block):
     """CSV with columns ``case`` and ``part`` (archive, calibration or test)."""
 
 
-def _chain(value: object) -> object:
-    """Let one name stand for a chain of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-class TextBlock(TextOptions):
-    """Of the source ``text``, with the checkpoint found from the recipe's folder."""
-
-    checkpoint: SourcePath | None = None
-
-
-class PromptsBlock(_Block):
-    """Where the teacher's prompts come from."""
-
-    source: Annotated[tuple[str, ...], BeforeValidator(_chain)] = Field(default=("weak",), min_length=1)
-    """One source, or several in the order in which they are asked: the first that says something about a class of a case has it."""
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Of sources that other packages bring, by name."""
-    exemplar: ExemplarOptions = ExemplarOptions()
-    """Of the source ``exemplar``: from which gold cases it learns."""
-    student: StudentPrompts = StudentPrompts()
-    """Of the source ``student``: which label set's masks become prompts."""
-    threshold: ThresholdOptions = ThresholdOptions()
-    """Of the source ``threshold``: which intensities a class has, and what its pieces look like."""
-    everything: EverythingOptions = EverythingOptions()
-    """Of the source ``everything``: what the masks of a class look like."""
-    text: TextBlock = TextBlock()
-    """Of the source ``text``: which words describe a class, and which model reads them."""
-
-    @field_validator("source")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            check_source(name)
-        if len(set(value)) < len(value):
-            message = f"names a source twice: {', '.join(value)}. Each is asked once; leave one out."
-            raise ValueError(message)
-        return value
-
-
-class EmbeddingCacheBlock(_Block):
+class EmbeddingCacheBlock(Block):
     """How much of the encoder's work is kept for later runs over the same pictures."""
 
     size: Annotated[int, BeforeValidator(bytes_from)]
@@ -191,13 +104,13 @@ def _known_or_there(value: str, info: ValidationInfo) -> str:
     if not path.exists() and (guess := perhaps_meant(value)):
         message = f"there is nothing at {path}.{guess}"
         raise ValueError(message)
-    return str(_existing(path))
+    return str(existing(path))
 
 
 Checkpoint = Annotated[str, AfterValidator(_known_or_there)]
 
 
-class CheckpointBlock(_Block):
+class CheckpointBlock(Block):
     """A promptable model, and how it is to be used."""
 
     checkpoint: Checkpoint
@@ -247,7 +160,7 @@ class TeacherBlock(CheckpointBlock):
         return self
 
 
-class UncertaintyBlock(_Block):
+class UncertaintyBlock(Block):
     """How the teacher is asked several times."""
 
     boxes: int = Field(default=5, ge=1, le=64)
@@ -274,7 +187,7 @@ class UncertaintyBlock(_Block):
 SemanticTest = Literal["prior", "student", "reverse"]
 
 
-class CleaningBlock(_Block):
+class CleaningBlock(Block):
     """Which pieces and holes of one class stay, and how its edge is drawn."""
 
     components: int = Field(default=1, ge=1)
@@ -293,7 +206,7 @@ class CleaningBlock(_Block):
     """Share of the ensemble in the minority from which a voxel is ``ignore``."""
 
 
-class RefineBlock(_Block):
+class RefineBlock(Block):
     """What of the teacher's drawing is believed."""
 
     consistency: Literal["none", "3d"] = "3d"
@@ -302,7 +215,7 @@ class RefineBlock(_Block):
     """Highest accepted expected disagreement (1 - Dice) of what is trained on; set on the calibration cases."""
     guarantee: Literal["none", "mask"] = "none"
     """``mask`` makes ``risk`` hold for new patients, by conformal risk control (docs/calibration.md)."""
-    semantic: Annotated[tuple[SemanticTest, ...], BeforeValidator(_chain)] = ("prior",)
+    semantic: Annotated[tuple[SemanticTest, ...], BeforeValidator(chained)] = ("prior",)
     """Tests of whether a mask is of the right object (docs/uncertainty.md): ``prior`` compares place, size and brightness with other
     patients' masks, ``student`` trains two students that never saw the case, ``reverse`` asks what a mask teaches about calibration gold."""
     witness_budget: Annotated[float, BeforeValidator(seconds_from)] = 120.0
@@ -311,7 +224,7 @@ class RefineBlock(_Block):
     """Rules for single classes; those that are not named get the defaults."""
 
 
-class StudentBlock(_Block):
+class StudentBlock(Block):
     """The small model that ships."""
 
     kind: Literal["compact"] = "compact"
@@ -321,7 +234,7 @@ class StudentBlock(_Block):
     seed: int = 0
 
 
-class EvaluateBlock(_Block):
+class EvaluateBlock(Block):
     """What the student is compared with, on the test cases."""
 
     arms: tuple[ArmName, ...] = ("ellipse",)
@@ -330,7 +243,7 @@ class EvaluateBlock(_Block):
     """Of the normalised surface Dice: how far two borders may be apart and still count as equal."""
 
 
-class Recipe(_Block):
+class Recipe(Block):
     """A whole run."""
 
     archive: Address
@@ -372,40 +285,9 @@ class Recipe(_Block):
         return self
 
     @model_validator(mode="after")
-    def _prompting_labels_stay(self) -> "Recipe":
-        labels, own = self.prompts.student.labels, f"student/{self.student.name}"
-        if "student" not in self.prompts.source:
-            return self
-        if labels is None:
-            message = (
-                "the source of prompts 'student' needs a label set of an earlier student: prompts: {source: student, student: {labels: student/NAME}}. "
-                "'samdistill predict results/students/NAME ARCHIVE' writes it for every case."
-            )
-            raise ValueError(message)
-        if labels == own or labels in {TEACHER_SET, PSEUDO_SET} or labels.startswith(f"{TEACHER_SET}-"):
-            message = (
-                f"prompts.student.labels is {labels!r}, which this run itself writes: it would never come to an end. "
-                f"Name another label set, or give the student of this run another name (student.name is {self.student.name!r})."
-            )
-            raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _sources_look_for_these_classes(self) -> "Recipe":
-        block, known = self.prompts, {name for key, each in self.classes.items() for name in (str(key), each.name)}
-        for where, named in (
-            ("threshold.classes", block.threshold.classes),
-            ("everything.classes", block.everything.classes),
-            ("text.words", block.text.words),
-        ):
-            if strangers := sorted(set(named) - known):
-                message = f"prompts.{where} is about {strangers[0]!r}, but there is no such class. Known: {', '.join(sorted(known))}."
-                raise ValueError(message)
-        if "text" in block.source and (block.text.model is None or block.text.checkpoint is None):
-            message = (
-                "prompts.source names text, which needs prompts.text.model (such as ViT-B-32) and prompts.text.checkpoint (its weights)."
-            )
-            raise ValueError(message)
+    def _prompts_fit_the_rest(self) -> "Recipe":
+        check_prompting_labels(self.prompts, self.student.name)
+        check_looked_for(self.prompts, {key: block.name for key, block in self.classes.items()})
         return self
 
     @model_validator(mode="after")

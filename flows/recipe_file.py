@@ -109,6 +109,8 @@ def _sentence(problem: Any) -> str:
             return f"unknown key '{where}'.{_did_you_mean(keys)}"
         case "missing":
             return f"'{where}' is missing. See 'samdistill recipe' for an example."
+        case "value_error" if not keys:  # about several blocks at once, which the sentence names itself
+            return str(problem["ctx"]["error"])
         case "value_error":
             return f"'{where}' {_lower_first(str(problem['ctx']['error']))}"
         case "model_type" | "model_attributes_type" if keys:

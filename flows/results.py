@@ -56,6 +56,10 @@ UNIT_NAMES: dict[str, tuple[str, str]] = {
 """What a stage does one of at a time, as people call it: one, and several."""
 
 
+OTHER_CASES = "unknown-case"
+"""Why a row or a file was not used that is about a case which the archive does not hold: of a part of the scans, it is no failure."""
+
+
 def counted(count: int, one: str, several: str) -> str:
     """Write a number with its noun: ``1 case``, ``3 cases``."""
     return f"{count:,} {one if count == 1 else several}"

@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.review_queue import Candidate, Estimate, estimate, review_queue
-from distill.verdicts import BY_A_PERSON
+from distill.verdicts import BY_A_PERSON, MADE_OF
+from flows.box_traces import REVIEW, box_traces
 from flows.desk import Desk
 from flows.errors import ReviewError
 from flows.results import PSEUDO_SET, TEACHER_SET
 from storage import Case, ListingRecord, Prompt, ReviewRecord
 from storage.records import Opinion, Sampling
 
-REVIEW = "review"
-"""The source of prompts that reviewers draw; the label stage takes it whatever the recipe says."""
 _LONGEST_NOTE = 500
+
+
+State = Literal["to judge", "drawn again", "waits for the teacher"]
+"""Of a mask: nobody has judged it; the teacher has drawn it with a person's new box, and nobody has judged that; or it is still to draw it."""
 
 
 class Waiting(BaseModel):
@@ -32,17 +36,33 @@ class Waiting(BaseModel):
     case: str
     class_id: int
     class_name: str
+    state: State = "to judge"
     source: Sampling
     why: str
     filter_says: str
-    """What refinement decided, and its reason."""
+    """What refinement decided, and its reason; or that it has not looked at these masks yet."""
 
 
 def waiting(desk: Desk, limit: int) -> list[Waiting]:
-    """Return the masks to look at first, and remember that this reviewer was shown them as they are now."""
-    candidates = review_queue(desk.archive, desk.plan, limit)
+    """Return the masks to look at first, and remember that this reviewer was shown them as they are now.
+
+    Masks that the teacher has drawn again with somebody's box come before all others. Behind the last one stand those whose box still waits for
+    the teacher, which are no work for a person.
+    """
+    # Looked up before all else: what is decided or drawn while the list is made has not been seen by who reads it.
     prints, revisions = desk.archive.catalog.fingerprints(TEACHER_SET), _revisions(desk)
-    queue = [each for each in candidates if each.case in prints]  # another is being drawn anew at this moment
+    traces = box_traces(desk.archive, desk.classes)
+    again = {key: trace for key, trace in traces.items() if trace.is_drawn}
+    candidates = review_queue(desk.archive, desk.plan, limit + len(again))
+    sampled = {(each.case, each.class_id): each.source for each in candidates}
+    first = [
+        Candidate(case=case, class_id=class_id, source=sampled.get((case, class_id), "ranked"), why=trace.words)
+        for (case, class_id), trace in again.items()
+    ]
+    others = [each for each in candidates if (each.case, each.class_id) not in again]
+    # A case that is not there any more is being drawn anew at this moment.
+    there = prints.keys() & desk.archive.catalog.fingerprints(TEACHER_SET).keys()
+    queue = [each for each in (*first, *others) if each.case in there][:limit]
     desk.archive.catalog.record_listing(
         ListingRecord(
             case=each.case,
@@ -55,18 +75,44 @@ def waiting(desk: Desk, limit: int) -> list[Waiting]:
         )
         for each in queue
     )
-    return [_waiting(desk, each) for each in queue]
+    shown = [_waiting(desk, each, "drawn again" if (each.case, each.class_id) in again else "to judge") for each in queue]
+    boxed = [(key, trace) for key, trace in traces.items() if not trace.is_drawn]
+    return shown + [
+        _waiting(desk, Candidate(case=case, class_id=class_id, source="asked", why=trace.words), "waits for the teacher")
+        for (case, class_id), trace in boxed
+    ]
 
 
-def _waiting(desk: Desk, each: Candidate) -> Waiting:
-    said, reason = _filter_says(desk.archive[each.case], each.class_id)
-    says = f"{said} ({reason})" if said else "not refined yet"
-    name = desk.classes[each.class_id]
-    return Waiting(case=each.case, class_id=each.class_id, class_name=name, source=each.source, why=each.why, filter_says=says)
+def filter_words(case: Case, class_id: int) -> str:
+    """Say what refinement decided about a mask, and why."""
+    said, reason = _filter_says(case, class_id)
+    return f"{said} ({reason})" if said else "not refined yet"
+
+
+def _waiting(desk: Desk, each: Candidate, state: State) -> Waiting:
+    return Waiting(
+        case=each.case,
+        class_id=each.class_id,
+        class_name=desk.classes[each.class_id],
+        state=state,
+        source=each.source,
+        why=each.why,
+        filter_says=filter_words(desk.archive[each.case], each.class_id),
+    )
+
+
+def is_refined(case: Case) -> bool:
+    """Tell whether the pseudo-labels are of the masks that the teacher has drawn now, and not of earlier ones."""
+    there = case.label_sets()
+    if not {PSEUDO_SET, TEACHER_SET} <= set(there):
+        return False
+    now = case.labels(TEACHER_SET).history.fingerprint
+    return bool(case.labels(PSEUDO_SET).history.parameters.get(MADE_OF, now) == now)
 
 
 def _filter_says(case: Case, class_id: int) -> tuple[str, str]:
-    if PSEUDO_SET not in case.label_sets():
+    """Return what refinement decided about the masks that are there now, and why; nothing where it last saw others."""
+    if not is_refined(case):
         return "", ""
     parameters = case.labels(PSEUDO_SET).history.parameters
     return str(parameters.get(f"verdict/{class_id}", "")), str(parameters.get(f"reason/{class_id}", ""))
@@ -80,7 +126,7 @@ def _revisions(desk: Desk, case_id: str | None = None) -> dict[tuple[str, int], 
 def decide(
     desk: Desk, case_id: str, verdict: Opinion, *, class_id: int | None = None, note: str = "", force: bool = False
 ) -> list[ReviewRecord]:
-    """Store a verdict on one class of a case, or on all that the teacher drew.
+    """Store a verdict on one class of a case, or on all that the teacher drew: on every one of them or, where one is refused, on none.
 
     Raises:
         CaseNotFoundError: if there is no such case.
@@ -88,13 +134,17 @@ def decide(
         ReviewConflictError: see :meth:`storage.Catalog.record_review`.
     """
     case = desk.archive[case_id]
-    return [_store(desk, _draft(desk, case, each, verdict=verdict, note=note), force=force) for each in desk.class_ids(case, class_id)]
+    drafts = [_draft(desk, case, each, verdict=verdict, note=note) for each in desk.class_ids(case, class_id)]
+    return _store(desk, drafts, force=force)
 
 
 def rebox(
     desk: Desk, case_id: str, *, class_id: int, z: int, box_xyxy: Sequence[float], note: str = "", force: bool = False
 ) -> ReviewRecord | None:
     """Keep a new box for the next labelling; what the teacher drew of this class counts as rejected until then.
+
+    It takes the place of what reviewers have drawn about the same piece of the class on that slice (``distill.prompts.grouping``); their boxes around other pieces
+    stay beside it.
 
     Args:
         desk: where.
@@ -125,12 +175,26 @@ def rebox(
     except ValidationError as error:
         message = f"case {case_id}: slice {z} with box {list(box_xyxy)} cannot be used ({error.errors()[0]['msg']}). Write --slice 12 --box 16,19,36,38."
         raise ReviewError(message) from None
-    prompts = Converter(archive=desk.archive, folder=Path(), source=REVIEW, classes=None).prompts(row)
+    [new] = Converter(archive=desk.archive, folder=Path(), source=REVIEW, classes=None).prompts(row)
+    prompts = _beside(desk, new)
     if TEACHER_SET not in case.label_sets() or f"pairwise_dice/{class_id}" not in case.labels(TEACHER_SET).scores:
         desk.archive.catalog.replace_boxes(prompts)
         return None
     draft = replace(_draft(desk, case, class_id, verdict="reject", note=note), action="rebox")
-    return _store(desk, draft, force=force, boxes=prompts)
+    return _store(desk, [draft], force=force, boxes=prompts)[0]
+
+
+def _beside(desk: Desk, new: Prompt) -> list[Prompt]:
+    """Return a new box, and those that reviewers have drawn around other pieces of the class on its slice."""
+    from distill.prompts.grouping import are_same
+
+    kept = [
+        each
+        for each in desk.archive.catalog.prompts(new.case)
+        if (each.source, each.class_id, each.axis, each.slice) == (REVIEW, new.class_id, new.axis, new.slice)
+        and not (each.box_xyxy_px and new.box_xyxy_px and are_same(each.box_xyxy_px, new.box_xyxy_px))
+    ]
+    return [*kept, new]
 
 
 def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: bool = False) -> tuple[int, int]:
@@ -149,10 +213,14 @@ def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: b
         desk.class_ids(case, class_id)
     wanted = list(desk.classes) if class_id is None else [class_id]
     current = [each for each in desk.archive.catalog.reviews(TEACHER_SET) if each.case == case_id and each.class_id in wanted]
-    for each in (*current, *_outlived_boxes(desk, case, wanted)):
-        draft = replace(each, action="undo", by=desk.by, at=_now(), note="")
-        desk.archive.catalog.record_review(draft, seen=None if force else _known_revision(desk, each))
-    boxes = sum(desk.archive.catalog.forget_boxes(case_id, each, source=REVIEW) for each in wanted)
+    undone = (*current, *_outlived_boxes(desk, case, wanted))
+    boxes = desk.archive.catalog.take_back_reviews(
+        [replace(each, action="undo", by=desk.by, at=_now(), note="") for each in undone],
+        seen=[None if force else _known_revision(desk, each) for each in undone],
+        case_id=case_id,
+        class_ids=wanted,
+        source=REVIEW,
+    )
     return len(current), boxes
 
 
@@ -174,9 +242,14 @@ def accepted_share(desk: Desk) -> Estimate:
 
 def remember_shown(desk: Desk, case: Case, class_ids: Sequence[int]) -> None:
     """Note that this reviewer has looked at masks as they are now; why they did stays as their list said."""
+    desk.archive.catalog.record_listing(as_shown(desk, case, class_ids))
+
+
+def as_shown(desk: Desk, case: Case, class_ids: Sequence[int]) -> list[ListingRecord]:
+    """Return what is to be noted once this reviewer has looked at masks; to be asked for before anything of them is read."""
     before = desk.archive.catalog.listed(case.id, TEACHER_SET, desk.by)
     print_, revisions = case.labels(TEACHER_SET).history.fingerprint, _revisions(desk, case.id)
-    desk.archive.catalog.record_listing(
+    return [
         ListingRecord(
             case=case.id,
             label_set=TEACHER_SET,
@@ -187,7 +260,7 @@ def remember_shown(desk: Desk, case: Case, class_ids: Sequence[int]) -> None:
             revision=revisions.get((case.id, class_id), 0),
         )
         for class_id in class_ids
-    )
+    ]
 
 
 def _draft(desk: Desk, case: Case, class_id: int, *, verdict: Opinion, note: str) -> ReviewRecord:
@@ -221,11 +294,12 @@ def _filter_said(desk: Desk, case: Case, class_id: int) -> str:
     return "" if reason in BY_A_PERSON.values() else said
 
 
-def _store(desk: Desk, draft: ReviewRecord, *, force: bool, boxes: list[Prompt] | None = None) -> ReviewRecord:
+def _store(desk: Desk, drafts: Sequence[ReviewRecord], *, force: bool, boxes: list[Prompt] | None = None) -> list[ReviewRecord]:
+    catalog = desk.archive.catalog
     if force:
-        now = desk.archive[draft.case].labels(TEACHER_SET).history.fingerprint
-        return desk.archive.catalog.record_review(replace(draft, fingerprint=now), boxes=boxes)
-    return desk.archive.catalog.record_review(draft, seen=_known_revision(desk, draft), boxes=boxes)
+        now = {draft.case: desk.archive[draft.case].labels(TEACHER_SET).history.fingerprint for draft in drafts}
+        drafts = [replace(draft, fingerprint=now[draft.case]) for draft in drafts]
+    return catalog.record_reviews(drafts, seen=[None if force else _known_revision(desk, draft) for draft in drafts], boxes=boxes)
 
 
 def _known_revision(desk: Desk, draft: ReviewRecord) -> int:

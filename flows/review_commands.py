@@ -1,7 +1,8 @@
 """``samdistill review``: the commands for people who look at masks. Each is a few lines that call ``flows.review``."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,68 +49,47 @@ def show(
     by: By = None,
     catalog: Catalog = None,
 ) -> None:
-    """Write a picture of a case: slices with their numbers, the teacher's mask, the pseudo-label, and what is ignored.
+    """Write a picture of a case: whole slices with axes, the mask to be judged, what the teacher drew, and what is ignored.
 
     Example: samdistill review show recipe.yaml P01 -o P01.png
     """
     from flows.desk import open_desk
-    from flows.review_words import write_sheet
+    from flows.review_picture import write_sheet
 
-    write_sheet(open_desk(place, catalog=catalog, by=by), case, class_id, out or Path(f"{case}.png"))
-
-
-@review_app.command()
-def accept(
-    place: Place,
-    case: CaseId,
-    class_id: ClassOption = None,
-    note: Note = "",
-    by: By = None,
-    force: Force = False,
-    catalog: Catalog = None,
-) -> None:
-    """The mask is right: the next 'refine' keeps it, whatever its scores say."""
-    from flows.desk import open_desk
-    from flows.review import decide
-    from flows.review_words import show_decided
-
-    show_decided(decide(open_desk(place, catalog=catalog, by=by), case, "accept", class_id=class_id, note=note, force=force))
+    write_sheet(open_desk(place, catalog=catalog, by=by, ranking=True), case, class_id, out or Path(f"{case}.png"))
 
 
-@review_app.command()
-def reject(
-    place: Place,
-    case: CaseId,
-    class_id: ClassOption = None,
-    note: Note = "",
-    by: By = None,
-    force: Force = False,
-    catalog: Catalog = None,
-) -> None:
-    """The mask is wrong: the next 'refine' leaves the case out of training."""
-    from flows.desk import open_desk
-    from flows.review import decide
-    from flows.review_words import show_decided
-
-    show_decided(decide(open_desk(place, catalog=catalog, by=by), case, "reject", class_id=class_id, note=note, force=force))
+Verdict = Literal["accept", "reject", "ignore"]
+_VERDICTS: dict[Verdict, str] = {
+    "accept": "The mask is right: the next 'refine' keeps it, whatever its scores say.",
+    "reject": "The mask is wrong: the next 'refine' leaves the case out of training.",
+    "ignore": "Nobody can tell whether the mask is right: the next 'refine' leaves the case out of training, without calling it wrong.",
+}
 
 
-@review_app.command()
-def ignore(
-    place: Place,
-    case: CaseId,
-    class_id: ClassOption = None,
-    note: Note = "",
-    by: By = None,
-    force: Force = False,
-    catalog: Catalog = None,
-) -> None:
-    """Nobody can tell whether the mask is right: the next 'refine' leaves the case out of training, without calling it wrong."""
-    from flows.desk import open_desk
-    from flows.review import decide
-    from flows.review_words import show_decided
+def _judging(verdict: Verdict) -> Callable[..., None]:
+    """Return the command that stores one verdict."""
 
-    show_decided(decide(open_desk(place, catalog=catalog, by=by), case, "ignore", class_id=class_id, note=note, force=force))
+    def judge(
+        place: Place,
+        case: CaseId,
+        class_id: ClassOption = None,
+        note: Note = "",
+        by: By = None,
+        force: Force = False,
+        catalog: Catalog = None,
+    ) -> None:
+        from flows.desk import open_desk
+        from flows.review import decide
+        from flows.review_words import show_decided
+
+        show_decided(decide(open_desk(place, catalog=catalog, by=by), case, verdict, class_id=class_id, note=note, force=force))
+
+    return judge
+
+
+for _verdict, _help in _VERDICTS.items():
+    review_app.command(_verdict, help=_help)(_judging(_verdict))
 
 
 @review_app.command()

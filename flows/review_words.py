@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill.review_queue import Estimate
 from flows.console import OUT, show_next, show_table
-from flows.desk import Desk
 from flows.errors import ReviewError
-from flows.places import check_writable, typed
-from flows.results import PSEUDO_SET, TEACHER_SET, counted
-from flows.review import Waiting, remember_shown
+from flows.places import typed
+from flows.results import counted
+from flows.review import Waiting
 from storage import ReviewRecord
-from students.filter_page import PSEUDO_RGB, TEACHER_RGB, picture_layers
 
 
 def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None:
@@ -23,34 +20,24 @@ def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None
     if not queue:
         _say("Nothing waits for a person: every mask of the archive part has a verdict, or the teacher has drawn none yet.")
         return
-    rows = [(each.case, f"{each.class_id} {each.class_name}", each.why, each.filter_says) for each in queue]
-    show_table(f"{counted(len(queue), 'mask', 'masks')} to look at first", ("case", "class", "why", "the filter says"), rows)
-    where, case = typed(place), queue[0].case
-    show_next((f"review show {where} {case} -o {case}.png", f"review accept {where} {case} --class {queue[0].class_id}"))
-
-
-def write_sheet(desk: Desk, case_id: str, class_id: int | None, out: Path) -> None:
-    """Write a picture of a case, and remember that this reviewer has seen it as it is now.
-
-    Raises:
-        CaseNotFoundError: if there is no such case.
-        ReviewError: if there is nothing to see, or the file is no PNG.
-        StageError: if the file cannot be written.
-    """
-    from students.pictures import sheet
-
-    if out.suffix.lower() != ".png":
-        message = f"the picture is a PNG, but {out} ends otherwise. Write -o {out.with_suffix('.png').name}."
-        raise ReviewError(message)
-    case = desk.archive[case_id]
-    wanted = desk.class_ids(case, class_id)
-    check_writable(out.parent, "the picture")
-    outlines, shade = picture_layers(case, wanted, teacher=TEACHER_SET, pseudo=PSEUDO_SET, gold=None)
-    sheet(case.read()[0], outlines, case.spacing_zyx_mm, shade).save(out)
-    remember_shown(desk, case, wanted)
-    _say(
-        f"{out}: teacher {_colour(TEACHER_RGB)}, pseudo-label {_colour(PSEUDO_RGB)}, ignored voxels tinted. Coordinates count pixels from 0."
-    )
+    to_judge = [each for each in queue if each.state != "waits for the teacher"]
+    boxed = [each for each in queue if each.state == "waits for the teacher"]
+    if to_judge:
+        rows = [(each.case, f"{each.class_id} {each.class_name}", each.why, each.filter_says) for each in to_judge]
+        show_table(f"{counted(len(to_judge), 'mask', 'masks')} to look at first", ("case", "class", "why", "the filter says"), rows)
+    if boxed:
+        boxes = [(each.case, f"{each.class_id} {each.class_name}", each.why) for each in boxed]
+        show_table(
+            f"{counted(len(boxed), 'mask has', 'masks have')} a new box that the teacher has not seen yet",
+            ("case", "class", "state"),
+            boxes,
+        )
+    where = typed(place)
+    if to_judge:
+        case = to_judge[0].case
+        show_next((f"review show {where} {case} -o {case}.png", f"review accept {where} {case} --class {to_judge[0].class_id}"))
+    elif place.endswith((".yaml", ".yml")):
+        show_next((f"run {where}",))
 
 
 def show_decided(records: Sequence[ReviewRecord]) -> None:
@@ -107,11 +94,6 @@ def numbers(text: str) -> tuple[float, ...]:
         message = f"--box takes four numbers x0,y0,x1,y1, such as 16,19,36,38, but got {text!r}."
         raise ReviewError(message)
     return found
-
-
-def _colour(rgb: tuple[int, int, int]) -> str:
-    names = {TEACHER_RGB: "pink", PSEUDO_RGB: "blue"}
-    return names[rgb]
 
 
 def _say(sentence: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from distill.calibration import CALIBRATION, SMOOTHING_MM, ClassCalibration, calibrate
+from distill.doubts import LEFT_BY
 from distill.refine import ClassRule, RefinePlan
 from distill.reliability import SCORES, predict_quality
 from flows.once import perform_once
@@ -67,7 +68,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
             guarantee=recipe.refine.guarantee,
             labels=labels,
             gold=gold,
-            scores=_scores(archive, labels),
+            scores=_scores(archive, recipe, labels),
             patients={record.id: record.patient for record in archive.cases(part="calibration", with_labels=TEACHER_SET)},
             **({"taught": taught} if (taught := taught_by_gold(recipe)) else {}),
         ),
@@ -77,17 +78,21 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
     return replace(result, note=calibration_note(recipe)) if result.skipped else result
 
 
-def _scores(archive: Archive, labels: dict[str, str]) -> dict[str, dict[str, float]]:
+def _scores(archive: Archive, recipe: Recipe, labels: dict[str, str]) -> dict[str, dict[str, float]]:
     """Return the scores of the calibration cases: some are added to labels that are finished, and a predicted Dice depends on them."""
-    known = archive.catalog.scores(TEACHER_SET)
+    known, heard = archive.catalog.scores(TEACHER_SET), SCORES.keys() - unheard_scores(recipe)
     return {
-        case: {name: value for name, value in known.get(case, {}).items() if name.partition("/")[0] in SCORES} for case in sorted(labels)
+        case: {name: value for name, value in known.get(case, {}).items() if name.partition("/")[0] in heard} for case in sorted(labels)
     }
+
+
+def unheard_scores(recipe: Recipe) -> set[str]:
+    """Return the scores of tests that the recipe does not ask for, which an earlier one may have left."""
+    return {score for test, scores in LEFT_BY.items() if test not in recipe.refine.semantic for score in scores}
 
 
 def _calibrate(archive: Archive, recipe: Recipe) -> str:
     smoothing_mm = SMOOTHING_MM if recipe.refine.consistency == "3d" else (0.0,)
-    taught = taught_by_gold(recipe)
     found = calibrate(
         archive,
         class_infos(recipe),
@@ -95,10 +100,11 @@ def _calibrate(archive: Archive, recipe: Recipe) -> str:
         rules=starting_rules(recipe),
         risk=recipe.refine.risk,
         smoothing_mm=smoothing_mm,
-        guarantee="none" if taught else recipe.refine.guarantee,
+        guarantee=recipe.refine.guarantee,
+        taught=taught_by_gold(recipe),
+        unheard=unheard_scores(recipe),
         intensity=recipe.intensity,
     )
-    found = {key: _without_promises(each, taught) for key, each in found.items()} if taught else found
     path = calibration_file(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(CalibrationFile(classes=found).model_dump_json(indent=1), encoding="utf-8")
@@ -111,22 +117,21 @@ def taught_by_gold(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in recipe.prompts.source if learns.get(name, False))
 
 
-def _without_promises(found: ClassCalibration, taught: tuple[str, ...]) -> ClassCalibration:
-    """Take back what holds only where nothing was learnt from the calibration patients."""
-    why = f"no guarantee for new patients: the prompts of {' and '.join(taught)} were learnt from gold of calibration patients"
-    return replace(found, guarantees=(), ring=None, note=f"{found.note}; {why}" if found.patients else found.note)
-
-
 def calibration_note(recipe: Recipe) -> str:
     """What a person must know of the thresholds, as the last calibration left them; a note that differs by class names its class."""
     path = calibration_file(recipe)
     if not path.is_file():
         return ""
     found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8")).classes
-    notes = {key: each.note for key, each in sorted(found.items()) if each.note}
+    notes = {key: note for key, each in sorted(found.items()) if (note := _said(each))}
     if len(set(notes.values())) <= 1 and len(notes) == len(found):
         return next(iter(notes.values()), "")
     return "; ".join(f"{recipe.classes[key].name if key in recipe.classes else key}: {note}" for key, note in notes.items())
+
+
+def _said(found: ClassCalibration) -> str:
+    """What is not as the recipe wants it comes first, and loudly."""
+    return "; ".join(each for each in (f"WARNING: {found.warning}" if found.warning else "", found.note) if each)
 
 
 def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> int:

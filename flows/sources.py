@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.console import Follow
 from flows.errors import StageError
 from flows.recipe import ClassBlock, IngestBlock
-from flows.results import StageResult, counted
+from flows.results import OTHER_CASES, StageResult, counted
 from storage import Archive, ArchiveNotFoundError, ClassInfo, IngestError
 from storage.ingest import PromptSummary, check_any, import_labels, import_parts, import_prompts, ingest
 
@@ -62,16 +62,20 @@ def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBl
         import_labels(archive, block.gold.path, classes=infos, mapping=block.gold.map or None, suffix=block.gold.suffix)
     if block.prompts is not None:
         notes += _prompts(archive, block.prompts, classes)
-    problems = len(archive.catalog.problems())
-    if problems:
-        notes.append(f"{counted(problems, 'file or row', 'files or rows')} refused")
+    problems = archive.catalog.problems()
+    refused = sum(each.reason != OTHER_CASES for each in problems)
+    if refused:
+        notes.append(f"{counted(refused, 'file or row', 'files or rows')} refused")
+    if block.gold is not None and not archive.cases(with_labels="gold", limit=1):
+        notes.append("WARNING: not one expert label could be used")
     return StageResult(
         stage="ingest",
         done=summary.added + summary.replaced,
         skipped=summary.unchanged,
-        quarantined=problems,
+        quarantined=refused,
         seconds=time.monotonic() - started,
         output=archive.url,
+        tally={"files or rows about cases that the archive does not hold": len(problems) - refused} if len(problems) > refused else {},
         note="; ".join(notes),
     )
 

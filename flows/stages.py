@@ -12,7 +12,7 @@ from flows.console import Follow
 from flows.errors import StageError
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult, merged, teacher_sets
+from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, ArchiveNotFoundError, CaseRecord, Prompt, StudentRecord, fingerprint
 from students.results import Evaluation
 from students.spec import StudentCard
@@ -74,50 +74,18 @@ def propose(recipe: Recipe, shard: Shard) -> StageResult:
     )
 
 
+def announce_changes(recipe: Recipe) -> StageResult:
+    """Say before anything is drawn whose labels this recipe is about to replace."""
+    from flows.replacing import announce
+
+    return announce(open_archive(recipe), recipe)
+
+
 def label(recipe: Recipe, shard: Shard) -> StageResult:
     """Let the teacher draw the cases of one shard; of several, each, and then make one label set of theirs."""
-    drawn = [_drawn(recipe, shard, teacher) for teacher in range(1 + len(recipe.teacher.also))]
-    return drawn[0] if len(drawn) == 1 else _fused(recipe, shard, drawn)
+    from flows.drawing import draw
 
-
-def _fused(recipe: Recipe, shard: Shard, drawn: Sequence[StageResult]) -> StageResult:
-    """Fuse what several teachers have drawn; a case that one of them could not draw counts once for each such teacher."""
-    from distill.fuse import FusePlan, fuse_archive
-    from flows.plans import class_infos
-
-    plan = FusePlan(members=teacher_sets(len(drawn)), classes=class_infos(recipe), label_set=TEACHER_SET, rule=recipe.teacher.fuse)
-    summary = fuse_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("label", shard))
-    together = merged("label", drawn)
-    return replace(
-        together,
-        done=summary.done,
-        skipped=summary.skipped,
-        failed=together.failed + summary.unfinished,
-        quarantined=together.quarantined + len(summary.quarantined),
-        seconds=together.seconds + summary.seconds,
-        output=plan.label_set,
-        tally=dict(drawn[0].tally) | ({"not drawn by every teacher": len(summary.waiting)} if summary.waiting else {}),
-        note=f"{len(drawn)} teachers",
-    )
-
-
-def _drawn(recipe: Recipe, shard: Shard, teacher: int) -> StageResult:
-    """Let one of the recipe's teachers draw."""
-    from distill.engine import label_archive
-    from flows.plans import label_plans
-
-    plan = label_plans(recipe)[teacher]
-    summary = label_archive(open_archive(recipe), plan, cases=shard.cases, progress=_follow("label", shard))
-    return StageResult(
-        stage="label",
-        done=summary.done,
-        skipped=summary.skipped,
-        failed=summary.unfinished,
-        quarantined=len(summary.quarantined),
-        seconds=summary.seconds,
-        output=plan.label_set,
-        tally={"without a prompt, so without a label": len(summary.without_prompts)} if summary.without_prompts else {},
-    )
+    return draw(open_archive(recipe), recipe, shard.cases, _follow("label", shard))
 
 
 def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
@@ -131,9 +99,12 @@ def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
 
 def _nothing_drawn(archive: Archive, recipe: Recipe) -> str:
     """Say why there is no case that the teacher has drawn."""
-    prompts = _asked_with(archive, recipe, [record.id for record in archive.cases()])
-    prompted = {prompt.class_id for found in prompts.values() for prompt in found}
+    cases = [record.id for record in archive.cases()]
+    prompted = {prompt.class_id for found in _asked_with(archive, recipe, cases).values() for prompt in found}
     if not prompted:
+        if any(archive.catalog.prompts_by_case(cases).values()):
+            sources = ", ".join(recipe.prompts.source)
+            return f"no case of the archive {recipe.archive} has a prompt of {sources}, so the teacher has drawn nothing. Other sources have left some: name them in prompts.source."
         cure = f"Name a file of them: ingest: {{prompts: FILE}}, or 'samdistill prompts import FILE {recipe.archive}'."
         return f"no case of the archive {recipe.archive} has a prompt, so the teacher has drawn nothing. {cure}"
     if not prompted & set(recipe.classes):
@@ -220,7 +191,7 @@ def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
     if not records:
         message = f"the archive {recipe.archive} holds no label set {PSEUDO_SET!r} to learn from. Run 'samdistill refine RECIPE' first."
         raise StageError(message)
-    believed = frozenset(accepted_cases(archive, PSEUDO_SET))
+    believed = frozenset(accepted_cases(archive, PSEUDO_SET)) & archive.catalog.fingerprints(TEACHER_SET).keys()
     accepted = [record for record in records if record.id in believed]
     if not accepted:
         message = (

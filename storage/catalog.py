@@ -1,27 +1,21 @@
 """The catalog: what there is to know about cases without opening one."""
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter
-from sqlalchemy.orm import InstrumentedAttribute
 
-from storage.case import CaseRecord, Geometry, LabelHistory, Part, Prompt
+from storage.case import CaseRecord, LabelHistory, Part, Prompt
+from storage.case_rows import KEYS_PER_QUERY, case_record, case_row, check_known, digest
 from storage.database import Database, storable, upsert
-from storage.errors import CaseNotFoundError, LabelSetNotFoundError
+from storage.errors import LabelSetNotFoundError
+from storage.prompt_rows import add_prompts, forget_prompts, prompt_row, prompts_from, read_prompts, replace_boxes, take_back
 from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
 from storage.reviews import add_verdict, listed, listing_row, verdicts
-from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptFileRow, PromptRow, ScoreRow, StudentRow, UnitRow, VerdictRow
+from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow, ScoreRow, StudentRow, UnitRow
 
-_GEOMETRY = TypeAdapter(Geometry)
-_PROMPT = TypeAdapter(Prompt)
-_KEYS_PER_QUERY = 500
-"""Ids in one IN (...); SQLite's oldest limit is 999 variables."""
 _LABEL_STAGES = ("label:", "refine:", "gold/")
 """How the ledger's stages begin whose units are label sets of cases; ``gold`` alone is one too."""
 
@@ -42,15 +36,18 @@ class Catalog:
 
     def add_case(self, record: CaseRecord) -> None:
         """Insert or overwrite the row that makes a case visible."""
-        row = _case_row(record)
+        row = case_row(record)
         with self._database.writing() as connection:
             upsert(connection, CaseRow, [row], update=[name for name in row if name != "id"])
 
     def retract_case(self, case_id: str) -> None:
-        """Hide a case while its pixels are replaced, and forget its label sets, their scores and that they were made. Prompts stay."""
+        """Hide a case while its pixels are replaced, and forget its label sets, their scores and that they were made.
+
+        What people left stays: prompts, and verdicts, each tied to the fingerprint of what was judged.
+        """
         with self._database.writing() as connection:
             connection.execute(sa.update(CaseRow).where(CaseRow.id == case_id).values(ready=False))
-            for table in (LabelSetRow, ScoreRow, VerdictRow, ListingRow):
+            for table in (LabelSetRow, ScoreRow):
                 connection.execute(sa.delete(table).where(table.case_id == case_id))
             _forget_done(connection, case_id, sa.or_(UnitRow.stage == "gold", *(UnitRow.stage.startswith(p) for p in _LABEL_STAGES)))
 
@@ -73,14 +70,14 @@ class Catalog:
         if with_labels is not None:
             query = query.join(LabelSetRow, sa.and_(LabelSetRow.case_id == CaseRow.id, LabelSetRow.name == with_labels))
         with self._database.reading() as connection:
-            return [_case_record(row) for row in connection.execute(query).mappings()]
+            return [case_record(row) for row in connection.execute(query).mappings()]
 
     def find_case(self, case_id: str) -> CaseRecord | None:
         """Return one record, or None."""
         query = sa.select(CaseRow.__table__).where(CaseRow.id == storable(case_id), CaseRow.ready)
         with self._database.reading() as connection:
             row = connection.execute(query).mappings().first()
-        return None if row is None else _case_record(row)
+        return None if row is None else case_record(row)
 
     def count_cases(self) -> int:
         """Count the complete cases."""
@@ -103,7 +100,7 @@ class Catalog:
             CaseNotFoundError: if one of them is not in the catalog; nothing is changed then.
         """
         with self._database.writing() as connection:
-            _check_known(connection, parts)
+            check_known(connection, parts)
             rows = [{"key": case_id, "value": part} for case_id, part in parts.items()]
             if rows:
                 connection.execute(sa.update(CaseRow).where(CaseRow.id == sa.bindparam("key")).values(part=sa.bindparam("value")), rows)
@@ -124,7 +121,7 @@ class Catalog:
             CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is added then.
         """
         with self._database.writing() as connection:
-            return _add_prompts(connection, prompts, file)
+            return add_prompts(connection, prompts, file)
 
     def replace_prompts(self, prompts: list[Prompt], *, file: str, source: str) -> tuple[int, int]:
         """Make ``prompts`` all that one file says under one source. What another file says too stays.
@@ -136,8 +133,8 @@ class Catalog:
             CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is changed then.
         """
         with self._database.writing() as connection:
-            added = _add_prompts(connection, prompts, file)
-            return added, _take_back(connection, file, source, keep={_prompt_row(prompt)["key"] for prompt in prompts})
+            added = add_prompts(connection, prompts, file)
+            return added, take_back(connection, file, source, keep={prompt_row(prompt)["key"] for prompt in prompts})
 
     def prompts(self, case_id: str, class_id: int | None = None) -> list[Prompt]:
         """Return the prompts of a case, by class, then axis and slice."""
@@ -146,15 +143,13 @@ class Catalog:
 
     def prompts_by_case(self, case_ids: list[str]) -> dict[str, list[Prompt]]:
         """Return the prompts of many cases; a case without any has an empty list."""
-        found: dict[str, list[Prompt]] = {case_id: [] for case_id in case_ids}
-        order = (PromptRow.case_id, PromptRow.class_id, PromptRow.axis, PromptRow.position, PromptRow.key)
         with self._database.reading() as connection:
-            for start in range(0, len(case_ids), _KEYS_PER_QUERY):
-                page = case_ids[start : start + _KEYS_PER_QUERY]
-                query = sa.select(PromptRow.case_id, PromptRow.content).where(PromptRow.case_id.in_(page)).order_by(*order)
-                for case_id, content in connection.execute(query):
-                    found[case_id].append(_PROMPT.validate_json(json.dumps(content)))
-        return found
+            return read_prompts(connection, case_ids)
+
+    def prompts_from(self, source: str) -> list[Prompt]:
+        """Return all prompts of one source, such as the boxes of reviewers, by case, class and slice."""
+        with self._database.reading() as connection:
+            return prompts_from(connection, source)
 
     def delete_prompts(self, *, source: str) -> int:
         """Forget every prompt of one source, and return how many there were."""
@@ -216,8 +211,8 @@ class Catalog:
         """Return case -> metric -> value for one label set: of all cases, or of these."""
         query = sa.select(ScoreRow.case_id, ScoreRow.metric, ScoreRow.value).where(ScoreRow.label_set == label_set)
         query = query.order_by(ScoreRow.case_id, ScoreRow.metric)
-        starts = range(0, len(cases or ()), _KEYS_PER_QUERY)
-        queries = [query] if cases is None else [query.where(ScoreRow.case_id.in_(cases[at : at + _KEYS_PER_QUERY])) for at in starts]
+        starts = range(0, len(cases or ()), KEYS_PER_QUERY)
+        queries = [query] if cases is None else [query.where(ScoreRow.case_id.in_(cases[at : at + KEYS_PER_QUERY])) for at in starts]
         found: dict[str, dict[str, float]] = {}
         with self._database.reading() as connection:
             for case_id, metric, value in (row for each in queries for row in connection.execute(each)):
@@ -227,25 +222,47 @@ class Catalog:
     # Reviews, students, problems
 
     def record_review(self, review: ReviewRecord, *, seen: int | None = None, boxes: list[Prompt] | None = None) -> ReviewRecord:
-        """Add a person's decision to the history, and the boxes that go with it; all or nothing.
+        """Add one decision; see :meth:`record_reviews`."""
+        return self.record_reviews([review], seen=[seen], boxes=boxes)[0]
+
+    def record_reviews(
+        self, reviews: Sequence[ReviewRecord], *, seen: Sequence[int | None], boxes: list[Prompt] | None = None
+    ) -> list[ReviewRecord]:
+        """Add a person's decisions to the history, and the boxes that go with them; all or nothing.
 
         Args:
-            review: What was decided. Its fingerprint names the labels that were looked at, its revision does not matter.
-            seen: How many decisions about this mask the person knew of; None overrules whatever there is.
+            reviews: What was decided. The fingerprint names the labels that were looked at, the revision does not matter.
+            seen: For each, how many decisions about this mask the person knew of; None overrules whatever there is.
             boxes: New prompts in place of those of the same source, class and slice.
 
         Returns:
-            The record as stored, with its revision.
+            The records as stored, with their revisions.
 
         Raises:
-            CaseNotFoundError: if the case is not in the catalog.
-            ReviewConflictError: if the labels are no longer those that were looked at, or somebody else has decided meanwhile.
+            CaseNotFoundError: if a case is not in the catalog.
+            ReviewConflictError: if labels are no longer those that were looked at, or somebody else has decided meanwhile.
         """
         with self._database.writing() as connection:
-            _check_known(connection, [review.case])
-            stored = add_verdict(connection, review, seen)
-            _replace_boxes(connection, boxes or [])
+            check_known(connection, {review.case for review in reviews})
+            stored = [add_verdict(connection, review, known) for review, known in zip(reviews, seen, strict=True)]
+            replace_boxes(connection, boxes or [])
         return stored
+
+    def take_back_reviews(
+        self, reviews: Sequence[ReviewRecord], *, seen: Sequence[int | None], case_id: str, class_ids: Sequence[int], source: str
+    ) -> int:
+        """Add decisions that take others back, and forget the boxes of one source about these classes; all or nothing.
+
+        Returns:
+            How many boxes were forgotten.
+
+        Raises:
+            ReviewConflictError: as for :meth:`record_reviews`.
+        """
+        with self._database.writing() as connection:
+            for review, known in zip(reviews, seen, strict=True):
+                add_verdict(connection, review, known)
+            return sum(forget_prompts(connection, case_id, class_id, source) for class_id in class_ids)
 
     def replace_boxes(self, boxes: list[Prompt]) -> None:
         """Add prompts in place of those of the same source, class and slice.
@@ -254,12 +271,12 @@ class Catalog:
             CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is changed then.
         """
         with self._database.writing() as connection:
-            _replace_boxes(connection, boxes)
+            replace_boxes(connection, boxes)
 
     def forget_boxes(self, case_id: str, class_id: int, *, source: str) -> int:
         """Take back the prompts of one source about one class of a case, and return how many there were."""
         with self._database.writing() as connection:
-            return _forget_prompts(connection, case_id, class_id, source)
+            return forget_prompts(connection, case_id, class_id, source)
 
     def reviews(self, label_set: str) -> list[ReviewRecord]:
         """Return the verdicts that count, by case and class: the last on each mask, if it was not taken back and the mask is still the same.
@@ -317,99 +334,6 @@ class Catalog:
         return [ProblemRecord(source=source, row=row, reason=reason, message=message) for source, row, reason, message in rows]
 
 
-def _case_row(record: CaseRecord) -> dict[str, Any]:
-    size_c, size_z, size_y, size_x = record.shape_czyx
-    return {
-        "id": record.id,
-        "patient": record.patient,
-        "part": record.part,
-        "modality": record.modality,
-        "dtype": record.dtype,
-        "size_c": size_c,
-        "size_z": size_z,
-        "size_y": size_y,
-        "size_x": size_x,
-        "geometry": _GEOMETRY.dump_python(record.geometry, mode="json"),
-        "attributes": dict(record.attributes),
-        "fingerprint": record.fingerprint,
-        "ready": True,
-    }
-
-
-def _case_record(row: Mapping[Any, Any]) -> CaseRecord:
-    return CaseRecord(
-        id=row["id"],
-        patient=row["patient"],
-        shape_czyx=(row["size_c"], row["size_z"], row["size_y"], row["size_x"]),
-        dtype=row["dtype"],
-        geometry=_GEOMETRY.validate_python(row["geometry"]),
-        modality=row["modality"],
-        part=row["part"],
-        attributes=row["attributes"],
-        fingerprint=row["fingerprint"],
-    )
-
-
-def _prompt_row(prompt: Prompt) -> dict[str, Any]:
-    content = _PROMPT.dump_python(prompt, mode="json")
-    return {
-        "key": _digest(content),
-        "case_id": prompt.case,
-        "class_id": prompt.class_id,
-        "kind": prompt.kind,
-        "axis": prompt.axis,
-        "position": prompt.slice,
-        "source": prompt.source,
-        "content": content,
-    }
-
-
-def _problem_row(problem: ProblemRecord) -> dict[str, str]:
-    values = {name: storable(value) for name, value in asdict(problem).items()}
-    return values | {"key": _digest([values["source"], values["row"], values["reason"]])}
-
-
-def _add_prompts(connection: sa.Connection, prompts: list[Prompt], file: str) -> int:
-    rows = list({row["key"]: row for row in map(_prompt_row, prompts)}.values())
-    _check_known(connection, {prompt.case for prompt in prompts})
-    # Counted before: what drivers say of many rows in one statement differs.
-    known = _known(connection, PromptRow.key, [row["key"] for row in rows])
-    upsert(connection, PromptRow, rows)
-    upsert(connection, PromptFileRow, [{"key": row["key"], "file": file} for row in rows])
-    return len(rows) - len(known)
-
-
-def _known(connection: sa.Connection, column: InstrumentedAttribute[str], wanted: list[str]) -> set[str]:
-    """Return those of ``wanted`` that a column holds."""
-    pages = (wanted[start : start + _KEYS_PER_QUERY] for start in range(0, len(wanted), _KEYS_PER_QUERY))
-    return {found for page in pages for found in connection.scalars(sa.select(column).where(column.in_(page)))}
-
-
-def _take_back(connection: sa.Connection, file: str, source: str, keep: set[str]) -> int:
-    """Delete what a file said under a source, except ``keep`` and what somebody else says too; return how many went."""
-    said = sa.select(PromptFileRow.key).join(PromptRow, PromptRow.key == PromptFileRow.key)
-    stale = sorted(set(connection.scalars(said.where(PromptFileRow.file == file, PromptRow.source == source))) - keep)
-    deleted = 0
-    for start in range(0, len(stale), _KEYS_PER_QUERY):
-        page = stale[start : start + _KEYS_PER_QUERY]
-        connection.execute(sa.delete(PromptFileRow).where(PromptFileRow.file == file, PromptFileRow.key.in_(page)))
-        elsewhere = sa.exists().where(PromptFileRow.key == PromptRow.key)
-        deleted += connection.execute(sa.delete(PromptRow).where(PromptRow.key.in_(page), ~elsewhere)).rowcount
-    return deleted
-
-
-def _replace_boxes(connection: sa.Connection, boxes: list[Prompt]) -> None:
-    for box in boxes:
-        place = (PromptRow.axis == box.axis, PromptRow.position == box.slice)
-        _forget_prompts(connection, box.case, box.class_id, box.source, *place)
-    _add_prompts(connection, boxes, "")
-
-
-def _forget_prompts(connection: sa.Connection, case_id: str, class_id: int, source: str, *where: sa.ColumnElement[bool]) -> int:
-    mine = (PromptRow.case_id == case_id, PromptRow.class_id == class_id, PromptRow.source == source)
-    return connection.execute(sa.delete(PromptRow).where(*mine, *where)).rowcount
-
-
 def _stages_that_write(label_set: str) -> list[str]:
     names = [f"label:{label_set}", f"refine:{label_set}", f"gold/{label_set}"]
     return [*names, "gold"] if label_set == "gold" else names
@@ -427,16 +351,6 @@ def _score_rows(case_id: str, label_set: str, scores: Mapping[str, float]) -> li
     ]
 
 
-def _digest(content: object) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _check_known(connection: sa.Connection, case_ids: Iterable[str]) -> None:
-    wanted = sorted(set(case_ids))
-    known = _known(connection, CaseRow.id, wanted)
-    unknown = [case_id for case_id in wanted if case_id not in known]
-    if unknown:
-        message = (
-            f"{len(unknown)} of {len(wanted)} cases are not in the catalog, such as {', '.join(unknown[:5])}. Ingest their images first."
-        )
-        raise CaseNotFoundError(message)
+def _problem_row(problem: ProblemRecord) -> dict[str, str]:
+    values = {name: storable(value) for name, value in asdict(problem).items()}
+    return values | {"key": digest([values["source"], values["row"], values["reason"]])}

@@ -4,7 +4,8 @@ A unit is one (stage, unit id, fingerprint of its inputs and parameters). Its li
 
     pending --claim--> claimed --done--> done
                          |  \--fail--> failed --claim--> ... third time: quarantined
-                         \--release, or its worker dies--> pending
+                         |\-release, or its worker dies--> pending
+                         \--forget, with its result--> gone
 
 A claim is one conditional UPDATE, so two workers never hold the same unit. A worker is a process: the ledger knows a dead one on
 this host by its process id and start time, and one on another host by a lease that it no longer renews (``storage.heartbeat``). What
@@ -148,6 +149,17 @@ class Ledger:
         """
         self._finish(stage, unit, state="pending")
 
+    def forget(self, stage: str, unit: str) -> None:
+        """Take a claimed unit out of the ledger, once its result has been taken away; planned again, it is a new one.
+
+        Raises:
+            LedgerError: if this process does not hold the unit.
+        """
+        with self._database.writing() as connection:
+            forgotten = connection.execute(sa.delete(UnitRow).where(UnitRow.stage == stage, UnitRow.unit == unit, *_mine())).rowcount
+        if not forgotten:
+            raise LedgerError(_not_held(stage, unit))
+
     def heartbeat(self) -> None:
         """Renew every claim of this process; ``storage.heartbeat`` does it while work goes on."""
         with self._database.writing() as connection:
@@ -163,6 +175,12 @@ class Ledger:
     def state(self, stage: str, unit: str) -> State | None:
         """Return the state of a unit, or None if it was never planned."""
         return next((record.state for record in self._units(UnitRow.stage == stage, UnitRow.unit == unit)), None)
+
+    def holds(self, stage: str, unit: str) -> bool:
+        """Tell whether this process holds a unit."""
+        query = sa.select(UnitRow.unit).where(UnitRow.stage == stage, UnitRow.unit == unit, *_mine())
+        with self._database.reading() as connection:
+            return connection.scalar(query) is not None
 
     def holder(self, stage: str, unit: str) -> Holder | None:
         """Return the live worker that holds a unit; None if nobody does, or nobody who still lives."""
@@ -195,11 +213,7 @@ class Ledger:
         with self._database.writing() as connection:
             finished = connection.execute(statement.values(**values)).rowcount
         if not finished:
-            message = (
-                f"stage {stage}, unit {unit}: this process does not hold the unit, so it cannot finish it. Either claim() was not called or "
-                "returned False, or its inputs changed or its lease ran out meanwhile; then its result is to be discarded."
-            )
-            raise LedgerError(message)
+            raise LedgerError(_not_held(stage, unit))
 
     def _unit(self, stage: str, unit: str) -> UnitRecord:
         return self._units(UnitRow.stage == stage, UnitRow.unit == unit)[0]
@@ -280,6 +294,13 @@ def _is_running(pid: int, started: float) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < _SAME_START_S
     except psutil.NoSuchProcess:
         return False
+
+
+def _not_held(stage: str, unit: str) -> str:
+    return (
+        f"stage {stage}, unit {unit}: this process does not hold the unit, so it cannot finish it. Either claim() was not called or "
+        "returned False, or its inputs changed or its lease ran out meanwhile; then its result is to be discarded."
+    )
 
 
 def _mine() -> tuple[sa.ColumnElement[bool], ...]:

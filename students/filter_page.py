@@ -1,10 +1,10 @@
 """The filter's own report: one HTML page that needs nothing but itself, and the same figures as JSON beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.audit_records import Average, ClassAudit, FilterReport, Share, Shown
+from distill.audit_records import Average, ClassAudit, FilterReport, PartRow, Share, Shown
 from storage import IGNORE, Archive, Case
 from students.filter_plots import dot_plot, reliability_plot, risk_coverage_plot
 from students.pictures import Outline, Shade, strip_png
@@ -25,6 +25,12 @@ class Section:
     """What the page shows of one class beside its figures."""
 
     audit: ClassAudit
+    best: PartRow | None
+    """The part whose quality is shown large: test cases before archive cases before calibration cases, never several at once."""
+    counted: str
+    """Whose masks are counted."""
+    measured: str
+    """Whose quality is known, by part."""
     risk: str
     reliability: str
     dots: str
@@ -57,12 +63,13 @@ def write_filter_page(report: FilterReport, archive: Archive, path: str | Path, 
     cards = [Card(shown=shown, png=_picture(report, archive, shown, gold)) for shown in report.gallery]
     page = environment.get_template("filter.html").render(
         r=report,
-        sections=[_section(each) for each in report.classes],
-        galleries=[(words, [card for card in cards if card.shown.heading == name]) for name, words in HEADINGS.items()],
+        sections=[_section(each, report) for each in report.classes],
+        galleries=[(words, _by_part([card for card in cards if card.shown.heading == name])) for name, words in HEADINGS.items()],
         flat=all(archive[shown.case].record.shape_czyx[1] == 1 for shown in report.gallery),
         outlines=[("teacher", TEACHER_RGB), ("pseudo-label", PSEUDO_RGB), ("gold", GOLD_RGB), ("ignored", IGNORE_RGB)],
         share=share_words,
         average=average_words,
+        known=known_words,
     )
     _put(target.with_suffix(".json"), report.model_dump_json(indent=1) + "\n")
     _put(target, page)
@@ -76,9 +83,18 @@ def _put(target: Path, text: str) -> None:
     partial.replace(target)
 
 
-def _section(each: ClassAudit) -> Section:
+def _by_part(cards: Sequence[Card]) -> list[tuple[str, list[Card]]]:
+    """Return the cards of each part apart; what is known of one part says nothing of another."""
+    parts = dict.fromkeys(card.shown.part for card in cards)
+    return [(part, [card for card in cards if card.shown.part == part]) for part in parts]
+
+
+def _section(each: ClassAudit, report: FilterReport) -> Section:
     return Section(
         audit=each,
+        best=next((row for row in each.parts if row.whole_quality is not None), None),
+        counted=f"masks of {report.population}",
+        measured=measured_words(each.measured),
         risk=risk_coverage_plot(each.curves),
         reliability=reliability_plot(each.calibration) if each.calibration is not None else "",
         dots=dot_plot(each.dots, each.predicted),
@@ -90,6 +106,19 @@ def share_words(share: Share) -> str:
     if share.share is None or share.low is None or share.high is None:
         return "none drawn"
     return f"{100 * share.share:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}], {share.count:,} of {share.of:,}"
+
+
+def measured_words(measured: Mapping[str, int]) -> str:
+    """Write how many masks of each part a figure is about: ``30 test and 60 archive masks``."""
+    counts = [f"{count:,} {part}" for part, count in measured.items() if count]
+    return f"{' and '.join(counts)} masks" if counts else "no masks"
+
+
+def known_words(shown: Shown) -> str:
+    """Write a mask's Dice, or why it has none."""
+    if shown.dice is not None:
+        return f"Dice {shown.dice:.3f}"
+    return "nothing to find and nothing drawn" if shown.gold == "known" else f"Dice not known ({shown.gold})"
 
 
 def average_words(average: Average | None) -> str:

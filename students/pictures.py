@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from distill.quality import surface
 
 _SIDE_PX = 300
 """Of each slice in the page."""
-
-_CAPTION_PX = 18
-"""Height of the line above each slice of a sheet."""
 
 _MARGIN_PX = 6
 """Voxels shown around the outlines, at least."""
@@ -61,7 +58,7 @@ def overlay_png(image_zyx: np.ndarray, outlines: Sequence[Outline], spacing_zyx_
     """
     there = next((o.ids > 0 for o in outlines if (o.ids > 0).any()), np.ones(image_zyx.shape, dtype=bool))
     centre = [int(np.argmax(there.sum(axis=tuple(n for n in range(3) if n != axis)))) for axis in range(3)]
-    window = _window(np.any([there, *(o.ids > 0 for o in outlines)], axis=0))
+    window = window_around(np.any([there, *(o.ids > 0 for o in outlines)], axis=0))
     shades = grey(image_zyx, window)
     axes = (0,) if image_zyx.shape[0] == 1 else (0, 1, 2)
     tiles = [_tile(shades, window, outlines, spacing_zyx_mm, axis, centre[axis]) for axis in axes]
@@ -85,43 +82,13 @@ def strip_png(
     """
     there = next((o.ids > 0 for o in outlines if (o.ids > 0).any()), np.ones(image_zyx.shape, dtype=bool))
     centre = [int(np.argmax(there.sum(axis=tuple(n for n in range(3) if n != axis)))) for axis in range(3)]
-    window = _window(np.any([there, *(o.ids > 0 for o in outlines)], axis=0))
+    window = window_around(np.any([there, *(o.ids > 0 for o in outlines)], axis=0))
     shades = grey(image_zyx, window)
     axes = (0,) if image_zyx.shape[0] == 1 else (0, 1, 2)
     tiles = [_framed(_tile(shades, window, outlines, spacing_zyx_mm, axis, centre[axis], side_px, shade), side_px) for axis in axes]
     gap = np.zeros((side_px, 4, 3), np.uint8)
     parts = [part for tile in tiles for part in (tile, gap)]
     return _png(np.concatenate(parts[:-1], axis=1))
-
-
-def sheet(
-    image_zyx: np.ndarray, outlines: Sequence[Outline], spacing_zyx_mm: Sequence[float], shade: Shade | None = None, most: int = 12
-) -> Image.Image:
-    """Return up to ``most`` axial slices through what is outlined, each with its number and the pixels it shows, four in a row.
-
-    Args:
-        image_zyx: Native intensities.
-        outlines: Drawn in order.
-        spacing_zyx_mm: So that pixels that are not square are not squeezed.
-        shade: What to tint under the outlines.
-        most: Slices shown; evenly spread over those with an outline.
-    """
-    seen = np.any([o.ids > 0 for o in outlines], axis=0) if outlines else np.zeros(image_zyx.shape, bool)
-    seen = seen if seen.any() else np.ones(image_zyx.shape, bool)
-    window = _window(seen)
-    hit = np.flatnonzero(seen.any(axis=(1, 2)))
-    chosen = hit[np.unique(np.linspace(0, len(hit) - 1, min(most, len(hit))).round().astype(int))]
-    shades = grey(image_zyx, window)
-    columns = min(4, len(chosen))
-    rows = -(-len(chosen) // columns)
-    page = Image.new("RGB", (columns * (_SIDE_PX + 4), rows * (_SIDE_PX + _CAPTION_PX)), "black")
-    (y0, y1), (x0, x1) = ((part.start, part.stop) for part in window[1:])
-    for n, z in enumerate(chosen.tolist()):
-        left, top = n % columns * (_SIDE_PX + 4), n // columns * (_SIDE_PX + _CAPTION_PX)
-        tile = _framed(_tile(shades, window, outlines, spacing_zyx_mm, 0, z, _SIDE_PX, shade), _SIDE_PX)
-        page.paste(Image.fromarray(tile), (left, top + _CAPTION_PX))
-        ImageDraw.Draw(page).text((left + 4, top + 3), f"slice {z}   x {x0} to {x1}, y {y0} to {y1}", fill="white")
-    return page
 
 
 def _tile(
@@ -143,17 +110,17 @@ def _tile(
     picture = Image.fromarray(np.take(shades, index, axis)[window]).resize(size, Image.Resampling.BICUBIC)
     canvas = np.repeat(np.asarray(picture)[..., None], 3, axis=2)
     if shade is not None:
-        tinted = _enlarged(np.take(shade.mask, index, axis)[window], size)
+        tinted = enlarged(np.take(shade.mask, index, axis)[window], size)
         canvas[tinted] = (0.55 * canvas[tinted] + 0.45 * np.asarray(shade.rgb)).astype(np.uint8)
     for outline in outlines:
         flat = np.take(outline.ids, index, axis)[window]
         for value in np.unique(flat[flat > 0]):
-            canvas[_rim(_enlarged(flat == value, size))] = outline.rgb
+            canvas[rim(enlarged(flat == value, size))] = outline.rgb
     # Up is up: in z-y and z-x slices the first voxel row is the lowest.
     return canvas[::-1] if axis else canvas
 
 
-def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a mask at the size of its picture, ``(width, height)``."""
     return np.asarray(Image.fromarray(np.uint8(255) * mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
 
@@ -165,14 +132,15 @@ def _framed(tile: np.ndarray, side_px: int = _SIDE_PX) -> np.ndarray:
     return framed
 
 
-def _rim(mask: np.ndarray) -> np.ndarray:
-    """Return an outline two pixels wide, inside the mask."""
-    outer: np.ndarray = surface(mask)
-    rim: np.ndarray = outer | surface(mask & ~outer)
-    return rim
+def rim(mask: Bool[np.ndarray, "y x"], thick_px: int = 2) -> Bool[np.ndarray, "y x"]:
+    """Return an outline so many pixels wide, inside the mask."""
+    outline = np.zeros_like(mask)
+    for _ in range(thick_px):
+        outline |= surface(mask & ~outline)
+    return outline
 
 
-def _window(seen: np.ndarray) -> tuple[slice, ...]:
+def window_around(seen: np.ndarray) -> tuple[slice, ...]:
     """Return the part around what is seen, with a margin."""
     found = []
     for axis, size in enumerate(seen.shape):

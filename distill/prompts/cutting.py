@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cc3d
-import cv2
 import numpy as np
 
-from distill.prompts.hints import box_of
+from distill.prompts.pieces import LOOSE_PX, innermost, parts_of, widened
+from distill.prompts.slice_hint import box_of
 from distill.quality import dice
 
 MARGIN = 0.05
 """The box is moved outward by this share of its sides, and by 2 pixels at least: teachers were trained with loose boxes (MedSAM, Ma et al. 2024)."""
-LEAST_MARGIN_PX = 2.0
 CANDIDATES = 40
 """Cuts that are tried, at quantiles of the scores."""
 HIGHEST_QUANTILE = 0.9995
@@ -61,12 +60,12 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Piece:
+class Place:
     """Where a class is believed to be on one slice."""
 
-    box_xyxy_px: np.ndarray
-    centre_xy_px: tuple[int, int]
-    """Its innermost pixel."""
+    box_xyxy_px: tuple[float, float, float, float]
+    centre_xy_px: tuple[float, float]
+    """The middle of its innermost pixel."""
     confidence: float
 
 
@@ -118,26 +117,26 @@ def largest_piece(scores: np.ndarray, cut: float) -> np.ndarray:
     return np.asarray(pieces == excess.argmax())
 
 
-def piece_of(scores: np.ndarray, cut: Cut) -> Piece:
+def place_of(scores: np.ndarray, cut: Cut) -> Place:
     """Return the box, moved outward, and the innermost pixel of the largest piece."""
     mask = largest_piece(scores, cut.score)
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = (int(n) for n in np.unravel_index(int(depth.argmax()), depth.shape))
-    height, width = scores.shape
-    low, high = _extent(mask, (x, y), cut)
-    margin = np.maximum(LEAST_MARGIN_PX, MARGIN * (high - low))
-    box = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin, [width, height])])
+    centre = innermost(parts_of(mask)[0])
+    low, high = _extent(mask, centre, cut)
     floor = cut.score if cut.peak is None else cut.peak
     confidence = 1 / (1 + np.exp(min(-(float(scores.max()) - floor) / cut.spread, LARGEST_EXPONENT)))
-    return Piece(box_xyxy_px=box, centre_xy_px=(x, y), confidence=float(confidence))
+    return Place(
+        box_xyxy_px=widened((*low.tolist(), *high.tolist()), MARGIN, (scores.shape[0], scores.shape[1]), least_px=LOOSE_PX),
+        centre_xy_px=centre,
+        confidence=float(confidence),
+    )
 
 
-def _extent(mask: np.ndarray, innermost_xy: tuple[int, int], cut: Cut) -> tuple[np.ndarray, np.ndarray]:
+def _extent(mask: np.ndarray, innermost_xy: tuple[float, float], cut: Cut) -> tuple[np.ndarray, np.ndarray]:
     """Return the lower and upper corner (x, y) of a box for a piece, as much of its own size as can be trusted."""
     usual = np.array(cut.usual_box_px[::-1])
     box = box_of(mask)
     if box is None or mask.sum() < SMALLEST_SHARE * cut.usual_area_px:
-        centre, sides = np.array(innermost_xy) + 0.5, usual
+        centre, sides = np.array(innermost_xy), usual
     else:
         centre = (box[:2] + box[2:]) / 2
         sides = (box[2:] - box[:2]) ** (1 - TOWARDS_USUAL) * usual**TOWARDS_USUAL

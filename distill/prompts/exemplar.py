@@ -11,21 +11,22 @@ calibration cases later would otherwise be set on prompts that knew the answer.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 
 import cv2
 import numpy as np
 
 from distill.errors import PlanError
 from distill.intensity import intensity_inputs
-from distill.prompts.cutting import Cut, Held, Piece, learn_cut, piece_of, present_run
+from distill.prompts.cutting import Cut, Held, Place, learn_cut, place_of, present_run
 from distill.prompts.exemplar_options import ExemplarOptions
 from distill.prompts.prototypes import Cells, Example, Prototypes, learn
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.variations import Variation, vary
 from distill.teachers.base import Teacher
-from storage import IGNORE, Archive, CaseRecord, Prompt, fingerprint
+from storage import IGNORE, Archive, CaseRecord, Labels, Prompt, fingerprint
 
-EXEMPLAR = "1"
+EXEMPLAR = "2"
 """Raised whenever the source's answers change."""
 GOLD = "gold"
 MOST_ENCODED = 240
@@ -122,7 +123,7 @@ class ExemplarSource:
             teacher=[self._teacher.fingerprint, self._teacher.profile],
             classes=self._classes,
             exemplars=[
-                [r.id, r.fingerprint, context.archive[r.id].labels(GOLD).history.fingerprint, intensity_inputs(context.plan.intensity, r)]
+                [r.id, r.fingerprint, _shown_by(context.archive[r.id].labels(GOLD)), intensity_inputs(context.plan.intensity, r)]
                 for r in records
             ],
         )
@@ -153,7 +154,7 @@ class ExemplarSource:
         present = present_run([float(each.max()) for each in maps], cut)
         if not len(present):
             return [Prompt(case=subject.record.id, class_id=class_id, kind="absent", confidence=cut.confidence_of_absence)]
-        return [prompt for z in present for prompt in as_prompts(subject.record, class_id, int(z), piece_of(maps[z], cut))]
+        return [prompt for z in present for prompt in as_prompts(subject.record, class_id, int(z), place_of(maps[z], cut))]
 
     def _knowledge(self, patient: str) -> _Known | None:
         """Return what is known without the gold of this patient; None if nothing is left then."""
@@ -228,6 +229,14 @@ def _shown(one: _Slice, cells: Cells) -> _Shown:
     return _Shown(case=one.record.id, patient=one.record.patient, example=Example(cells=cells, fractions=fractions), masks=one.seen.masks)
 
 
+def _shown_by(gold: Labels) -> str:
+    """Return a hash of what gold shows, which stays the same when the same files are brought in again: copied, moved or only touched."""
+    ids = gold.read()
+    mark = blake2b(repr((ids.shape, ids.dtype.str, sorted(info.id for info in gold.history.classes))).encode(), digest_size=16)
+    mark.update(np.ascontiguousarray(ids).data)
+    return mark.hexdigest()
+
+
 def _tells(shown: _Shown, class_id: int) -> bool:
     """Say whether it is known of a slice if the class is on it: its gold is about the class, and nothing was left open where it might be."""
     mask = shown.masks.get(class_id)
@@ -282,11 +291,10 @@ def shrink(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.asarray(cv2.resize(mask.astype(np.float32), grid[::-1], interpolation=interpolation))
 
 
-def as_prompts(record: CaseRecord, class_id: int, z: int, piece: Piece) -> list[Prompt]:
-    """Write a piece as a box and a point. Stored points count pixel ``n`` as ``[n, n + 1)``, so a pixel's centre is half a pixel further."""
-    x, y = piece.centre_xy_px
-    x0, y0, x1, y1 = (round(float(each), 2) for each in piece.box_xyxy_px)
+def as_prompts(record: CaseRecord, class_id: int, z: int, place: Place) -> list[Prompt]:
+    """Write a place as a box and a point."""
+    x0, y0, x1, y1 = (round(each, 2) for each in place.box_xyxy_px)
     box = Prompt(
-        case=record.id, class_id=class_id, kind="box", slice=z, box_xyxy_px=(x0, y0, x1, y1), confidence=round(piece.confidence, 4)
+        case=record.id, class_id=class_id, kind="box", slice=z, box_xyxy_px=(x0, y0, x1, y1), confidence=round(place.confidence, 4)
     )
-    return [box, replace(box, kind="point", box_xyxy_px=None, points_xy_px=((x + 0.5, y + 0.5),))]
+    return [box, replace(box, kind="point", box_xyxy_px=None, points_xy_px=(place.centre_xy_px,))]

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import cc3d
-import cv2
 import numpy as np
 
 from distill.errors import PlanError, PromptError
 from distill.label_plan import LabelPlan
+from distill.prompts.grouping import NEAR
+from distill.prompts.pieces import LOOSE_PX, Piece, innermost, parts_of, widened
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.student_options import StudentPrompts
 from distill.teachers.checkpoints import inspect_checkpoint
@@ -29,12 +30,8 @@ VERSION = "1"
 OUTWARD = {"medsam": 0.05, "lite-medsam": 0.05}
 """Profile -> by what share of its sides a box is widened where nobody says otherwise. MedSAM's training moved every side outward by up to
 20 of 1024 pixels; SAM's and this package's own moved sides in and out alike, so that a wider box is a worse one."""
-LEAST_MARGIN_PX = 2.0
-"""Of a box that is widened at all."""
-NEAR = 0.5
-"""Another class is near if its innermost pixel lies within a box this share of its sides wider than the piece's."""
 MOST_NEGATIVES = 2
-"""Per piece: more of them only push the mask away from where nobody would draw it."""
+"""Per piece, of other classes whose innermost pixel comes near: more of them only push the mask away from where nobody would draw it."""
 _TOP = 255.0
 
 
@@ -112,23 +109,23 @@ class LabelSource:
     def _on_slice(self, drawn: "_Drawn", class_id: int, z: int, mask: np.ndarray) -> Iterator[Prompt]:
         """Yield the prompts about one class on one slice; ``mask`` is ``(H, W)`` bool."""
         told = self._options
-        pieces = pieces_of(mask, told.pieces, told.least_share)
+        pieces = large_parts(mask, told.pieces, told.least_share)
         others = drawn.centres(z) if told.negatives else {}
         for piece in pieces:
-            box = around(piece, told.margin or 0.0)
-            sure = drawn.confidence(class_id, z, piece)
+            box = around(piece, told.margin or 0.0, mask.shape)
+            sure = drawn.confidence(class_id, z, piece.on(mask.shape))
             if told.boxes:
                 yield Prompt(case=drawn.case, class_id=class_id, kind="box", slice=z, box_xyxy_px=box, confidence=sure)
             if told.points:
                 yield Prompt(case=drawn.case, class_id=class_id, kind="point", slice=z, points_xy_px=(innermost(piece),), confidence=sure)
-            near = [point for other, point in others.items() if other != class_id and _within(point, around(piece, NEAR))]
+            near = [point for other, point in others.items() if other != class_id and _within(point, around(piece, NEAR, mask.shape))]
             if near[:MOST_NEGATIVES]:
                 points = tuple(near[:MOST_NEGATIVES])
                 yield Prompt(
                     case=drawn.case, class_id=class_id, kind="point", slice=z, points_xy_px=points, positive=False, confidence=sure
                 )
         if told.masks:
-            whole = np.any(pieces, axis=0)
+            whole = np.any([piece.on(mask.shape) for piece in pieces], axis=0)
             yield Prompt(
                 case=drawn.case,
                 class_id=class_id,
@@ -167,7 +164,7 @@ class _Drawn:
     def centres(self, z: int) -> dict[int, tuple[float, float]]:
         """Return class -> the innermost pixel of its largest piece on a slice."""
         here = (int(each) for each in np.unique(self.ids[z]))
-        return {each: innermost(pieces_of(self.ids[z] == each, 1, 0)[0]) for each in here if each in self.order}
+        return {each: innermost(parts_of(self.ids[z] == each)[0]) for each in here if each in self.order}
 
 
 def without_strays(mask: np.ndarray, least_share: float) -> np.ndarray:
@@ -180,28 +177,16 @@ def without_strays(mask: np.ndarray, least_share: float) -> np.ndarray:
     return np.asarray((sizes >= max(1.0, least_share * sizes.max()))[labelled])
 
 
-def pieces_of(mask: np.ndarray, most: int, least_share: float) -> list[np.ndarray]:
+def large_parts(mask: np.ndarray, most: int, least_share: float) -> list[Piece]:
     """Return the 8-connected pieces of a ``(H, W)`` bool mask, the largest first: at most ``most``, none below a share of the largest."""
-    count, labelled, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    order = np.argsort(-areas, kind="stable")[:most]
-    return [labelled == n + 1 for n in order if areas[n] >= least_share * areas.max()] if count > 1 else []
+    parts = parts_of(mask)
+    areas = [np.count_nonzero(part.mask) for part in parts]
+    return [part for part, area in zip(parts[:most], areas, strict=False) if area >= least_share * areas[0]]
 
 
-def around(mask: np.ndarray, margin: float) -> tuple[float, float, float, float]:
-    """Return the box xyxy of a mask that is not empty, inside the picture, wider at each side by a share of it; if wider, by two pixels at least."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    least = LEAST_MARGIN_PX if margin else 0.0
-    dx, dy = max(least, margin * width), max(least, margin * height)
-    rows, columns = mask.shape
-    return (max(0.0, x - dx), max(0.0, y - dy), min(float(columns), x + width + dx), min(float(rows), y + height + dy))
-
-
-def innermost(mask: np.ndarray) -> tuple[float, float]:
-    """Return the centre (x, y) of the pixel that is farthest from the border of a mask; the picture's edge is a border too."""
-    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return (float(x) + 0.5, float(y) + 0.5)
+def around(piece: Piece, margin: float, size_yx: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the box xyxy of a piece, inside the slice, wider at each side by a share of it; if wider, by two pixels at least."""
+    return widened(piece.box_xyxy_px, margin, size_yx, least_px=LOOSE_PX if margin else 0.0)
 
 
 def _within(point: tuple[float, float], box: tuple[float, float, float, float]) -> bool:

@@ -1,19 +1,25 @@
-"""Stored prompts of one case, gathered slice by slice into what a teacher can be asked.
+"""Stored prompts of one case, gathered slice by slice and piece by piece into what a teacher can be asked.
 
 What is *not* the object says something only beside a hint where it is. So negative points and scribbles count on slices where
 something positive prompts the same class; alone they prompt neither slice nor class (``usable_prompts``).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterable
 
-import cv2
 import numpy as np
 
+from distill.patches import Patch
 from distill.prompts.choice import ABSENT, REVIEW
+from distill.prompts.grouping import grouped
+from distill.prompts.slice_hint import SliceHint, box_of
 from storage.case import CaseRecord, Prompt
 from storage.rle import decode as decode_rle
 
+__all__ = ["SliceHint", "box_of", "extreme_hint", "hints_by_slice", "piece_inputs", "recist_hint", "usable_prompts"]
+
+PIECES = "1"
+"""Raised whenever several pieces of a class on a slice are asked otherwise."""
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""
 MAX_SCRIBBLE_POINTS = 4
@@ -24,20 +30,6 @@ RECIST_MARGIN = 0.08
 _POINT_KINDS = frozenset({"point", "scribble"})
 HALF_PX = np.float32(0.5)
 """Prompts count pixel ``n`` as covering ``[n, n + 1)``; teachers count its centre as ``n`` and add the half themselves."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SliceHint:
-    """Everything known about one class on one axial slice. Coordinates: slice pixels (x, y), upper bounds exclusive."""
-
-    box: np.ndarray | None = None
-    """``(4,)`` xyxy float32."""
-    points: np.ndarray | None = None
-    """``(K, 2)`` xy float32, pixel indices (the centre of the first pixel is 0)."""
-    point_labels: np.ndarray | None = None
-    """``(K,)``; 1 inside, 0 outside."""
-    mask: np.ndarray | None = None
-    """``(H, W)`` float32 in [0, 1]: a rough mask."""
 
 
 def usable_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -73,22 +65,38 @@ def _passes_through(box: Prompt, prompt: Prompt) -> bool:
     return (box.class_id, box.axis, axis) == (class_id, "z", "z") and np.floor(low) <= z < np.ceil(high)
 
 
-def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, dict[int, SliceHint]]:
-    """Gather axial prompts as ``{class id: {slice: hint}}``; every hint has something positive, see ``usable_prompts``.
+def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, dict[int, tuple[SliceHint, ...]]]:
+    """Gather axial prompts as ``{class id: {slice: hints}}``, one hint per piece (``distill.prompts.grouping``).
 
-    Several boxes of one class on one slice are joined into the box around all of them; points and scribbles are collected; a
-    rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles, except on slices where a reviewer drew. Prompts
-    along other axes are left out: this version asks about axial slices.
+    Every hint has something positive, see ``usable_prompts``. What is about one piece is joined: the box around its boxes, points and
+    scribbles together; a rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles, except on
+    slices where a reviewer drew. Prompts along other axes are left out: this version asks about axial slices.
     """
-    gathered: dict[int, dict[int, SliceHint]] = {}
+    gathered: dict[int, dict[int, list[SliceHint]]] = {}
     given = usable_prompts(prompts)
     redrawn = {_place(prompt) for prompt in given if prompt.source == REVIEW and prompt.kind not in ("box3d", ABSENT)}
     for prompt in given:
         slices = gathered.setdefault(prompt.class_id, {})
         for z, hint in _as_hints(record, prompt) if prompt.axis == "z" else ():
             if prompt.kind != "box3d" or prompt.source == REVIEW or (prompt.class_id, "z", z) not in redrawn:
-                slices[z] = _join(slices.get(z), hint)
-    return {class_id: dict(sorted(slices.items())) for class_id, slices in gathered.items() if slices}
+                slices.setdefault(z, []).append(hint)
+    return {class_id: {z: grouped(hints) for z, hints in sorted(slices.items())} for class_id, slices in gathered.items() if slices}
+
+
+def piece_inputs(record: CaseRecord, prompts: Iterable[Prompt], classes: Collection[int]) -> dict[str, str]:
+    """Return what a label's fingerprint takes in where a class has several pieces on a slice, and nothing elsewhere.
+
+    Args:
+        record: of the case.
+        prompts: that it is asked with.
+        classes: ids of those that are asked about.
+    """
+    given = [prompt for prompt in prompts if prompt.class_id in classes]
+    places = Counter(_place(prompt) for prompt in given if prompt.kind not in (*_POINT_KINDS, "box3d", ABSENT))
+    may_be = any(count > 1 for count in places.values()) or any(prompt.kind in ("mask", "box3d") for prompt in given)
+    if may_be and any(len(pieces) > 1 for slices in hints_by_slice(record, given).values() for pieces in slices.values()):
+        return {"pieces": PIECES}
+    return {}
 
 
 def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHint]]:
@@ -153,7 +161,10 @@ def _positive(box: np.ndarray, points: np.ndarray) -> SliceHint:
 
 def _mask_hint(z: int, mask: np.ndarray) -> list[tuple[int, SliceHint]]:
     box = box_of(mask > 0)
-    return [] if box is None else [(z, SliceHint(box=box, mask=mask.astype(np.float32)))]
+    if box is None:
+        return []
+    x0, y0, x1, y1 = (int(side) for side in box)
+    return [(z, SliceHint(box=box, mask=Patch(values=mask[y0:y1, x0:x1].astype(np.float32), corner_yx=(y0, x0))))]
 
 
 def _box3d_hints(record: CaseRecord, box: np.ndarray) -> list[tuple[int, SliceHint]]:
@@ -167,29 +178,3 @@ def _box3d_hints(record: CaseRecord, box: np.ndarray) -> list[tuple[int, SliceHi
         (y, x), (dy, dx) = centre[1:], half[1:] * shrink
         hints.append((z, SliceHint(box=np.array([x - dx, y - dy, x + dx, y + dy], np.float32))))
     return hints
-
-
-def _join(old: SliceHint | None, new: SliceHint) -> SliceHint:
-    if old is None:
-        return new
-    box = (
-        new.box
-        if old.box is None
-        else old.box
-        if new.box is None
-        else np.concatenate([np.minimum(old.box[:2], new.box[:2]), np.maximum(old.box[2:], new.box[2:])])
-    )
-    points, labels = old.points, old.point_labels
-    if new.points is not None and new.point_labels is not None:
-        points = new.points if points is None else np.concatenate([points, new.points])
-        labels = new.point_labels if labels is None else np.concatenate([labels, new.point_labels])
-    mask = new.mask if old.mask is None else old.mask if new.mask is None else np.maximum(old.mask, new.mask)
-    return replace(old, box=box, points=points, point_labels=labels, mask=mask)
-
-
-def box_of(mask: np.ndarray) -> np.ndarray | None:
-    """Return the tight box ``(4,)`` xyxy (upper bound exclusive) of a ``(H, W)`` bool mask; None if it is empty."""
-    if not mask.any():
-        return None
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return np.array([x, y, x + width, y + height], np.float32)

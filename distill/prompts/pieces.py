@@ -1,4 +1,4 @@
-"""Pieces of a class on slices, and the prompts that they become."""
+"""Pieces of a class on slices: where they are, their innermost pixel, the box around them, and the prompts that they become."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,8 @@ from storage.rle import encode
 
 LEAST_PX = 4
 """A piece of fewer pixels has no inside to point at."""
+LOOSE_PX = 2.0
+"""By how much a loose box is wider than its piece at least; a share of a small box's sides is nothing."""
 RIM_PX = 2
 _CROSS = np.ones((3, 3), np.uint8)
 
@@ -57,6 +59,16 @@ def pieces_of(labels_zyx: np.ndarray, *, least_px: int = LEAST_PX) -> Iterator[P
                 yield Piece(z=z, mask=mask, box_xyxy_px=(columns.start, rows.start, columns.stop, rows.stop))
 
 
+def parts_of(mask_yx: np.ndarray, *, z: int = 0) -> list[Piece]:
+    """Return the 8-connected pieces of a ``(H, W)`` bool mask of slice ``z``, the largest first."""
+    count, labelled, stats, _ = cv2.connectedComponentsWithStats(mask_yx.astype(np.uint8), connectivity=8)
+    found = []
+    for n in 1 + np.argsort(-stats[1:count, cv2.CC_STAT_AREA], kind="stable"):
+        x, y, width, height = (int(each) for each in stats[n, : cv2.CC_STAT_AREA])
+        found.append(Piece(z=z, mask=labelled[y : y + height, x : x + width] == n, box_xyxy_px=(x, y, x + width, y + height)))
+    return found
+
+
 def prompts_of(
     record: CaseRecord, class_id: int, piece: Piece, *, give: Sequence[Literal["box", "point", "mask"]], margin: float, confidence: float
 ) -> list[Prompt]:
@@ -83,15 +95,17 @@ def prompts_of(
     return made
 
 
-def widened(box_xyxy_px: Sequence[float], margin: float, size_yx: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return a box moved out by a share of its sides, one pixel at least, within a slice."""
+def widened(
+    box_xyxy_px: Sequence[float], margin: float, size_yx: tuple[int, int], *, least_px: float = 1.0
+) -> tuple[float, float, float, float]:
+    """Return a box moved out by a share of its sides, ``least_px`` at least, within a slice."""
     x0, y0, x1, y1 = box_xyxy_px
-    dx, dy = max(1.0, margin * (x1 - x0)), max(1.0, margin * (y1 - y0))
+    dx, dy = max(least_px, margin * (x1 - x0)), max(least_px, margin * (y1 - y0))
     return max(0.0, x0 - dx), max(0.0, y0 - dy), min(float(size_yx[1]), x1 + dx), min(float(size_yx[0]), y1 + dy)
 
 
 def innermost(piece: Piece) -> tuple[float, float]:
-    """Return the middle of the pixel (x, y) that is furthest from the border; the first of several."""
+    """Return the middle of the pixel (x, y) that is furthest from the border, the slice's edge included; the first of several."""
     depth = cv2.distanceTransform(np.pad(piece.mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return piece.box_xyxy_px[0] + int(x) + 0.5, piece.box_xyxy_px[1] + int(y) + 0.5

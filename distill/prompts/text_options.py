@@ -14,9 +14,10 @@ class TextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None
-    """Architecture as open_clip names it, such as ``ViT-B-32``; needed with ``source: text``."""
+    """Architecture as open_clip names it, such as ``ViT-B-32``; needed where the checkpoint is a file."""
     checkpoint: Path | None = None
-    """Its weights, a file of yours; nothing is ever downloaded. Needed with ``source: text``. Relative paths count from the recipe's folder."""
+    """Its weights, a file of yours, or a folder with ``open_clip_config.json``, weights and tokenizer, as open_clip saves and hubs offer; nothing is ever
+    downloaded. Needed with ``source: text``. Relative paths count from the recipe's folder."""
     words: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """By name or id of the class: one or more phrases. Without them the class's name, dashes read as blanks."""
     templates: tuple[str, ...] = Field(default=("a photo of the {}", "a medical image of the {}", "the {} on a scan"), min_length=1)

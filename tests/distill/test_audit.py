@@ -177,3 +177,31 @@ def test_a_class_that_somebody_said_is_absent_is_not_counted_as_not_prompted(arc
     told = {**labels.history.parameters, "verdict/3": "accept", "reason/3": "said-absent"}
     archive["b"].write_labels(replace(labels.history, parameters=told), labels.read(), scores=labels.scores)
     assert audit(archive, PLAN).classes[1].reasons == {"not-prompted": 1, "said-absent": 1}
+
+
+def test_figures_of_one_part_are_never_mixed_with_those_of_another_and_what_is_not_known_is_said(archive: Archive) -> None:
+    add(archive, "t", part="test", shift=1)
+    add(archive, "c", part="calibration")
+    add(archive, "u", gold=False)
+    organ = audit(archive, PLAN).classes[0]
+    quality = {row.part: None if row.whole_quality is None else round(row.whole_quality.mean, 3) for row in organ.parts}
+    assert quality == {"test": 0.833, "archive": None, "calibration": 1.0}
+    assert [row.removed.of for row in organ.parts] == [1, 1, 1]
+    assert organ.measured == {"test": 1}
+    [shown] = [each for each in audit(archive, PLAN).gallery if each.heading == "kept"]
+    assert (shown.case, shown.part, shown.dice, shown.gold) == ("u", "archive", None, "case not drawn by an expert")
+
+
+def test_gold_of_other_classes_is_not_taken_for_gold_of_this_one(archive: Archive) -> None:
+    add(archive, "a", gold=False)
+    archive["a"].write_labels(LabelHistory(label_set="gold", classes=CLASSES[1:], made_by="test"), np.zeros(SHAPE, np.uint8))
+    assert audit(archive, PLAN).gallery[0].gold == "class not looked for by the expert"
+
+
+def test_probabilities_are_shown_as_they_are_cut_which_is_what_a_temperature_was_fitted_to(archive: Archive) -> None:
+    add(archive, "a")
+    history, smooth = archive["a"].labels("pseudo/r1").history, np.full((2, *SHAPE), 102, np.uint8)
+    archive["a"].write_labels(history, square(0).astype(np.uint8), probability_kzyx=smooth, scores={"pairwise_dice/1": 0.9})
+    organ = audit(archive, PLAN).classes[0]
+    assert organ.calibration is not None
+    assert [round(each.said, 3) for each in organ.calibration.before.bins] == [0.4], "and not the 0 and 1 that the teacher stored"

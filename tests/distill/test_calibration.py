@@ -7,8 +7,9 @@ import pytest
 
 from distill.calibration import calibrate
 from distill.errors import CalibrationError
-from distill.evidence import cut_mask, gold_cases
+from distill.evidence import count_cut, cut_mask, gold_cases
 from distill.refine import ClassRule, RefinePlan, drawn_mask
+from distill.reliability import fit_temperature
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from storage.case import Part
 
@@ -62,9 +63,7 @@ def test_acceptance_stops_where_the_calibration_cases_lose_too_much(tmp_path: Pa
         add(archive, f"wrong{n}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.5 + 0.01 * n)
     found = calibrate(archive, (A,), risk=0.1)[1]
     assert 0.52 < found.rule.accept_from <= 0.8
-    assert found.note.startswith(
-        "4 of 7 calibration cases are within the risk; no guarantee: 9 patients needed for a level of 0.10, 7 found"
-    )
+    assert (found.note, found.warning) == ("4 of 7 calibration cases are within the risk", ""), "no guarantee was asked for"
 
 
 def test_gold_of_other_parts_is_never_read(tmp_path: Path) -> None:
@@ -82,13 +81,16 @@ def test_too_few_patients_leave_the_defaults_and_say_so(tmp_path: Path) -> None:
     assert "2 gold patients in the calibration part, 3 needed" in found.note
 
 
-def test_a_risk_out_of_reach_keeps_the_default_and_says_so(tmp_path: Path) -> None:
+def test_a_risk_out_of_reach_keeps_the_default_and_warns_with_what_accepted_masks_lose(tmp_path: Path) -> None:
     archive = Archive.create(str(tmp_path / "a.zarr"))
     for n in range(4):
         add(archive, f"case{n}", "calibration", gold_radius=1.2 if n % 2 else 4.5, fade_at=3.0, agreement=0.9)
     found = calibrate(archive, (A,), risk=0.01)[1]
     assert found.rule.accept_from == ClassRule().accept_from
-    assert found.note.startswith("no agreement threshold")
+    assert found.note.startswith("the default agreement 0.85 stands")
+    assert found.warning.startswith("the risk of 0.01 is out of reach: no agreement keeps accepted calibration masks within it (best 0.")
+    assert found.warning.endswith(f"and masks accepted from the default 0.85 on lose {1 - found.dice_after:.2f}"), "all four are"
+    assert not found.guaranteed
 
 
 def test_a_risk_that_is_no_share_is_refused(tmp_path: Path) -> None:
@@ -115,22 +117,25 @@ def test_a_wanted_guarantee_sets_the_agreement_and_leaves_the_cut_as_it_was(tmp_
     assert found.note.startswith("guaranteed for new patients like the 15 of calibration: masks accepted from an agreement of 0.")
     assert "lose at most 0.20 of Dice per patient on average" in found.note
     assert "masks (cut at 0.50, not smoothed, largest component)" in promised.statement
+    assert (found.guaranteed, found.unguaranteed, found.warning) == (True, "", "")
 
 
-def test_without_being_asked_for_a_guarantee_changes_nothing_and_the_note_says_how_to_ask(tmp_path: Path) -> None:
+def test_a_guarantee_that_nobody_asked_for_changes_nothing_is_claimed_of_no_mask_and_is_not_talked_about(tmp_path: Path) -> None:
     archive = mixed_archive(tmp_path)
     found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.2)[1]
     assert found.guarantees[0].feasible
     assert found.rule.accept_from != found.guarantees[0].threshold
-    assert "nothing is guaranteed for new patients" in found.note
-    assert "refine: {guarantee: mask}" in found.note
+    assert "guarantee" not in found.note + found.warning
+    assert not found.guaranteed
+    assert found.unguaranteed == "the same patients chose the thresholds (refine: {guarantee: mask} asks for a guarantee)"
 
 
-def test_a_guarantee_that_takes_more_patients_is_refused_in_the_note_and_the_old_way_decides(tmp_path: Path) -> None:
+def test_a_guarantee_that_takes_more_patients_is_refused_with_a_warning_and_the_old_way_decides(tmp_path: Path) -> None:
     archive = ball_archive(tmp_path)
     plain, wanted = (calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee=each)[1] for each in ("none", "mask"))
     assert wanted.rule == plain.rule
-    assert wanted.note.endswith("no guarantee: 9 patients needed for a level of 0.10, 4 found")
+    assert wanted.warning == "no guarantee: 9 patients needed for a level of 0.10, 4 found"
+    assert (plain.warning, wanted.guaranteed) == ("", False)
     assert all(each.threshold is None for each in wanted.guarantees)
 
 
@@ -139,7 +144,9 @@ def test_a_level_that_no_threshold_holds_is_said_to_be_out_of_reach(tmp_path: Pa
     for n in range(12):
         add(archive, f"case{n:02}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.9)
     found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee="mask")[1]
-    assert "no guarantee: with 12 patients, no threshold on pairwise_dice bounds the Dice lost in accepted masks by 0.10" in found.note
+    refused, out_of_reach = found.warning.split("; ")
+    assert refused == "no guarantee: with 12 patients, no threshold on pairwise_dice bounds the Dice lost in accepted masks by 0.10"
+    assert out_of_reach.startswith("the risk of 0.10 is out of reach")
     assert found.rule.accept_from == ClassRule().accept_from
 
 
@@ -165,6 +172,24 @@ def test_temperature_predicted_dice_and_ring_come_with_the_rule(tmp_path: Path) 
     assert found.ring is not None
     assert found.ring.feasible
     assert "mm covers at least 90% of the object" in found.ring.statement
+
+
+def test_nothing_is_guaranteed_of_patients_whose_gold_the_prompts_were_learnt_from(tmp_path: Path) -> None:
+    found = calibrate(mixed_archive(tmp_path), (A,), smoothing_mm=(0.0,), risk=0.2, guarantee="mask", taught=("exemplar",))[1]
+    assert (found.guarantees, found.ring, found.guaranteed) == ((), None, False)
+    assert found.warning == "no guarantee: the prompts of exemplar were learnt from gold of calibration patients"
+
+
+def test_the_temperature_is_of_the_probabilities_that_the_set_rule_cuts(tmp_path: Path) -> None:
+    archive = mixed_archive(tmp_path, good=6, bad=3)
+    found = calibrate(archive, (A,), smoothing_mm=(2.0,), risk=0.2)[1]
+    cases = gold_cases(archive, 1, source="teacher/r1")
+    patients = [case.patient for case in cases]
+    as_cut = fit_temperature([count_cut(case, found.rule) for case in cases], patients)
+    as_drawn = fit_temperature([count_cut(case, ClassRule()) for case in cases], patients)
+    assert found.rule.smooth_mm == 2.0
+    assert found.temperature == as_cut
+    assert as_cut.temperature != pytest.approx(as_drawn.temperature, rel=0.01)
 
 
 def test_scores_added_after_labelling_may_predict_the_dice(tmp_path: Path) -> None:
@@ -195,5 +220,29 @@ def test_cases_of_one_agreement_are_accepted_together_or_not_at_all(tmp_path: Pa
     for n in range(7):
         add(archive, f"case{n}", "calibration", gold_radius=3.0 if n < 4 else 1.2, fade_at=3.0, agreement=0.9)
     found = calibrate(archive, (A,), risk=0.1)[1]
-    assert found.note.startswith("no agreement threshold")
+    assert found.warning.startswith("the risk of 0.10 is out of reach")
     assert found.rule.accept_from == ClassRule().accept_from
+
+
+def test_masks_of_what_the_expert_did_not_find_are_among_those_that_the_risk_is_about(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    for n in range(8):
+        add(archive, f"good{n:02}", "calibration", gold_radius=3.0, fade_at=3.0, agreement=0.95 + 0.005 * n)
+    for n in range(8):
+        add(archive, f"none{n:02}", "calibration", gold_radius=-1.0, fade_at=3.0, agreement=0.75 + 0.005 * n)
+    found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.2)[1]
+    accepted = [case.gold.any() for case in gold_cases(archive, 1, source="teacher/r1") if case.scores["pairwise_dice"] >= found.rule.accept_from]
+    assert 1 - np.mean(accepted) <= 0.2, "each mask of nothing loses everything"
+    assert found.note.endswith("of 16 calibration cases are within the risk")
+
+
+def test_a_guarantee_does_not_say_that_the_accepted_masks_alone_lose_little(tmp_path: Path) -> None:
+    """One of thirty masks is accepted, and wrong: 1 / 31 + 1 / 31 is within the level, as rejected masks count as losing nothing."""
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    for n in range(30):
+        add(archive, f"case{n:02}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.9 if n else 0.95)
+    found = calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee="mask")[1]
+    assert found.guaranteed
+    assert found.note.endswith(
+        "counting those not accepted as losing nothing (3% of the calibration masks are accepted; not guaranteed: those lose 0.78 on average)"
+    )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from distill.answers import Answer
 from distill.casework import ClassWork
 from distill.label_store import doubt_scores, slice_scores
 from distill.uncertainty import LN2, binary_entropy, summarise
@@ -42,8 +43,8 @@ def test_candidates_count_only_where_every_slice_has_them() -> None:
     target = target_of(np.zeros((2, 3, 4)))
     summary = summarise(np.full((2, 3, 4), 5.0))
     for z in range(2):
-        target.keep(z, summary)
-        target.iou[z] = 0.5
+        target.tracks[0].answers[z] = Answer(summary=summary, region=(slice(0, 3), slice(0, 4)), size_px=(3, 4), iou=0.5)
+        target.keep(z)
     assert "multimask_dice" not in slice_scores(target)
     assert slice_scores(target)["pairwise_dice"] == 1.0
     assert np.shares_memory(target.summaries[1].probability, target.probability)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distill import members
+from distill.answers import united
 from distill.members import Members, reduced
 from distill.teachers.transfer import Transfer
 from distill.uncertainty import summarise
@@ -62,19 +63,21 @@ def test_many_questions_come_back_in_one_go_in_their_order(monkeypatch: pytest.M
     monkeypatch.setattr(members, "transfer_to", lambda _: way)
     near, far = (collected(far=each, monkeypatch=monkeypatch) for each in (False, True))
     assert sum(name == "down" for name, _ in streams.copied) == 12
-    for (expected, expected_iou), (found, iou) in zip(near.wait(), far.wait(), strict=True):
+    for one, other in zip(near.wait(), far.wait(), strict=True):
+        expected, found = one.summary, other.summary
+        assert one.region == other.region
         assert np.abs(found.probability - expected.probability).max() < 1e-6
         assert (found.area_px, found.stability) == (expected.area_px, pytest.approx(expected.stability))
         assert found.pairwise_dice == pytest.approx(expected.pairwise_dice)
         assert found.multimask_dice == (None if expected.multimask_dice is None else pytest.approx(expected.multimask_dice))
         assert np.abs(found.vote.astype(int) - expected.vote).max() <= 1
-        assert iou == expected_iou
+        assert one.iou == other.iou
 
 
 def test_nothing_is_believed_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for far in (False, True):
-        summaries = [summary for summary, _ in collected(far=far, monkeypatch=monkeypatch).wait()]
-        for n, summary in enumerate(summaries):
+        for n, answer in enumerate(collected(far=far, monkeypatch=monkeypatch).wait()):
+            summary, _ = united([answer])
             assert summary.probability[:, : 3 + n].max() < 1e-8
             assert summary.probability[:, 3 + n :].max() > 0.5
             assert summary.vote[:, : 3 + n].max() == summary.mutual_information[:, : 3 + n].max() == 0
@@ -83,7 +86,7 @@ def test_nothing_is_believed_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_disagreement_of_candidates_is_kept_where_they_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for far in (False, True):
-        asked, again, never = [summary.multimask_dice for summary, _ in collected(far=far, monkeypatch=monkeypatch).wait()]
+        asked, again, never = [answer.summary.multimask_dice for answer in collected(far=far, monkeypatch=monkeypatch).wait()]
         assert asked is not None
         assert again is not None
         assert 0 < asked < 1

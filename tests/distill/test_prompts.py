@@ -53,14 +53,14 @@ def test_every_slice_is_asked_once_and_after_its_parents(prompted: set[int], dep
     assert prompted <= seen
 
 
-def test_boxes_of_one_class_on_one_slice_are_joined_and_points_collected() -> None:
+def test_boxes_about_the_same_piece_are_joined_and_points_collected() -> None:
     prompts = [
         Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(2, 3, 8, 9)),
-        Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(5, 1, 12, 7)),
+        Prompt(case="case", class_id=1, kind="box", slice=3, box_xyxy_px=(3, 1, 12, 8)),
         Prompt(case="case", class_id=1, kind="point", slice=3, points_xy_px=((4.0, 5.0),)),
         Prompt(case="case", class_id=1, kind="point", slice=3, points_xy_px=((20.0, 20.0),), positive=False),
     ]
-    hint = hints_by_slice(RECORD, prompts)[1][3]
+    (hint,) = hints_by_slice(RECORD, prompts)[1][3]
     assert hint.box is not None
     assert hint.point_labels is not None
     assert hint.box.tolist() == [2, 1, 12, 9]
@@ -82,7 +82,8 @@ POSITIVE = {
 
 @pytest.mark.parametrize("positive", POSITIVE.values(), ids=POSITIVE)
 def test_a_negative_point_counts_beside_something_positive_of_its_class_and_slice(positive: Prompt) -> None:
-    labels = hints_by_slice(RECORD, [point(3, positive=False), positive])[1][3].point_labels
+    (hint, *_) = hints_by_slice(RECORD, [point(3, positive=False), positive])[1][3]
+    labels = hint.point_labels
     assert labels is not None
     assert 0.0 in labels
 
@@ -122,7 +123,7 @@ def test_that_the_class_is_not_there_makes_no_negative_point_count() -> None:
 def test_a_3d_box_shrinks_towards_its_poles() -> None:
     prompt = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(4, 5, 6, 15, 25, 36))
     hints = hints_by_slice(RECORD, [prompt])[1]
-    widths = {z: float(hint.box[2] - hint.box[0]) for z, hint in hints.items() if hint.box is not None}
+    widths = {z: float(hint.box[2] - hint.box[0]) for z, (hint,) in hints.items() if hint.box is not None}
     assert set(widths) == set(range(4, 15))
     assert widths[9] == max(widths.values()) == 30
     assert widths[4] < widths[6] < widths[9]
@@ -135,7 +136,8 @@ def test_prompts_along_other_axes_are_not_mistaken_for_axial_ones() -> None:
 
 def four(kind: str, *points: tuple[float, float]) -> SliceHint:
     prompt = Prompt(case="case", class_id=1, kind=kind, slice=3, points_xy_px=points)  # type: ignore[arg-type]
-    return hints_by_slice(RECORD, [prompt])[1][3]
+    (hint,) = hints_by_slice(RECORD, [prompt])[1][3]
+    return hint
 
 
 def test_extreme_points_give_their_exact_box_and_points_a_little_inside() -> None:
@@ -178,6 +180,7 @@ def test_on_slices_where_a_reviewer_drew_a_box_through_the_volume_adds_nothing()
     whole = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(4, 5, 6, 15, 25, 36))
     drawn = Prompt(case="case", class_id=1, kind="box", slice=9, box_xyxy_px=(10, 11, 14, 16), source="review")
     hints, before = hints_by_slice(RECORD, [whole, drawn])[1], hints_by_slice(RECORD, [whole])[1]
-    assert hints[9].box is not None
-    assert hints[9].box.tolist() == [10, 11, 14, 16]
-    assert all(np.array_equal(hints[z].box, before[z].box) for z in before if z != 9)  # type: ignore[arg-type]
+    (redrawn,) = hints[9]
+    assert redrawn.box is not None
+    assert redrawn.box.tolist() == [10, 11, 14, 16]
+    assert all(np.array_equal(hints[z][0].box, before[z][0].box) for z in before if z != 9)  # type: ignore[arg-type]

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, wilcoxon
 
 from distill.subgroups import Banding, Removal, compare, holm, share_removed, third
 
@@ -32,6 +32,56 @@ def test_masks_of_one_patient_are_no_independent_witnesses() -> None:
     assert found.p > 1e-3 > fisher_exact([[40, 0], [0, 40]]).pvalue
     share = share_removed(masks(0, 40, each=10))
     assert share.high == pytest.approx(0.49, abs=0.01), "four patients say no more than four masks"
+
+
+def test_patients_with_masks_on_both_sides_are_compared_with_themselves_and_count_once() -> None:
+    """Ten patients, each with small and large masks; without pairing they would be twenty witnesses."""
+    group = [Removal(patient=str(n), removed=m < 2) for n in range(10) for m in range(4)]
+    rest = [Removal(patient=str(n), removed=m < (n % 2)) for n in range(10) for m in range(4)]
+    found = compare(group, rest)
+    assert found.test == "Wilcoxon over patients with both"
+    differences = [0.5 - (n % 2) / 4 for n in range(10)]
+    assert found.p == pytest.approx(wilcoxon(differences).pvalue)
+    assert compare(group, [Removal(patient=mask.patient, removed=mask.removed) for mask in group]).p == 1.0
+
+
+def test_where_most_patients_are_on_one_side_those_on_both_are_left_out() -> None:
+    group, rest = masks(9, 3, "a", each=3), masks(1, 14, "b", each=3)
+    alone = compare(group, rest)
+    shared = [Removal(patient="both", removed=True)]
+    assert alone.test == "Mann-Whitney over patients"
+    assert compare([*group, *shared], [*rest, *shared]).p == alone.p
+
+
+@pytest.mark.parametrize(("removed", "kept", "exact"), [(0, 3, 2 / 20), (2, 6, 10 / 165), (9, 91, 220 / 176851)])
+def test_few_patients_do_not_become_sure_of_a_difference_by_an_approximation(removed: int, kept: int, exact: float) -> None:
+    """Three patients lost all masks; exact is the share of the choices of three patients of 6, 11 and 103 that are as far off."""
+    rest = [Removal(patient=f"b{n}", removed=n < removed) for n in range(removed + kept) for _ in range(8)]
+    found = compare(masks(24, 0, "a", each=8), rest)
+    assert found.test == "Mann-Whitney over patients"
+    assert found.p == pytest.approx(exact, rel=0.1, abs=5e-4)
+
+
+def test_patients_who_differ_in_nothing_make_no_difference_surer() -> None:
+    """Six of sixteen patients lost one of two masks in the group, all others none: the signs of six differences agree by chance in 1 of 32."""
+    group = [Removal(patient=str(n), removed=n < 6 and m == 0) for n in range(16) for m in range(2)]
+    rest = [Removal(patient=str(n), removed=False) for n in range(16) for m in range(2)]
+    assert compare(group, rest).p == pytest.approx(2 / 64)
+
+
+def test_too_few_patients_on_both_sides_are_not_tested() -> None:
+    group = [Removal(patient=str(n), removed=True) for n in range(5)]
+    rest = [Removal(patient=str(n), removed=False) for n in range(5)]
+    assert compare(group, rest).note == "fewer than 6 patients with masks on both sides: not tested"
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_asking_each_patient_more_often_does_not_make_a_difference_surer(seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+    sides = [[Removal(patient=str(n), removed=bool(drawn.integers(2))) for n in range(12)] for _ in range(2)]
+    once, often = compare(*sides), compare(*(side * 5 for side in sides))
+    assert often.p == once.p
 
 
 def test_a_group_of_too_few_patients_is_not_tested_and_few_masks_are_said() -> None:

@@ -91,9 +91,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
     times: Counter[tuple[str, int, int]] = Counter()
     own = wavefront._record
 
-    def record(ask: wavefront.Ask, *rest: object) -> None:
+    def record(ask: wavefront.Ask, *rest: object) -> bool:
         times[ask.work.record.id, ask.plan.z, ask.class_id] += 1
-        own(ask, *rest)  # type: ignore[arg-type]
+        return own(ask, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(wavefront, "_record", record)
     return times

@@ -142,9 +142,38 @@ def test_a_test_that_is_no_longer_asked_for_rejects_no_more_masks(write_recipe: 
     assert stages.refine(recipe_with(write_recipe, "{semantic: []}"), shard).tally == {"accept": 14}
 
 
+def test_a_test_that_is_no_longer_asked_for_is_heard_in_no_quality_either(write_recipe: WriteRecipe) -> None:
+    asked = recipe_with(write_recipe)
+    archive = archive_of(asked, 12)
+    stages.doubt(asked)
+    alone = archive.catalog.scores(TEACHER_SET)
+    for case in alone:
+        archive.catalog.add_scores(case, TEACHER_SET, {"oof_dice/1": 0.5, "quality/1": 0.5 * alone[case]["quality/1"]})
+    stages.doubt(asked)
+    known = archive.catalog.scores(TEACHER_SET)
+    assert [known[case]["quality/1"] for case in known] == [alone[case]["quality/1"] for case in alone], (
+        "as if students had never been asked"
+    )
+    stages.doubt(recipe_with(write_recipe, "{semantic: []}"))
+    assert all(np.isnan(each["quality/1"]) for each in archive.catalog.scores(TEACHER_SET).values())
+
+
 def test_a_class_that_the_recipe_no_longer_has_does_not_make_every_run_ask_again(write_recipe: WriteRecipe) -> None:
     recipe = recipe_with(write_recipe)
     archive = archive_of(recipe, 12)
     archive.catalog.add_scores("case00", TEACHER_SET, {"pairwise_dice/2": 0.9})
     assert stages.doubt(recipe).done == 1
     assert stages.doubt(recipe).skipped == 1
+
+
+def test_where_too_few_patients_are_left_no_place_is_unusual_any_more(write_recipe: WriteRecipe) -> None:
+    recipe = recipe_with(write_recipe)
+    archive = archive_of(recipe, 12)
+    draw(archive, "case03", (10, 13))
+    stages.doubt(recipe)
+    for n in range(4, 8):
+        archive[f"case{n:02}"].delete_labels(TEACHER_SET)
+    assert "masks of 8 patients do not say which place and size are usual" in stages.doubt(recipe).note
+    assert stages.refine(recipe, stages.shards_to_refine(recipe, 99)[0]).tally == {"accept": 8}, (
+        "nothing is rejected by what was usual before"
+    )

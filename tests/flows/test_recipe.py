@@ -90,6 +90,11 @@ def test_background_and_ignore_are_no_classes(write_recipe: WriteRecipe, key: in
     assert f"classes.{key}" in complaint(write_recipe(f"archive: a.zarr\nclasses: {{{key}: {{name: organ}}}}\n"))
 
 
+def test_what_is_wrong_between_two_blocks_is_one_whole_sentence(write_recipe: WriteRecipe) -> None:
+    said = complaint(write_recipe("archive: a.zarr\nclasses: {1: {name: a}}\nrefine: {classes: {7: {components: 1}}}\n"))
+    assert said.endswith("yaml: refine.classes names class 7, but the classes are 1.")
+
+
 def test_two_classes_of_one_name_are_refused(write_recipe: WriteRecipe) -> None:
     assert "two classes carry the same name" in complaint(write_recipe("archive: a.zarr\nclasses: {1: {name: a}, 2: {name: a}}\n"))
 

@@ -1,16 +1,19 @@
 """What reviewers can do, what they are told when they cannot, and what a verdict changes in the next run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from distill.prompts.choice import chosen_prompts
+from distill.prompts.hints import hints_by_slice
 from distill.review_queue import Candidate, QueuePlan, review_queue
-from flows import review, stages
+from flows import review, review_picture, stages
 from flows.cli import app
 from flows.desk import open_desk
 from flows.errors import ReviewError
@@ -21,7 +24,8 @@ from flows.recipe_file import load_recipe
 from flows.results import PSEUDO_SET, TEACHER_SET, StageResult, with_report
 from flows.review import accepted_share, decide, rebox, remember_shown, take_back, waiting
 from flows.review_words import numbers
-from storage import Archive, CaseNotFoundError, CaseRecord, ClassInfo, Geometry, IngestError, LabelHistory, ReviewConflictError
+from storage import Archive, CaseNotFoundError, CaseRecord, ClassInfo, Geometry, IngestError, LabelHistory, Prompt, ReviewConflictError
+from students.review_sheet import Line, review_sheet
 
 WriteRecipe = Callable[[str], Path]
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -97,12 +101,48 @@ def test_a_picture_shows_numbered_slices_and_counts_as_looked_at(
     refine(recipe)
     out = tmp_path / "one.png"
     run("review", "show", recipe_file, "one", "-o", out, "--by", "anna")
-    width, height = Image.open(out).size
-    assert width == pytest.approx(2 * 304)
-    assert height == pytest.approx(318)
+    assert min(Image.open(out).size) > 300
     assert archive.catalog.listed("one", TEACHER_SET, "anna")[1].source == "asked"
     with pytest.raises(ReviewError, match=r"the picture is a PNG, but .*one\.jpg ends otherwise"):
         run("review", "show", recipe_file, "one", "-o", tmp_path / "one.jpg")
+
+
+def test_the_line_to_be_judged_is_the_mask_as_refinement_cuts_it_also_after_it_was_rejected(
+    archive: Archive, recipe: Recipe, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[Sequence[Line], Sequence[str]]] = []
+
+    def look(*arguments: Any, title: Sequence[str], **more: Any) -> Image.Image:
+        kept.append((arguments[1], title))
+        return review_sheet(*arguments, title=title, **more)
+
+    monkeypatch.setattr(review_picture, "review_sheet", look)
+    decide(open_desk(recipe.archive, by="anna"), "one", "reject")
+    refine(recipe)
+    run("review", "show", recipe_file, "one", "-o", tmp_path / "one.png", "--by", "anna")
+    [(lines, [title])] = kept
+    judged, drawn = lines
+    assert (judged.bold, drawn.bold) == (True, False)
+    assert "TO BE JUDGED, class 1 organ" in judged.words
+    assert (archive["one"].labels(PSEUDO_SET).read() != 1).all(), "nothing of it is in the pseudo-label"
+    assert np.array_equal(judged.mask, archive["one"].labels(TEACHER_SET).read() == 1)
+    assert title.startswith(
+        "one, class 1 organ: agreement 0.950 (accepted from 0.850); the filter says reject (rejected-by-a-person); anna: reject, 20"
+    )
+
+
+def test_before_refinement_the_line_to_be_judged_is_what_it_will_cut(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1:3, 3:9, 4:10] = 1
+    mask[3, 0, 13] = 1
+    history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint="with a speck")
+    refine(recipe)
+    archive["one"].write_labels(history, mask, probability_kzyx=np.stack([mask, 0 * mask]) * 255, scores={"pairwise_dice/1": 0.95})
+    desk = open_desk(str(recipe_file), by="anna", ranking=True)
+    [judged, drawn], shade = review_picture._lines(desk, archive["one"], [1])
+    assert judged.words.endswith("as refinement will cut it")
+    assert (bool(drawn.mask[3, 0, 13]), bool(judged.mask[3, 0, 13])) == (True, False), "the largest component is kept"
+    assert shade is None, "what was ignored of the earlier mask says nothing of this one"
 
 
 def test_two_reviewers_at_once_do_not_overrule_each_other_unknowingly(archive: Archive, recipe: Recipe) -> None:
@@ -292,6 +332,18 @@ def test_a_better_box_of_a_class_that_was_never_drawn_replaces_the_first_on_its_
     assert {(each.slice, each.box_xyxy_px) for each in archive.catalog.prompts("one")} == {(1, (3, 3, 8, 8)), (2, (2, 2, 8, 8))}
 
 
+@pytest.mark.parametrize("class_id", [1, 2], ids=["drawn", "never drawn"])
+def test_boxes_around_several_pieces_on_a_slice_stay_beside_each_other(archive: Archive, recipe: Recipe, class_id: int) -> None:
+    archive.catalog.add_prompts([Prompt(case="one", class_id=class_id, kind="box", slice=1, box_xyxy_px=(0, 0, 14, 12))])
+    desk = open_desk(recipe.archive, by="anna")
+    for box in ((1, 1, 5, 5), (8, 2, 13, 8), (8, 3, 14, 9)):
+        rebox(desk, "one", class_id=class_id, z=1, box_xyxy=box)
+    record, asked = archive["one"].record, chosen_prompts(archive.catalog.prompts("one"), ("weak",))
+    pieces = hints_by_slice(record, asked)[class_id][1]
+    assert [each.box.tolist() for each in pieces if each.box is not None] == [[1, 1, 5, 5], [8, 3, 14, 9]]
+    assert take_back(desk, "one", class_id=class_id)[1] == 2
+
+
 def test_a_persons_word_on_masks_that_were_drawn_anew_is_not_what_the_filter_said(archive: Archive, recipe: Recipe) -> None:
     desk = open_desk(recipe.archive, by="anna")
     decide(desk, "two", "accept")
@@ -299,6 +351,32 @@ def test_a_persons_word_on_masks_that_were_drawn_anew_is_not_what_the_filter_sai
     draw(archive, "two", "anew")
     [stored] = decide(desk, "two", "accept")
     assert stored.filter_said == ""
+
+
+def test_what_the_filter_said_of_masks_that_were_drawn_anew_since_is_not_shown_for_these(archive: Archive, recipe: Recipe) -> None:
+    refine(recipe)
+    desk = open_desk(recipe.archive, by="anna")
+    draw(archive, "two", "anew")
+    says = {each.case: each.filter_says for each in waiting(desk, 9)}
+    assert (says["one"], says["two"]) == ("accept (good-agreement)", "not refined yet")
+    assert decide(desk, "two", "accept")[0].filter_said == ""
+
+
+def test_a_verdict_on_several_classes_is_stored_for_all_or_for_none(archive: Archive, recipe: Recipe) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1, 3:6, 4:9], mask[2, 3:6, 4:9] = 1, 2
+    history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint="old")
+    probability = np.stack([mask == 1, mask == 2]).astype(np.uint8) * 255
+    archive["one"].write_labels(history, mask, probability_kzyx=probability, scores={"pairwise_dice/1": 0.9, "pairwise_dice/2": 0.9})
+    anna, ben = open_desk(recipe.archive, by="anna"), open_desk(recipe.archive, by="ben")
+    decide(anna, "one", "accept", class_id=2)
+    with pytest.raises(ReviewConflictError, match="class 2: anna said 'accept'"):
+        decide(ben, "one", "reject")
+    assert [(each.class_id, each.by) for each in archive.catalog.reviews(TEACHER_SET)] == [(2, "anna")]
+    decide(ben, "one", "reject", force=True)
+    with pytest.raises(ReviewConflictError, match="ben said 'reject'"):
+        take_back(anna, "one")
+    assert [each.verdict for each in archive.catalog.reviews(TEACHER_SET)] == ["reject", "reject"]
 
 
 def test_a_case_that_is_drawn_anew_while_the_list_is_made_is_left_out(
@@ -311,3 +389,38 @@ def test_a_case_that_is_drawn_anew_while_the_list_is_made_is_left_out(
 
     monkeypatch.setattr(review, "review_queue", ranked)
     assert {each.case for each in waiting(open_desk(recipe.archive, by="anna"), 9)} == {"two", "three"}
+
+
+def test_what_somebody_decides_while_the_list_is_made_counts_as_not_seen(
+    archive: Archive, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, ben = open_desk(recipe.archive, by="anna"), open_desk(recipe.archive, by="ben")
+
+    def ranked(archive: Archive, plan: QueuePlan, limit: int) -> list[Candidate]:
+        found = review_queue(archive, plan, limit)
+        decide(ben, "one", "accept")
+        return found
+
+    monkeypatch.setattr(review, "review_queue", ranked)
+    waiting(anna, 9)
+    with pytest.raises(ReviewConflictError, match="ben said 'accept'"):
+        decide(anna, "one", "reject")
+
+
+@pytest.mark.parametrize("event", ["decided", "drawn anew"])
+def test_what_happens_while_the_picture_is_made_counts_as_not_seen(
+    archive: Archive, recipe: Recipe, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    anna, ben = open_desk(str(recipe_file), by="anna", ranking=True), open_desk(recipe.archive, by="ben")
+
+    def sheet(*arguments: Any, **more: Any) -> Image.Image:
+        if event == "decided":
+            decide(ben, "one", "accept")
+        else:
+            draw(archive, "one", "anew")
+        return review_sheet(*arguments, **more)
+
+    monkeypatch.setattr(review_picture, "review_sheet", sheet)
+    review_picture.write_sheet(anna, "one", 1, tmp_path / "one.png")
+    with pytest.raises(ReviewConflictError, match=r"ben said 'accept'|was drawn anew since it was looked at"):
+        decide(anna, "one", "reject")

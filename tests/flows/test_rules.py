@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.audit_records import FilterReport
 from distill.calibration import ClassCalibration
 from distill.refine import Verdict
 from flows import rules, stages
@@ -130,9 +131,34 @@ def test_nothing_is_guaranteed_where_the_prompts_were_learnt_from_the_calibratio
     with_gold(archive, 20)
     text = "archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {guarantee: mask, consistency: none}\nprompts: {source: [weak, exemplar]}\n"
     recipe = load_recipe(write_recipe(text))
-    assert "no guarantee for new patients: the prompts of exemplar were learnt from gold" in stages.calibrate(recipe).note
+    said = stages.calibrate(recipe).note
+    assert said.startswith("WARNING: no guarantee: the prompts of exemplar were learnt from gold of calibration patients; ")
+    assert stages.calibrate(recipe).note == said, "a later run says it again"
     found = rules.CalibrationFile.model_validate_json(rules.calibration_file(recipe).read_text(encoding="utf-8")).classes[1]
     assert (found.guarantees, found.ring) == ((), None)
+
+
+def test_a_risk_that_no_threshold_holds_is_warned_of_in_the_line_the_file_and_the_filter_report(
+    archive: Archive, write_recipe: WriteRecipe
+) -> None:
+    with_gold(archive, 6)
+    for n in range(6):
+        case, blank = archive[f"gold{n:02}"], np.zeros((1, 6, 7), np.uint8)
+        blank[0, 0, 0] = 1
+        case.write_labels(LabelHistory(label_set="gold", classes=CLASSES, made_by="test", fingerprint="moved"), blank)
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {risk: 0.05, consistency: none}\n"))
+    said = stages.calibrate(recipe).note
+    assert said.startswith("WARNING: the risk of 0.05 is out of reach")
+    text = json.loads(rules.calibration_file(recipe).read_text(encoding="utf-8"))["classes"]["1"]
+    assert text["warning"].startswith("the risk of 0.05 is out of reach")
+    stages.refine(recipe, stages.Shard(name="1/1", cases=tuple(record.id for record in archive.cases()), offset=0, total=8))
+    stages.report_filter(recipe)
+    report = FilterReport.model_validate_json((recipe.report_folder / "filter.json").read_text(encoding="utf-8"))
+    assert report.warnings[0] == f"organ: {text['warning']}."
+    assert report.classes[0].thresholds.warning == text["warning"]
+    page = (recipe.report_folder / "filter.html").read_text(encoding="utf-8")
+    assert page.index(text["warning"]) < page.index("<h2>"), "it stands in the box at the top"
+    assert "None of the masks that are kept: the same patients chose the thresholds" in page
 
 
 def test_a_score_that_was_added_and_a_guarantee_that_is_wanted_calibrate_anew(archive: Archive, write_recipe: WriteRecipe) -> None:
@@ -140,10 +166,29 @@ def test_a_score_that_was_added_and_a_guarantee_that_is_wanted_calibrate_anew(ar
     recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\n"))
     assert stages.calibrate(recipe).done == 1
     assert stages.calibrate(recipe).skipped == 1
-    archive.catalog.add_scores("gold00", TEACHER_SET, {"oof_dice/1": 0.9})
+    archive.catalog.add_scores("gold00", TEACHER_SET, {"prior/1": 0.9})
     assert stages.calibrate(recipe).done == 1
     wanted = recipe.model_copy(update={"refine": recipe.refine.model_copy(update={"guarantee": "mask"})})
     assert stages.calibrate(wanted).done == 1
+
+
+def test_scores_of_a_test_that_is_no_longer_asked_predict_no_dice(archive: Archive, write_recipe: WriteRecipe) -> None:
+    with_gold(archive, 4)
+    text = "archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {semantic: SEMANTIC, consistency: none}\n"
+    blank = np.zeros((1, 6, 7), np.uint8)
+    for n in range(2):  # two that are wrong, as only students say
+        blank[0, 2, 2] = 1
+        archive[f"gold{n:02}"].write_labels(LabelHistory(label_set="gold", classes=CLASSES, made_by="test", fingerprint="speck"), blank)
+    for n in range(4):
+        archive.catalog.add_scores(f"gold{n:02}", TEACHER_SET, {"oof_dice/1": 0.1 if n < 2 else 0.9})
+    found = {}
+    for tests in ("[student]", "[]"):
+        recipe = load_recipe(write_recipe(text.replace("SEMANTIC", tests)))
+        assert stages.calibrate(recipe).done == 1
+        found[tests] = (
+            rules.CalibrationFile.model_validate_json(rules.calibration_file(recipe).read_text(encoding="utf-8")).classes[1].quality
+        )
+    assert [each.scores for each in found.values() if each is not None] == [("oof_dice",), ()]
 
 
 def test_refined_masks_carry_the_dice_that_calibration_predicts_and_doing_so_calls_for_no_new_calibration(

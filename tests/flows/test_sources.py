@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from distill.teachers.opening import bundled_path
 from flows import cli, doctor, stages
 from flows.errors import StageError
+from flows.freshness import standing
 from flows.inspection import inspect_path
 from flows.places import check_writable
 from flows.recipe_file import load_recipe
@@ -108,6 +109,27 @@ def test_a_class_that_the_prompts_call_otherwise_is_told(write_recipe: WriteReci
     prompts(tmp_path, {"case": "one", "class_name": "heart"} | BOX)
     note = stages.ingest(load_recipe(write_recipe(RECIPE))).note
     assert note == "class 1 is 'organ' in the recipe and 'heart' in 1 row, taken by number; 1 file or row refused"
+
+
+def test_rows_about_scans_that_were_left_out_are_counted_and_are_no_failure(
+    write_recipe: WriteRecipe, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "broken.png").unlink()
+    prompts(tmp_path, {"case": "one"} | BOX, *({"case": f"left-out-{n}"} | BOX for n in range(5)))
+    recipe = load_recipe(write_recipe(RECIPE))
+    found = stages.ingest(recipe)
+    assert (found.quarantined, found.note) == (0, "")
+    assert found.remark == "5 files or rows about cases that the archive does not hold"
+    assert next(each for each in standing(recipe) if each.stage == "ingest").quarantined == 0, "nor for a later run"
+    assert len(inspect_path(recipe.archive).refused) == 5, "which they are can be looked up"
+
+
+def test_expert_labels_of_which_none_could_be_used_are_warned_of(write_recipe: WriteRecipe, pictures: Path, tmp_path: Path) -> None:
+    prompts(tmp_path, {"case": "one"} | BOX)
+    (tmp_path / "gold").mkdir()
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "gold" / "other.png")
+    recipe = load_recipe(write_recipe(RECIPE.replace("prompts.json}", "prompts.json, gold: {path: ./gold}}")))
+    assert "WARNING: not one expert label could be used" in stages.ingest(recipe).note
 
 
 def test_rows_of_a_split_that_name_no_case_are_counted(write_recipe: WriteRecipe, pictures: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.engine import ENGINE, LabelPlan, _LabelRun
+from distill.engine import ENGINE, LabelPlan
 from distill.errors import CheckpointError
+from distill.label_inputs import label_fingerprint
 from distill.teachers import checkpoints
 from flows import cli
 from flows.card import card_facts
@@ -69,10 +70,7 @@ def test_the_precision_that_was_named_is_part_of_a_labels_fingerprint_and_the_de
     geometry = Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
     record = CaseRecord(id="a", shape_czyx=(1, 2, 3, 4), dtype="int16", geometry=geometry, patient="p", modality="MR")
     plan = LabelPlan(classes=(ClassInfo(id=1, name="x", rgba=(1, 2, 3, 255)),))
-    prints = {
-        precision: _LabelRun(None, replace(plan, precision=precision))._fingerprint(record, [], "t")  # type: ignore[arg-type]
-        for precision in ("auto", "fp32", "bf16")
-    }
+    prints = {precision: label_fingerprint(replace(plan, precision=precision), record, [], "t") for precision in ("auto", "fp32", "bf16")}
     before = fingerprint(engine=ENGINE, case=["", "MR"], prompts=[], teacher="t", ask=plan.ask.inputs(), classes=plan.classes, profile="")
     assert prints["auto"] == before
     assert len(set(prints.values())) == 3

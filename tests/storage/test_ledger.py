@@ -65,7 +65,7 @@ def test_a_unit_that_was_never_planned_cannot_be_claimed(ledger: Ledger) -> None
 
 def test_what_is_not_held_cannot_be_finished(ledger: Ledger) -> None:
     ledger.plan("label", {"a": "1"})
-    for finish in (ledger.done, ledger.release):
+    for finish in (ledger.done, ledger.release, ledger.forget):
         with pytest.raises(LedgerError, match="stage label, unit a: this process does not hold the unit"):
             finish("label", "a")
     with pytest.raises(LedgerError, match="does not hold"):
@@ -88,6 +88,15 @@ def test_the_third_failure_quarantines_and_keeps_error_and_traceback(ledger: Led
     (unit,) = ledger.quarantined("label")
     assert (unit.unit, unit.attempts, unit.error) == ("a", 3, "ZeroDivisionError: division by zero")
     assert "1 / (attempt * 0)" in unit.traceback
+
+
+def test_a_unit_that_was_forgotten_is_new_when_it_is_planned_again(ledger: Ledger) -> None:
+    ledger.plan("label", {"a": "1", "b": "1"})
+    ledger.claim("label", "a")
+    ledger.forget("label", "a")
+    assert ledger.counts("label") == {"pending": 1, "claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
+    assert ledger.plan("label", {"a": "1"}) == ["a"]
+    assert ledger.claim("label", "a")
 
 
 def test_requeued_units_have_three_attempts_again(ledger: Ledger) -> None:

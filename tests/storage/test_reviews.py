@@ -140,6 +140,39 @@ def test_a_refused_verdict_leaves_no_box_behind(catalog: Catalog) -> None:
     assert catalog.prompts("a") == []
 
 
+def test_of_several_decisions_all_are_stored_or_none(catalog: Catalog) -> None:
+    catalog.record_review(replace(ANNA, class_id=2))
+    both = [replace(BEN, class_id=1), replace(BEN, class_id=2)]
+    with pytest.raises(ReviewConflictError, match="class 2: anna said 'accept'"):
+        catalog.record_reviews(both, seen=[0, 0])
+    assert [(each.class_id, each.by) for each in catalog.review_history("teacher/r1")] == [(2, "anna")]
+    assert [each.revision for each in catalog.record_reviews(both, seen=[0, 1])] == [1, 2]
+
+
+def test_a_refused_undo_leaves_boxes_where_they_are(catalog: Catalog) -> None:
+    stored = catalog.record_review(replace(ANNA, action="rebox"), boxes=[BOX])
+    undo = {"case_id": "a", "class_ids": [1], "source": "review"}
+    with pytest.raises(ReviewConflictError):
+        catalog.take_back_reviews([replace(BEN, action="undo")], seen=[0], **undo)  # type: ignore[arg-type]
+    assert catalog.prompts_from("review") == [BOX]
+    assert catalog.take_back_reviews([replace(stored, action="undo")], seen=[1], **undo) == 1  # type: ignore[arg-type]
+    assert (catalog.prompts_from("review"), catalog.reviews("teacher/r1")) == ([], [])
+
+
+def test_a_verdict_survives_new_pixels_counts_for_nothing_else_and_comes_back_with_the_same_labels(catalog: Catalog) -> None:
+    stored = catalog.record_review(ANNA)
+    record = catalog.find_case("a")
+    assert record is not None
+    catalog.retract_case("a")
+    catalog.add_case(record)
+    assert catalog.reviews("teacher/r1") == []
+    draw(catalog, "a", "of the new pixels")
+    assert catalog.reviews("teacher/r1") == []
+    assert catalog.review_history("teacher/r1") == [stored]
+    draw(catalog, "a", "old")
+    assert catalog.reviews("teacher/r1") == [stored]
+
+
 def test_what_each_reviewer_was_shown_is_theirs_and_the_last_listing_counts(catalog: Catalog) -> None:
     shown = ListingRecord(case="a", label_set="teacher/r1", class_id=1, by="anna", source="random", fingerprint="old", revision=0)
     catalog.record_listing([shown])

@@ -147,6 +147,20 @@ def test_other_options_or_gold_give_another_fingerprint(context: SourceContext, 
     assert exemplar_source(context, ExemplarOptions(variations=1, slices=4, count=3)).fingerprint != learnt.fingerprint
 
 
+def test_gold_that_is_brought_in_again_asks_for_nothing_anew_and_gold_that_was_corrected_does(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    add_case(archive, "gold0", "p0", 0)
+    context = SourceContext(archive=archive, plan=LabelPlan(classes=(BRIGHT,), teacher="bundled", device="cpu"))
+    before = exemplar_source(context, ExemplarOptions()).fingerprint
+    gold = archive["gold0"].labels("gold").read()
+    touched = LabelHistory(label_set="gold", classes=(BRIGHT,), made_by="test", fingerprint="the file has another time of change")
+    archive["gold0"].write_labels(touched, gold)
+    assert exemplar_source(context, ExemplarOptions()).fingerprint == before
+    gold[3, 20] = 1
+    archive["gold0"].write_labels(touched, gold)
+    assert exemplar_source(context, ExemplarOptions()).fingerprint != before
+
+
 def test_gold_without_any_of_the_classes_is_refused(archive: Archive) -> None:
     plan = LabelPlan(classes=(replace(BRIGHT, id=7),), teacher="bundled", device="cpu")
     with pytest.raises(PlanError, match=r"shows any of the classes \[7\] in its gold"):

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from distill.engine import label_archive
 from distill.errors import PlanError, PromptError
-from distill.prompts.from_labels import LabelSource, around, innermost, make, pieces_of, without_strays
+from distill.prompts.from_labels import LabelSource, around, large_parts, make, without_strays
 from distill.prompts.hints import hints_by_slice
+from distill.prompts.pieces import innermost, parts_of
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.student_options import StudentPrompts
 from distill.propose import PromptPlan, propose_prompts
@@ -102,7 +103,8 @@ def test_a_box_is_as_loose_as_the_teacher_s_or_as_the_recipe_says(
 def test_the_margin_of_a_large_piece_is_a_share_of_its_sides() -> None:
     mask = np.zeros((200, 300), bool)
     mask[50:150, 60:260] = True
-    assert around(mask, 0.05) == (50.0, 45.0, 270.0, 155.0)
+    (piece,) = parts_of(mask)
+    assert around(piece, 0.05, mask.shape) == (50.0, 45.0, 270.0, 155.0)
 
 
 def test_slices_without_the_class_are_not_prompted(context: SourceContext) -> None:
@@ -201,7 +203,7 @@ def test_the_teacher_is_asked_with_what_the_student_drew(context: SourceContext)
         give(archive, case)
     plan = PromptPlan(sources=("student",), options={"student": StudentPrompts(labels=NAME)}, label=context.plan)
     propose_prompts(archive, plan)
-    hint = hints_by_slice(archive[CASE].record, [p for p in archive.catalog.prompts(CASE) if p.source == "proposed/student"])[1][3]
+    (hint,) = hints_by_slice(archive[CASE].record, [p for p in archive.catalog.prompts(CASE) if p.source == "proposed/student"])[1][3]
     assert hint.box is not None
     assert hint.box.tolist() == [6, 5, 16, 12]
     assert hint.point_labels is not None
@@ -213,9 +215,9 @@ def test_pieces_come_largest_first_and_small_ones_are_strays() -> None:
     mask = np.zeros((30, 41), bool)
     mask[2:5, 2:5] = mask[10:20, 10:20] = mask[25:29, 30:40] = True
     mask[0, 40] = True
-    assert [int(piece.sum()) for piece in pieces_of(mask, 9, 0.05)] == [100, 40, 9]
-    assert [int(piece.sum()) for piece in pieces_of(mask, 1, 0.05)] == [100]
-    assert pieces_of(np.zeros((4, 5), bool), 3, 0.1) == []
+    assert [int(piece.mask.sum()) for piece in large_parts(mask, 9, 0.05)] == [100, 40, 9]
+    assert [int(piece.mask.sum()) for piece in large_parts(mask, 1, 0.05)] == [100]
+    assert large_parts(np.zeros((4, 5), bool), 3, 0.1) == []
 
 
 masks = arrays.arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 11)))
@@ -224,10 +226,10 @@ masks = arrays.arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 9), st.i
 @given(masks)
 def test_the_innermost_pixel_lies_in_the_mask_and_the_box_around_it(volume: np.ndarray) -> None:
     for mask in volume:
-        if mask.any():
-            x, y = innermost(mask)
-            x0, y0, x1, y1 = around(mask, 0.05)
-            assert mask[int(y), int(x)]
+        for piece in parts_of(mask):
+            x, y = innermost(piece)
+            x0, y0, x1, y1 = around(piece, 0.05, mask.shape)
+            assert piece.on(mask.shape)[int(y), int(x)]
             assert 0 <= x0 <= x <= x1 <= mask.shape[1]
             assert 0 <= y0 <= y <= y1 <= mask.shape[0]
 

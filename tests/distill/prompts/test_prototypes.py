@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.prompts.cutting import Cut, Held, largest_piece, learn_cut, piece_of, present_run
+from distill.prompts.cutting import Cut, Held, largest_piece, learn_cut, place_of, present_run
 from distill.prompts.prototypes import Cells, Example, learn
 from storage import IGNORE
 
@@ -110,21 +110,21 @@ def test_presence_that_is_not_wanted_is_not_learnt() -> None:
 
 def test_the_box_is_moved_outward_and_the_point_lies_inside() -> None:
     one = held(0, shown=True)
-    piece = piece_of(one.scores, learn_cut([one]))
-    assert piece.box_xyxy_px.tolist() == pytest.approx([8, 6, 24, 18])
-    assert one.mask[piece.centre_xy_px[1], piece.centre_xy_px[0]]
+    place = place_of(one.scores, learn_cut([one]))
+    assert place.box_xyxy_px == pytest.approx((8, 6, 24, 18))
+    assert one.mask[int(place.centre_xy_px[1]), int(place.centre_xy_px[0])]
 
 
 def test_a_speck_says_where_and_the_usual_box_says_how_large() -> None:
     scores = np.full((30, 40), -1.0, np.float32)
     scores[15, 20] = 2
-    assert piece_of(scores, CUT).box_xyxy_px.tolist() == [14.5, 10.5, 26.5, 20.5]
+    assert place_of(scores, CUT).box_xyxy_px == (14.5, 10.5, 26.5, 20.5)
 
 
 def test_a_piece_of_another_size_than_usual_is_met_a_third_of_the_way() -> None:
     scores = np.full((60, 60), -1.0, np.float32)
     scores[10:58, 2:58] = 1.0  # 48 x 56 where 6 x 8 is usual
-    x0, y0, x1, y1 = piece_of(scores, CUT).box_xyxy_px
+    x0, y0, x1, y1 = place_of(scores, CUT).box_xyxy_px
     assert y1 - y0 == pytest.approx(24 + 2 * 2)
     assert x1 - x0 == pytest.approx(56 ** (2 / 3) * 2 + 2 * 2, rel=1e-3)
 
@@ -147,7 +147,7 @@ def test_a_volume_without_evidence_has_no_slice_with_the_class() -> None:
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 40))
 def test_boxes_lie_in_the_picture_whatever_the_scores(seed: int, height: int, width: int) -> None:
     scores = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
-    x0, y0, x1, y1 = piece_of(scores, CUT).box_xyxy_px
+    x0, y0, x1, y1 = place_of(scores, CUT).box_xyxy_px
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
 
@@ -161,4 +161,4 @@ def test_a_class_that_fills_every_example_is_scored_by_how_near_it_is_alone() ->
 
 
 def test_nothing_like_the_class_is_no_confidence_and_no_overflow() -> None:
-    assert piece_of(np.full((8, 9), -3.0, np.float32), replace(CUT, peak=None, spread=1e-3)).confidence == pytest.approx(0)
+    assert place_of(np.full((8, 9), -3.0, np.float32), replace(CUT, peak=None, spread=1e-3)).confidence == pytest.approx(0)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from distill.errors import PlanError
 from distill.intensity import choose_window
 from distill.prompts.sources import Subject
-from distill.prompts.text import Clip, OpenClip, TextSource, make_text, shown, words_of
+from distill.prompts.text import TextSource, make_text, shown, words_of
+from distill.prompts.text_clip import Clip, OpenClip, hash_of
 from distill.prompts.text_options import TextOptions
 from storage import CaseRecord, ClassInfo, Geometry
 from storage.rle import decode
@@ -112,8 +114,9 @@ def test_a_mask_is_shown_bright_in_a_dim_square_of_its_surroundings() -> None:
     candidate = SimpleNamespace(mask=np.zeros((50, 70), bool), box_xyxy_px=(40, 5, 60, 20))
     candidate.mask[5:20, 40:60] = True
     image = shown(np.full((50, 70, 3), 200, np.uint8), candidate, 0.25)  # type: ignore[arg-type]
-    assert image.shape == (28, 30, 3)  # 30 wide and high, cut at the top
-    assert image[12, 15, 0] == 200
+    assert image.shape == (30, 30, 3)
+    assert image[:3].max() == 0  # the square begins three rows above the picture
+    assert image[15, 15, 0] == 200
     assert image[-1, 0, 0] == 60
 
 
@@ -129,8 +132,8 @@ def test_options_that_cannot_be_meant_say_why(given: dict[str, object], message:
         TextOptions.model_validate(given)
 
 
-def test_model_and_checkpoint_must_be_named() -> None:
-    with pytest.raises(PlanError, match=r"needs prompts\.text\.model .* and prompts\.text\.checkpoint"):
+def test_a_checkpoint_must_be_named() -> None:
+    with pytest.raises(PlanError, match=r"needs prompts\.text\.checkpoint: weights of the architecture that prompts\.text\.model names"):
         make_text(SimpleNamespace(classes=(RED,)), TextOptions(model="ViT-B-32"))  # type: ignore[arg-type]
 
 
@@ -140,21 +143,33 @@ def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, t
         OpenClip("ViT-B-32", tmp_path / "weights.pt")
 
 
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[str, Path]:
     """A model of open_clip with random weights in a file; skips where open_clip is not installed."""
     open_clip = pytest.importorskip("open_clip", reason="needs the extra samdistill[text]")
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(TINY))
     open_clip.add_model_config(tmp_path / "tiny-clip.json")
     torch.manual_seed(0)
     path = tmp_path / "tiny.pt"
     torch.save(open_clip.create_model("tiny-clip").state_dict(), path)
     return "tiny-clip", path
+
+
+@pytest.fixture
+def folder(tiny: tuple[str, Path], tmp_path: Path) -> Path:
+    """The same model in a folder that says what it is."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    save_file(torch.load(tiny[1], weights_only=True), path / "open_clip_model.safetensors")
+    return path
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -187,3 +202,78 @@ def test_weights_of_another_architecture_are_refused_by_name(tiny: tuple[str, Pa
         OpenClip("tiny-clap", tiny[1])
     with pytest.raises(PlanError, match="there is no file at"):
         OpenClip(tiny[0], tmp_path / "missing.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_that_says_what_its_model_is_answers_like_the_model_named(tiny: tuple[str, Path], folder: Path) -> None:
+    named, told = OpenClip(*tiny), OpenClip(None, folder)
+    picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    assert np.array_equal(named.pictures([picture]), told.pictures([picture]))
+    assert np.array_equal(named.words(["a cell"]), told.words(["a cell"]))
+    before = told.fingerprint
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}))
+    assert OpenClip(None, folder).fingerprint != before
+
+
+@pytest.mark.parametrize("changed", ["words/config.json", "folder/parts/tokenizer.json", "folder/weights.bin"])
+def test_whatever_a_model_is_read_from_makes_it_another_one(tmp_path: Path, changed: str) -> None:
+    config = {"model_cfg": {"text_cfg": {"hf_model_name": str(tmp_path / "words")}}}
+    for name in ("words/config.json", "folder/parts/tokenizer.json", "folder/weights.bin", "folder/.cache/lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    (tmp_path / "folder/open_clip_config.json").write_text(json.dumps(config))
+    before = hash_of(tmp_path / "folder")
+    (tmp_path / "folder/.cache/lock").write_text("2")
+    assert hash_of(tmp_path / "folder") == before
+    (tmp_path / changed).write_text("2")
+    assert hash_of(tmp_path / "folder") != before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_without_weights_is_not_asked_at_random(folder: Path) -> None:
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(PlanError, match=r"does not fit open_clip_config\.json: Required pretrained weights"):
+        OpenClip(None, folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param(None, r"is no folder with open_clip_config\.json", id="none"),
+        pytest.param({"model_cfg": {}}, "describes no model with model_cfg and text_cfg", id="no words"),
+        pytest.param(
+            {"model_cfg": {"text_cfg": {"hf_model_name": "some/bert"}}},
+            "names the text model some/bert, which open_clip would download",
+            id="elsewhere",
+        ),
+    ],
+)
+def test_a_folder_that_does_not_hold_all_of_its_model_is_refused(tmp_path: Path, config: object, message: str) -> None:
+    pytest.importorskip("open_clip", reason="needs the extra samdistill[text]")
+    if config is not None:
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError, match=message):
+        OpenClip(None, tmp_path)
+
+
+def test_a_model_that_would_fetch_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip", reason="needs the extra samdistill[text]")
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(PlanError, match=r"which open_clip would download\. Fetch the model's whole folder"):
+        OpenClip("ViT-B-16-SigLIP", tmp_path / "weights.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_words_that_mean_the_same_as_background_to_the_model_are_refused(tiny: tuple[str, Path]) -> None:
+    options = TextOptions(model=tiny[0], checkpoint=tiny[1], words={"red-blob": "ground"}, background=("ground",))
+    with pytest.raises(
+        PlanError, match=r"'ground' means the same as 'ground': no picture could be called it with a probability above 0\.50"
+    ):
+        make_text(SimpleNamespace(classes=(RED,), teacher=PointingTeacher()), options)  # type: ignore[arg-type]
+
+
+def test_what_a_class_can_attain_grows_with_the_distance_of_its_words_from_the_background() -> None:
+    far, near = source_for().attainable(), source_for(words={"red-blob": "something grey", "green-blob": "something green"}).attainable()
+    assert far[1] > 0.99
+    assert near[1] == pytest.approx(0.5)
+    assert near[2] == pytest.approx(far[2])

@@ -1,0 +1,68 @@
+"""The cut that brings masks nearest to gold, and the agreement from which gold bears accepting them out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+
+from distill.cleaning import ClassRule
+from distill.evidence import GoldCase, cut_mask
+from distill.quality import dice, volume_bias
+
+THRESHOLDS = tuple(round(0.25 + 0.025 * n, 3) for n in range(23))
+
+
+def tuned(cases: Sequence[GoldCase], start: ClassRule, *, risk: float, smoothing_mm: Sequence[float]) -> tuple[ClassRule, str, str]:
+    """Return the cut nearest to gold with the agreement that these cases themselves bear out, a note and a warning.
+
+    Args:
+        cases: calibration cases with an object.
+        start: what is not searched for stays as it is.
+        risk: largest mean Dice loss among accepted cases.
+        smoothing_mm: lengths to choose from.
+    """
+    candidates = [replace(start, threshold=t, smooth_mm=s) for s, t in product(smoothing_mm, THRESHOLDS)]
+    chosen = max(candidates, key=lambda rule: float(np.mean(dices(cases, rule))))
+    accept, note, warning = _accept_threshold(cases, chosen, risk)
+    return replace(chosen, accept_from=accept, review_from=min(start.review_from, accept)), note, warning
+
+
+def dices(cases: Sequence[GoldCase], rule: ClassRule) -> np.ndarray:
+    """Return the Dice of each case, cut by a rule, with gold."""
+    return np.array([dice(cut_mask(case, rule), case.gold) for case in cases])
+
+
+def mean_bias(cases: Sequence[GoldCase], rule: ClassRule) -> float:
+    """Return the mean of (mask volume - gold volume) / gold volume."""
+    return float(np.mean([volume_bias(cut_mask(case, rule), case.gold) for case in cases]))
+
+
+def _accept_threshold(cases: Sequence[GoldCase], rule: ClassRule, risk: float) -> tuple[float, str, str]:
+    """Return the lowest agreement at which accepted calibration cases lose at most ``risk`` Dice on average, a note and a warning."""
+    agreement = [case.scores["pairwise_dice"] for case in cases]
+    order = np.argsort([-each for each in agreement], kind="stable")
+    losses = 1 - dices([cases[n] for n in order], rule)
+    running = np.cumsum(losses) / np.arange(1, len(losses) + 1)
+    # Cases of one and the same agreement are accepted together or not at all.
+    ends = np.append(np.diff(np.asarray(agreement)[order]) != 0, True)
+    within = np.flatnonzero((running <= risk) & ends)
+    if not len(within):
+        taken = losses[np.asarray(agreement)[order] >= rule.accept_from]
+        note = f"the default agreement {rule.accept_from:g} stands; better prompts or more members may help, else raise refine.risk"
+        return rule.accept_from, note, _out_of_reach(risk, float(running[ends].min()), taken, rule)
+    last = int(within[-1])
+    if last == len(cases) - 1:
+        # Every calibration case passes: accept down to a little below the worst score seen, and no further.
+        return max(0.0, agreement[order[last]] - 0.05), "all calibration cases are within the risk", ""
+    return agreement[order[last]], f"{last + 1} of {len(cases)} calibration cases are within the risk", ""
+
+
+def _out_of_reach(risk: float, best: float, accepted: np.ndarray, rule: ClassRule) -> str:
+    """Say that masks are accepted although gold shows that they lose more than the recipe allows."""
+    lose = (
+        f"masks accepted from the default {rule.accept_from:g} on lose {accepted.mean():.2f}"
+        if len(accepted)
+        else "none reaches the default"
+    )
+    return f"the risk of {risk:.2f} is out of reach: no agreement keeps accepted calibration masks within it (best {best:.2f}), and {lose}"

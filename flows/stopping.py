@@ -1,0 +1,114 @@
+"""Stopping a run: Ctrl-C and SIGTERM end it within seconds, every unit given back, and the same command goes on.
+
+Prefect's server is a child of the run. A terminal, ``timeout`` or a container that is stopped sends the signal to both, and what Prefect then has to
+tell its server is tried for minutes. So the stage that is interrupted gives back what it holds, and the process leaves from there; Prefect's own
+record of the run stays where it was, which nothing here reads. With a server of somebody's own (``PREFECT_API_URL``) Prefect is left to tell it.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import FrameType
+from typing import NoReturn, ParamSpec, TypeVar
+
+import psutil
+
+from flows.console import BARS, show_error
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STOPPED = "stopped. The same command goes on where it was."
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CHILDREN_S = 3.0
+"""How long the server may take to end; Prefect itself gives it five seconds."""
+
+
+class _Stop:
+    """What the handler of signals has to know."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.working = False
+        """A stage is at work, and has units to give back."""
+        self.asked_by: int | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """Interrupt the stage that is at work, once; without one, or when somebody insists, leave."""
+        if not self.working or self.asked_by is not None:
+            leave(number)
+        self.asked_by = number
+        raise KeyboardInterrupt
+
+
+_STOP = _Stop()
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Have signals end this process as said above, while the block runs."""
+    if os.environ.get("PREFECT_API_URL") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _STOP.listening, _STOP.asked_by = True, None
+    try:
+        with _handled():
+            yield
+    finally:
+        _STOP.listening = False
+
+
+def stoppable(stage: Callable[P, R]) -> Callable[P, R]:
+    """Have a stage that is interrupted give its units back, and then leave."""
+
+    @wraps(stage)
+    def work(*args: P.args, **options: P.kwargs) -> R:
+        if not _STOP.listening or threading.current_thread() is not threading.main_thread():
+            return stage(*args, **options)
+        _STOP.working = True
+        try:
+            with _handled():  # once more: Prefect's flows have their own way with SIGTERM
+                return stage(*args, **options)
+        except KeyboardInterrupt:
+            leave(_STOP.asked_by or signal.SIGINT)
+        finally:
+            _STOP.working = False
+
+    return work
+
+
+@contextmanager
+def _handled() -> Iterator[None]:
+    before = {number: signal.signal(number, _STOP) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(number: int) -> NoReturn:
+    """End this process and its children now, and say that it can be gone on with; the exit code is the signal's, as shells write it."""
+    for known in SIGNALS:
+        signal.signal(known, signal.SIG_IGN)
+    BARS.close()
+    show_error(STOPPED)
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        _end(child.terminate)
+    for child in psutil.wait_procs(children, timeout=CHILDREN_S)[1]:
+        _end(child.kill)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)
+
+
+def _end(how: Callable[[], None]) -> None:
+    try:
+        how()
+    except psutil.NoSuchProcess:
+        return

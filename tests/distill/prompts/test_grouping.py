@@ -1,0 +1,214 @@
+"""Prompts of one class on one slice are told apart by the piece that they are about."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.patches import Patch
+from distill.prompts.grouping import grouped
+from distill.prompts.hints import hints_by_slice, piece_inputs
+from distill.prompts.pieces import innermost, parts_of, prompts_of
+from distill.prompts.slice_hint import SliceHint, joined
+from storage import CaseRecord, Geometry, Prompt
+from storage.rle import encode
+
+IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+RECORD = CaseRecord(
+    id="case", patient="p", shape_czyx=(1, 4, 30, 40), dtype="int16", geometry=Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY)
+)
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> Prompt:
+    return Prompt(case="case", class_id=1, kind="box", slice=2, box_xyxy_px=(x0, y0, x1, y1))
+
+
+def point(x: float, y: float, *, positive: bool = True) -> Prompt:
+    return Prompt(case="case", class_id=1, kind="point", slice=2, points_xy_px=((x, y),), positive=positive)
+
+
+def mask_of(*boxes: tuple[int, int, int, int]) -> Prompt:
+    mask = np.zeros((30, 40), bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    return Prompt(case="case", class_id=1, kind="mask", slice=2, mask_rle=encode(mask), mask_size_yx=(30, 40))
+
+
+def told(*prompts: Prompt) -> list[SliceHint]:
+    return list(hints_by_slice(RECORD, prompts)[1][2])
+
+
+def boxes_of(hints: list[SliceHint]) -> list[list[float]]:
+    return [hint.box.tolist() for hint in hints if hint.box is not None]
+
+
+@st.composite
+def apart(draw: st.DrawFn) -> list[Prompt]:
+    """Draw boxes in different cells of a grid, up to touching each other, in any order."""
+    cells = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=2, max_size=8, unique=True))
+    made = []
+    for x, y in cells:
+        low, side = draw(st.tuples(st.integers(0, 4), st.integers(0, 4))), draw(st.tuples(st.integers(2, 6), st.integers(2, 6)))
+        x0, y0 = 10 * x + low[0], 10 * y + low[1]
+        made.append(box(x0, y0, min(x0 + side[0], 10 * x + 10), min(y0 + side[1], 10 * y + 10)))
+    return made
+
+
+@settings(deadline=None)
+@given(apart(), st.randoms())
+def test_boxes_apart_are_asked_apart_and_in_the_same_order_however_they_came(prompts: list[Prompt], chance: object) -> None:
+    first = told(*prompts)
+    assert len(first) == len(prompts)
+    assert {tuple(each) for each in boxes_of(first)} == {prompt.box_xyxy_px for prompt in prompts}
+    chance.shuffle(prompts)  # type: ignore[attr-defined]
+    assert boxes_of(told(*prompts)) == boxes_of(first)
+
+
+def test_neighbours_whose_boxes_overlap_at_a_corner_are_two_pieces() -> None:
+    assert len(told(box(2, 2, 12, 12), box(9, 9, 20, 20))) == 2
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pytest.param([box(2, 2, 12, 12), box(3, 1, 13, 12)], id="boxes of two people"),
+        pytest.param([box(2, 2, 12, 12), mask_of((4, 4, 10, 10))], id="a box and a mask in it"),
+        pytest.param([box(2, 2, 12, 12), mask_of((3, 3, 6, 6), (8, 8, 11, 11))], id="a box and a mask in two parts in it"),
+        pytest.param([mask_of((4, 4, 10, 10)), point(20, 20)], id="a mask and a point elsewhere"),
+        pytest.param([box(2, 2, 12, 12), point(30, 20), point(3, 25, positive=False)], id="a box and points elsewhere"),
+        pytest.param([box(2, 2, 12, 12), mask_of((2, 2, 12, 12))], id="a mask and its tight box"),
+        pytest.param([point(4, 4), point(30, 20), point(10, 10)], id="points alone"),
+        pytest.param([box(2, 2, 12, 12), mask_of((4, 4, 10, 10), (20, 20, 21, 21))], id="a box, a mask, and a speck of it elsewhere"),
+    ],
+)
+def test_what_is_about_one_piece_is_joined_as_it_always_was(prompts: list[Prompt]) -> None:
+    (hint,) = told(*prompts)
+    each = [one for prompt in prompts for one in hints_by_slice(RECORD, [prompt]).get(1, {}).get(2, ())]
+    if not any(prompt.kind == "point" and not prompt.positive for prompt in prompts):
+        expected = joined(each)
+        for name in ("box", "points", "point_labels"):
+            assert np.array_equal(getattr(hint, name), getattr(expected, name))
+        assert (hint.mask is None) == (expected.mask is None)
+        if hint.mask is not None and expected.mask is not None:
+            assert np.array_equal(hint.mask.on((30, 40)), expected.mask.on((30, 40)))
+    assert piece_inputs(RECORD, prompts, [1]) == {}
+
+
+def test_labels_of_several_pieces_are_others_than_before() -> None:
+    prompts = [box(2, 2, 8, 8), box(20, 20, 28, 28)]
+    assert piece_inputs(RECORD, prompts, [1]) != {}
+    assert piece_inputs(RECORD, prompts, [2]) == {}
+
+
+def test_a_3d_box_and_a_box_on_a_slice_of_it_are_about_the_same_piece() -> None:
+    whole = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(0, 5, 6, 4, 25, 36))
+    assert len(told(whole, box(8, 6, 33, 23))) == 1
+
+
+def test_a_mask_is_taken_apart_into_its_pieces_and_each_goes_to_its_box() -> None:
+    first, second = told(box(1, 1, 11, 11), mask_of((2, 2, 10, 10), (20, 12, 30, 20)))
+    assert boxes_of([first, second]) == [[1, 1, 11, 11], [20, 12, 30, 20]]
+    assert first.mask is not None
+    assert second.mask is not None
+    assert first.mask.on((30, 40)).sum() == 64
+    assert second.mask.on((30, 40)).sum() == 80
+
+
+def test_boxes_of_two_pieces_share_out_the_mask_of_both() -> None:
+    first, second = told(box(1, 1, 11, 11), box(19, 11, 31, 21), mask_of((2, 2, 10, 10), (20, 12, 30, 20)))
+    assert [int(hint.mask.on((30, 40)).sum()) for hint in (first, second) if hint.mask is not None] == [64, 80]
+    assert boxes_of([first, second]) == [[1, 1, 11, 11], [19, 11, 31, 21]]
+
+
+def test_a_box_around_a_whole_mask_joins_none_of_its_pieces() -> None:
+    parts = (2, 2, 10, 10), (20, 12, 30, 20)
+    assert boxes_of(told(mask_of(*parts), box(2, 2, 30, 20))) == [list(each) for each in parts]
+
+
+def test_a_speck_of_a_mask_belongs_to_the_nearest_piece() -> None:
+    first, second = told(mask_of((2, 2, 10, 10), (20, 12, 30, 20), (32, 14, 33, 15)))
+    assert boxes_of([first, second]) == [[2, 2, 10, 10], [20, 12, 33, 20]]
+
+
+def test_specks_alone_are_one_piece() -> None:
+    assert len(told(mask_of((2, 2, 3, 3), (20, 12, 21, 13)))) == 1
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_point_goes_to_the_piece_whose_box_holds_it(order: tuple[int, ...]) -> None:
+    given_prompts = [box(2, 2, 10, 10), box(20, 12, 30, 20), point(25, 16)]
+    first, second = told(*(given_prompts[n] for n in order))
+    assert first.points is None
+    assert second.points is not None
+    assert (second.points + 0.5).tolist() == [[25, 16]]
+
+
+def test_in_boxes_within_each_other_a_point_goes_to_the_piece_whose_mask_holds_it() -> None:
+    corner = mask_of((2, 2, 30, 5), (2, 2, 5, 25))
+    small = mask_of((24, 20, 29, 25))
+    first, second = told(corner, small, point(4.5, 20), point(25, 22))
+    assert first.points is not None
+    assert second.points is not None
+    assert (first.points + 0.5).tolist() == [[4.5, 20]]
+    assert (second.points + 0.5).tolist() == [[25, 22]]
+
+
+def test_a_negative_point_counts_for_the_pieces_that_it_comes_near() -> None:
+    first, second = told(box(2, 2, 10, 10), box(12, 2, 20, 10), point(11, 6, positive=False))
+    assert [hint.point_labels.tolist() for hint in (first, second) if hint.point_labels is not None] == [[0], [0]]
+    first, second = told(box(2, 2, 8, 8), box(30, 20, 38, 28), point(9, 6, positive=False))
+    assert first.point_labels is not None
+    assert second.point_labels is None
+
+
+def test_extreme_points_stay_with_their_piece() -> None:
+    ends = Prompt(case="case", class_id=1, kind="extreme", slice=2, points_xy_px=((2, 8), (8, 2), (14, 8), (8, 14)))
+    first, second = told(ends, box(20, 12, 30, 20))
+    assert first.points is not None
+    assert len(first.points) == 5
+    assert second.points is None
+
+
+def test_pieces_that_became_prompts_are_the_same_pieces_again() -> None:
+    rng = np.random.default_rng(1)
+    mask = np.zeros((30, 40), bool)
+    for x, y in [(2, 2), (13, 3), (24, 2), (3, 14), (15, 15), (28, 16), (20, 25)]:
+        mask[y : y + int(rng.integers(3, 6)), x : x + int(rng.integers(4, 9))] = True
+    parts = parts_of(mask, z=2)
+    prompts = [each for part in parts for each in prompts_of(RECORD, 1, part, give=("box", "point", "mask"), margin=0.05, confidence=1.0)]
+    hints = told(*prompts)
+    assert len(hints) == len(parts)
+    known = {innermost(part): part for part in parts}
+    for hint in hints:
+        assert hint.points is not None
+        assert hint.mask is not None
+        part = known[tuple((hint.points[0] + 0.5).tolist())]  # type: ignore[index]
+        assert np.array_equal(hint.mask.on((30, 40)) > 0, part.on((30, 40)))
+
+
+def test_hundreds_of_pieces_take_no_more_memory_than_their_boxes() -> None:
+    hints = [
+        SliceHint(box=np.array([x, y, x + 3, y + 3], np.float32), mask=Patch(values=np.ones((3, 3), np.float32), corner_yx=(y, x)))
+        for y in range(0, 200, 5)
+        for x in range(0, 200, 5)
+    ]
+    found = grouped(hints)
+    assert len(found) == 1600
+    assert sum(hint.mask.values.size for hint in found if hint.mask is not None) == 1600 * 9
+
+
+masks = st.integers(0, 2**30).map(lambda seed: np.random.default_rng(seed).random((9, 11)) < 0.4)
+
+
+@settings(deadline=None)
+@given(masks, st.tuples(st.integers(0, 8), st.integers(0, 10)))
+def test_a_patch_is_the_map_that_it_was_cut_from(mask: np.ndarray, corner: tuple[int, int]) -> None:
+    whole = mask.astype(np.float32)
+    whole[: corner[0], :] = whole[:, : corner[1]] = 0
+    patch = Patch.cut(whole, (slice(corner[0], 9), slice(corner[1], 11)))
+    assert np.array_equal(patch.on((9, 11)), whole)
+    other = Patch.cut(mask.astype(np.float32), (slice(0, 4), slice(0, 5)))
+    assert np.array_equal(patch.joined(other).on((9, 11)), np.maximum(patch.on((9, 11)), other.on((9, 11))))
+    assert all(patch.at(x + 0.5, y + 0.5) == whole[y, x] for y in range(9) for x in range(11))

@@ -1,0 +1,93 @@
+"""Ctrl-C and SIGTERM end a run within seconds, also where they reach Prefect's server first, and leave nothing claimed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import stopping
+from storage import Archive
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from flows import stages
+from flows.cli import main
+from flows.once import perform_once
+from storage import Archive
+
+def ingest(recipe):
+    Archive.open_or_create(recipe.archive)
+    return stages.StageResult(stage="ingest")
+
+def train(recipe):
+    def work():
+        Path("working").touch()
+        time.sleep(600)
+    archive = Archive.open(recipe.archive)
+    return perform_once(archive.ledger, stage="train", unit="compact", fingerprint="1", output=Path("none"), work=work)
+
+stages.ingest, stages.train = ingest, train
+stages.shards_to_label = stages.shards_to_refine = lambda recipe, size: []
+stages.doubt = stages.calibrate = lambda recipe: stages.StageResult(stage="refine")
+stages.report_filter = lambda recipe: stages.StageResult(stage="filter")
+main(["run", "recipe.yaml"])
+"""
+
+
+def until(there: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if there.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    pytest.fail("the run did not begin to train")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_to_run_and_server_ends_the_run_with_its_unit_given_back(number: int, code: int, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("archive: ./a.zarr\nclasses: {1: {name: organ}}\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
+        "PREFECT_HOME": str(tmp_path / "home")
+    }
+    run = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        until(tmp_path / "working", run)
+        children = psutil.Process(run.pid).children(recursive=True)
+        os.killpg(run.pid, number)  # as a terminal, timeout or a container's stop do
+        _, said = run.communicate(timeout=60)  # without leaving at once, Prefect tries for minutes to tell its server
+    finally:
+        run.kill()
+    assert run.returncode == code
+    assert said.splitlines()[-1] == "error: stopped. The same command goes on where it was."
+    assert Archive.open(str(tmp_path / "a.zarr")).ledger.state("train", "compact") == "pending"
+    assert children, "there was a server to be ended"
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_outside_of_a_run_a_stage_is_called_as_it_is() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert stopping.stoppable(lambda: signal.getsignal(signal.SIGTERM))() is before
+
+
+def test_a_server_of_somebodys_own_is_told_by_prefect_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("PREFECT_API_URL", "http://here")
+    with stopping.listening():
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_handlers_of_signals_are_as_before_when_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    with stopping.listening():
+        assert stopping.stoppable(lambda: 5)() == 5
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
