@@ -137,7 +137,9 @@ def _calibrate_class(judged: list[GoldCase], class_id: int, start: ClassRule, as
     guarantees = () if asked.taught else guarantees_of(evidence, start, asked.risk)
     promised = next((each for each in guarantees if each.kind == "mask" and each.feasible and asked.guarantee == "mask"), None)
     rule, note, warning = (
-        _fixed(start, promised) if promised is not None else tuned(cases, start, risk=asked.risk, smoothing_mm=asked.smoothing_mm)
+        _fixed(start, promised, evidence)
+        if promised is not None
+        else tuned(cases, start, judged=judged, risk=asked.risk, smoothing_mm=asked.smoothing_mm)
     )
     why = "" if promised is not None else _why_none(guarantees, asked)
     refused = f"no guarantee: {why}" if why and asked.guarantee == "mask" else ""
@@ -204,14 +206,18 @@ def _smoothing(rule: ClassRule) -> str:
     return f"smoothed by {rule.smooth_mm:g} mm" if rule.smooth_mm > 0 else "not smoothed"
 
 
-def _fixed(start: ClassRule, promised: Guarantee) -> tuple[ClassRule, str, str]:
-    """Return the rule with the guaranteed threshold, the note that says what is guaranteed, and no warning."""
+def _fixed(start: ClassRule, promised: Guarantee, evidence: Sequence[Evidence]) -> tuple[ClassRule, str, str]:
+    """Return the rule with the guaranteed threshold, the note that says what is guaranteed, and a warning where accepted masks alone lose more."""
     accept = start.accept_from if promised.threshold is None else promised.threshold
+    accepted = [each.dice for each in evidence if each.scores["pairwise_dice"] >= accept]
+    lost = float(np.nan_to_num(1 - np.array(accepted)).mean()) if accepted else 0.0
     note = (
         f"guaranteed for new patients like the {promised.patients} of calibration: masks accepted from an agreement of {accept:.3f} on lose at most "
-        f"{promised.level:.2f} of Dice per patient on average ({promised.kept or 0:.0%} of the calibration masks are accepted)"
+        f"{promised.level:.2f} of Dice per patient on average, counting those not accepted as losing nothing "
+        f"({promised.kept or 0:.0%} of the calibration masks are accepted; not guaranteed: those lose {lost:.2f} on average)"
     )
-    return replace(start, accept_from=accept, review_from=min(start.review_from, accept)), note, ""
+    above = f"accepted calibration masks alone lose {lost:.2f}, above the risk of {promised.level:.2f}; the guarantee is about all masks of a patient"
+    return replace(start, accept_from=accept, review_from=min(start.review_from, accept)), note, above if lost > promised.level else ""
 
 
 def _why_none(guarantees: Sequence[Guarantee], asked: _Asked) -> str:

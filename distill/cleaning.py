@@ -79,7 +79,7 @@ def clean_mask(mask: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, f
     least = 0 if voxel_mm3 is None else math.ceil(rule.least_mm3 / voxel_mm3)
     mask = _without_specks(mask, max(rule.least_px, least))
     if rule.largest_component and mask.any():
-        mask = np.asarray(cc3d.largest_k(np.ascontiguousarray(mask), k=rule.components, connectivity=26)) > 0
+        mask = np.asarray(cc3d.largest_k(np.ascontiguousarray(mask, np.uint8), k=rule.components, connectivity=26)) > 0
     return _filled(mask, rule.holes, _largest_hole(rule, voxel_mm3))
 
 
@@ -92,7 +92,7 @@ def _largest_hole(rule: ClassRule, voxel_mm3: float | None) -> int | None:
 def _without_specks(mask: np.ndarray, least: int) -> np.ndarray:
     if least <= 1 or not mask.any():
         return mask
-    return np.asarray(cc3d.dust(np.ascontiguousarray(mask), threshold=least, connectivity=26)) > 0
+    return np.asarray(cc3d.dust(np.ascontiguousarray(mask, np.uint8), threshold=least, connectivity=26)) > 0
 
 
 def _filled(mask: np.ndarray, holes: str, largest: int | None) -> np.ndarray:

@@ -13,18 +13,21 @@ from distill.quality import dice, volume_bias
 THRESHOLDS = tuple(round(0.25 + 0.025 * n, 3) for n in range(23))
 
 
-def tuned(cases: Sequence[GoldCase], start: ClassRule, *, risk: float, smoothing_mm: Sequence[float]) -> tuple[ClassRule, str, str]:
+def tuned(
+    cases: Sequence[GoldCase], start: ClassRule, *, judged: Sequence[GoldCase], risk: float, smoothing_mm: Sequence[float]
+) -> tuple[ClassRule, str, str]:
     """Return the cut nearest to gold with the agreement that these cases themselves bear out, a note and a warning.
 
     Args:
         cases: calibration cases with an object.
         start: what is not searched for stays as it is.
+        judged: these and the cases in which the expert found nothing: what is drawn there is lost whole.
         risk: largest mean Dice loss among accepted cases.
         smoothing_mm: lengths to choose from.
     """
     candidates = [replace(start, threshold=t, smooth_mm=s) for s, t in product(smoothing_mm, THRESHOLDS)]
     chosen = max(candidates, key=lambda rule: float(np.mean(dices(cases, rule))))
-    accept, note, warning = _accept_threshold(cases, chosen, risk)
+    accept, note, warning = _accept_threshold(judged, chosen, risk)
     return replace(chosen, accept_from=accept, review_from=min(start.review_from, accept)), note, warning
 
 
@@ -38,8 +41,10 @@ def mean_bias(cases: Sequence[GoldCase], rule: ClassRule) -> float:
     return float(np.mean([volume_bias(cut_mask(case, rule), case.gold) for case in cases]))
 
 
-def _accept_threshold(cases: Sequence[GoldCase], rule: ClassRule, risk: float) -> tuple[float, str, str]:
+def _accept_threshold(judged: Sequence[GoldCase], rule: ClassRule, risk: float) -> tuple[float, str, str]:
     """Return the lowest agreement at which accepted calibration cases lose at most ``risk`` Dice on average, a note and a warning."""
+    # Where nothing is to be found and nothing drawn, there is nothing to accept.
+    cases = [case for case, reached in zip(judged, dices(judged, rule), strict=True) if not np.isnan(reached)]
     agreement = [case.scores["pairwise_dice"] for case in cases]
     order = np.argsort([-each for each in agreement], kind="stable")
     losses = 1 - dices([cases[n] for n in order], rule)

@@ -199,7 +199,23 @@ def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
             f"('samdistill export {recipe.archive} --labels {PSEUDO_SET} -o look'), check the prompts, or raise 'refine.risk' in the recipe."
         )
         raise StageError(message)
+    _check_refined(archive, accepted)
     return accepted
+
+
+def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
+    """Refuse pseudo-labels of masks that are not there any more: somebody has labelled since, and not refined."""
+    from distill.verdicts import MADE_OF
+
+    drawn = archive.catalog.fingerprints(TEACHER_SET)
+    made_of = {record.id: archive[record.id].labels(PSEUDO_SET).history.parameters.get(MADE_OF) for record in records}
+    outdated = [case for case, source in made_of.items() if source is not None and source != drawn.get(case, source)]
+    if outdated:
+        message = (
+            f"{len(outdated)} of {len(records)} accepted pseudo-labels are of masks that the teacher has drawn anew since, such as "
+            f"{', '.join(outdated[:3])}. Run 'samdistill refine RECIPE' first."
+        )
+        raise StageError(message)
 
 
 def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:

@@ -165,7 +165,7 @@ class Student:
 
         kept = np.zeros_like(labels)
         for info in self.card.classes:
-            kept[cc3d.largest_k(labels == info.id, k=1, connectivity=26) > 0] = info.id
+            kept[cc3d.largest_k((labels == info.id).astype(np.uint8), k=1, connectivity=26) > 0] = info.id
         return kept
 
 

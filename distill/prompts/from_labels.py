@@ -169,7 +169,8 @@ class _Drawn:
 
 def without_strays(mask: np.ndarray, least_share: float) -> np.ndarray:
     """Return ``(z, y, x)`` bool without the 26-connected pieces that have less than a share of the largest one's voxels."""
-    labelled, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
+    # cc3d has too little room for a bool array of one slice with a lone pixel in every second row and column; for bytes it has enough.
+    labelled, count = cc3d.connected_components(np.ascontiguousarray(mask, np.uint8), connectivity=26, return_N=True)
     if count < 2:
         return mask
     sizes = np.bincount(labelled.ravel(), minlength=count + 1)

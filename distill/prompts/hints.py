@@ -18,7 +18,7 @@ from storage.rle import decode as decode_rle
 
 __all__ = ["SliceHint", "box_of", "extreme_hint", "hints_by_slice", "piece_inputs", "recist_hint", "usable_prompts"]
 
-PIECES = "1"
+PIECES = "2"
 """Raised whenever several pieces of a class on a slice are asked otherwise."""
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""

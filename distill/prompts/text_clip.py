@@ -137,5 +137,11 @@ def hash_of(checkpoint: Path) -> str:
 def _files(folder: Path) -> list[tuple[str, Path]]:
     """Return the files of a folder, and of the one that its text model lies in, under their names in them; hidden ones are not the model's."""
     words = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"].get("hf_model_name")
-    named = {f"{at}/{each.relative_to(root)}": each for at, root in enumerate([folder, *([Path(words)] if words else [])]) for each in root.rglob("*")}
-    return sorted((name, each) for name, each in named.items() if each.is_file() and not any(part.startswith(".") for part in name.split("/")))
+    named = {
+        f"{at}/{each.relative_to(root)}": each
+        for at, root in enumerate([folder, *([Path(words)] if words else [])])
+        for each in root.rglob("*")
+    }
+    return sorted(
+        (name, each) for name, each in named.items() if each.is_file() and not any(part.startswith(".") for part in name.split("/"))
+    )

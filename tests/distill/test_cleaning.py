@@ -95,3 +95,11 @@ def test_intensity_decides_about_the_edge_and_about_nothing_else() -> None:
 def test_an_object_of_which_too_little_is_certain_keeps_its_edge() -> None:
     probability = np.full(SHAPE, 0.6, np.float32)
     assert rectify_edges(probability, np.zeros(SHAPE)) is probability
+
+
+@pytest.mark.parametrize("rule", [ClassRule(components=1), ClassRule(largest_component=False, least_px=2)], ids=["largest", "specks"])
+def test_a_slice_of_lone_pixels_is_cleaned_too(rule: ClassRule) -> None:
+    """cc3d gives up on such a slice of bool ("maximum length exception")."""
+    mask = np.zeros((1, 9, 9), bool)
+    mask[0, ::2, ::2] = True
+    assert clean_mask(mask, rule).sum() == rule.components * rule.largest_component

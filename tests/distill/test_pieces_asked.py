@@ -130,6 +130,41 @@ def test_the_union_is_what_each_piece_would_have_been_alone(teacher: SamTeacher)
     assert min(agreements) <= together.summaries[0].pairwise_dice <= max(agreements)
 
 
+def described(work: CaseWork) -> list[object]:
+    """Return all that is known about class 1 of a case, down to the last bit."""
+    target = work.classes[1]
+    maps = [getattr(target, name).tobytes() for name in ("probability", "vote", "mutual_information")]
+    scores = [(z, each.pairwise_dice, each.stability, each.area_px, each.multimask_dice) for z, each in sorted(target.summaries.items())]
+    return [*maps, scores, sorted(target.iou.items()), target.absent, target.stops, target.round_trips, target.unknown]
+
+
+def test_pieces_are_answered_the_same_to_the_last_bit_whatever_they_are_asked_with(
+    teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = AskSettings(boxes=2, jitter=0.1, flips=False, multimask=True, propagate=True, end_agreement=0.0, stop_iou=0.0, end_area_share=0.0)
+
+    def cases() -> list[CaseWork]:
+        rng, made = np.random.default_rng(5), []
+        for n in range(3):
+            hints = {
+                z: [hint_at(*rng.integers(2, 9, 2), *rng.integers(5, 12, 2)), hint_at(24, 20, 9, 8)][: 2 - (n + z) % 2] for z in (1, 4)
+            }
+            hints[1][0] = replace(hints[1][0], points=np.array([[8, 8]], np.float32), point_labels=np.ones(1, np.float32))
+            made.append(case_of(rng.integers(0, 255, (7, 40, 44)).astype(np.uint8), hints, name=f"case{n}", reach=2))
+        return made
+
+    def answers(works: list[CaseWork]) -> list[list[object]]:
+        run_wavefront(teacher, works, ask)
+        check_round_trips(teacher, works, ask)
+        return [described(work) for work in works]
+
+    together = answers(cases())
+    assert [work.classes[1].most_pieces for work in cases()] == [2, 2, 2]
+    assert answers(cases()[::-1])[::-1] == together
+    monkeypatch.setattr("distill.wavefront.MOST_ASKS", 2)
+    assert [answers([work])[0] for work in cases()] == together
+
+
 def answer(members: np.ndarray, x: int) -> Answer:
     """Members' logits ``(E, 6, 8)`` about a piece at column ``x``."""
     return Answer(summary=summarise(members), region=(slice(2, 8), slice(x, x + 8)), size_px=(12, 40), iou=0.5)

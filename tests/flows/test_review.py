@@ -16,7 +16,7 @@ from distill.review_queue import Candidate, QueuePlan, review_queue
 from flows import review, review_picture, stages
 from flows.cli import app
 from flows.desk import open_desk
-from flows.errors import ReviewError
+from flows.errors import ReviewError, StageError
 from flows.filtering import filter_page, write_filter_report
 from flows.freshness import material
 from flows.recipe import Recipe
@@ -424,3 +424,12 @@ def test_what_happens_while_the_picture_is_made_counts_as_not_seen(
     review_picture.write_sheet(anna, "one", 1, tmp_path / "one.png")
     with pytest.raises(ReviewConflictError, match=r"ben said 'accept'|was drawn anew since it was looked at"):
         decide(anna, "one", "reject")
+
+
+def test_nobody_learns_from_what_was_refined_of_masks_that_have_been_drawn_anew_since(archive: Archive, recipe: Recipe) -> None:
+    refine(recipe)
+    draw(archive, "one", "anew")
+    with pytest.raises(
+        StageError, match=r"1 of 3 accepted pseudo-labels.*drawn anew since, such as one\. Run 'samdistill refine RECIPE' first"
+    ):
+        stages.train(recipe)

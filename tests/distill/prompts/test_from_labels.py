@@ -242,6 +242,12 @@ def test_taking_strays_away_keeps_the_largest_piece_and_adds_nothing(volume: np.
     assert (without_strays(kept, share) == kept).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 9, 9), (9, 1, 9), (9, 9, 1), (1, 1, 3)])
+def test_strays_in_every_second_row_and_column_are_counted_each(shape: tuple[int, int, int]) -> None:
+    lone = (np.indices(shape) % 2 == 0).all(axis=0)
+    assert np.array_equal(without_strays(lone, 1.0), lone)
+
+
 def test_a_prompt_source_context_of_another_case_does_not_leak(context: SourceContext) -> None:
     give(context.archive, "case01")
     subject = subject_of(context, "case01")

@@ -122,6 +122,23 @@ def test_boxes_of_two_pieces_share_out_the_mask_of_both() -> None:
     assert boxes_of([first, second]) == [[1, 1, 11, 11], [19, 11, 31, 21]]
 
 
+def test_boxes_of_pieces_that_touch_share_out_their_mask_and_stay_as_they_are() -> None:
+    first, second = told(box(1, 1, 11, 11), box(11, 1, 21, 11), mask_of((2, 2, 20, 10)))
+    assert boxes_of([first, second]) == [[1, 1, 11, 11], [11, 1, 21, 11]]
+    for hint, columns in ((first, slice(2, 11)), (second, slice(11, 20))):
+        expected = np.zeros((30, 40), np.float32)
+        expected[2:10, columns] = 1
+        assert hint.mask is not None
+        assert np.array_equal(hint.mask.on((30, 40)), expected)
+
+
+def test_a_mask_within_a_box_is_that_boxs_also_where_another_box_lies_in_it() -> None:
+    first, second = told(box(1, 1, 25, 25), box(16, 16, 22, 22), mask_of((2, 2, 24, 24)))
+    assert first.mask is not None
+    assert first.mask.values.sum() == 22 * 22
+    assert second.mask is None
+
+
 def test_a_box_around_a_whole_mask_joins_none_of_its_pieces() -> None:
     parts = (2, 2, 10, 10), (20, 12, 30, 20)
     assert boxes_of(told(mask_of(*parts), box(2, 2, 30, 20))) == [list(each) for each in parts]
@@ -130,6 +147,18 @@ def test_a_box_around_a_whole_mask_joins_none_of_its_pieces() -> None:
 def test_a_speck_of_a_mask_belongs_to_the_nearest_piece() -> None:
     first, second = told(mask_of((2, 2, 10, 10), (20, 12, 30, 20), (32, 14, 33, 15)))
     assert boxes_of([first, second]) == [[2, 2, 10, 10], [20, 12, 33, 20]]
+
+
+def test_specks_far_from_all_of_several_pieces_move_no_box() -> None:
+    stray = [(x, y, x + 1, y + 1) for x, y in ((36, 27), (33, 25), (30, 27), (2, 27), (5, 25))]
+    prompt = mask_of((2, 2, 10, 10), (20, 2, 30, 10), *stray)
+    assert boxes_of(told(prompt)) == [[2, 2, 10, 10], [20, 2, 30, 10]]
+
+
+def test_specks_beside_each_other_draw_no_box_along() -> None:
+    row = [(x, 4, x + 1, 5) for x in range(12, 40, 2)]
+    first, second = told(mask_of((2, 2, 10, 10), (20, 20, 30, 28), *row))
+    assert boxes_of([first, second]) == [[2, 2, 13, 10], [20, 20, 30, 28]]
 
 
 def test_specks_alone_are_one_piece() -> None:

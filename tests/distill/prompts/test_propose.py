@@ -72,9 +72,7 @@ def test_what_a_source_proposes_is_stored_under_its_name_and_asked(source: Middl
     assert label_archive(archive, plan.label).done == 3
 
 
-def test_what_a_source_said_before_does_not_stay_where_it_cannot_be_asked_anew(
-    source: Middle, archive: Archive, plan: PromptPlan
-) -> None:
+def test_what_a_source_said_before_does_not_stay_where_it_cannot_be_asked_anew(source: Middle, archive: Archive, plan: PromptPlan) -> None:
     propose_prompts(archive, plan)
     source.fingerprint, source.broken = "2", frozenset({"case01"})
     assert propose_prompts(archive, plan).quarantined == ("case01",)
