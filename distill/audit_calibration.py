@@ -7,7 +7,7 @@ from distill.audit_records import CalibrationPlot, Group, Reliability, Reliabili
 from distill.levels import BINS, LevelCounts, brier_score, calibration_errors, tempered
 
 ABOUT: dict[Group, str] = {
-    "test": "test cases, which no step has seen",
+    "test": "test cases, whose gold no step has seen",
     "archive": "archive cases that happen to have gold: hindsight, nothing was chosen by it",
     "calibration": "calibration cases: they set the thresholds, so their figures flatter",
 }

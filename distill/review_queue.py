@@ -179,7 +179,8 @@ def _by_nearness(waiting: Mapping[Key, Mapping[str, float]], plan: QueuePlan) ->
     found = []
     for (case, class_id), scores in waiting.items():
         threshold = plan.accept_from.get(class_id, plan.default_accept_from)
-        why = f"uncertain: {OWN} {scores[OWN]:.3f}, accepted from {threshold:.3f}"
+        known = "accepted from" if class_id in plan.accept_from else "threshold not known here, by default"
+        why = f"uncertain: {OWN} {scores[OWN]:.3f}, {known} {threshold:.3f}"
         distance = abs(scores[OWN] - threshold)
         found.append((distance, scores[OWN], lot(case, class_id), Candidate(case=case, class_id=class_id, source="ranked", why=why)))
     return [candidate for *_, candidate in sorted(found, key=lambda each: each[:3])]
