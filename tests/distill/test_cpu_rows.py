@@ -36,7 +36,8 @@ def test_softmax_over_tokens_is_softmax(prompts: int, heads: int, tokens: int, i
     exact = torch.softmax(logits.double() + always.double()[..., None], 2)
     found = rows_for(torch.float32, CPU).over_tokens(logits, always)
     assert found.data_ptr() == logits.data_ptr()
-    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=1e-7)
+    rounding = 2e-5 + 2e-6 * scale  # a logit of some hundreds is kept to some 1e-5
+    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (2, 5, 24), (3, 7, 128), (2, 3, 100)])
