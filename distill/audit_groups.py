@@ -15,8 +15,15 @@ WITNESSES = ("oof_dice", "teacher_agreement", "rca_dice", "plane_agreement", "sl
 
 
 def witness(masks: Sequence[Mask]) -> str:
-    """Return the agreement that stands in for Dice: the most independent one that at least half of the masks have."""
-    return next((name for name in WITNESSES if 2 * sum(name in mask.scores for mask in masks) >= max(len(masks), 1)), OWN)
+    """Return the agreement that stands in for Dice: the most independent one that at least half of the masks have, and that tells any from another.
+
+    Neighbouring slices, say, agree perfectly where each case is a single one.
+    """
+    for name in WITNESSES:
+        values = [mask.scores[name] for mask in masks if name in mask.scores]
+        if 2 * len(values) >= max(len(masks), 1) and len(set(values)) > 1:
+            return name
+    return OWN
 
 
 def _average(values: Sequence[float], masks: Sequence[Mask]) -> Average | None:

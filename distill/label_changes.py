@@ -62,8 +62,9 @@ def _differences(old: LabelHistory, plan: LabelPlan, inputs: LabelInputs, case: 
     if maker != "distill.engine":
         return [f"made by {'several teachers' if maker == 'distill.fuse' else maker}"]
     prompting = {source_of(prompt) for prompt in inputs.prompts[case] if prompt.class_id in {info.id for info in plan.classes}}
-    asked_by = ", ".join(sorted(prompting)) or f"none of {', '.join(plan.sources)}"
-    pairs = (("classes", _named(old.classes), _named(plan.classes)), ("prompts", old.prompt_source, asked_by))
+    asked_by = _without_reviews(prompting) if prompting else f"none of {', '.join(plan.sources)}"
+    asked_before = _without_reviews(old.prompt_source.split(", "))
+    pairs = (("classes", _named(old.classes), _named(plan.classes)), ("prompts", asked_before, asked_by))
     found = [f"{what}: {before} -> {now}" for what, before, now in pairs if before != now]
     if not prompting and set(old.prompt_source.split(", ")) <= {*plan.sources, REVIEW}:
         found[-1] = REMOVED
@@ -71,6 +72,11 @@ def _differences(old: LabelHistory, plan: LabelPlan, inputs: LabelInputs, case: 
     found += ["another teacher"] if old.teacher != inputs.teacher else []
     found += ["uncertainty"] if asked != plan.ask.history() else []
     return found + (["an earlier version of samdistill"] if version != ENGINE else [])
+
+
+def _without_reviews(sources: Iterable[str]) -> str:
+    """Name sources of prompts, without people's own boxes: those come of working on with the same recipe."""
+    return ", ".join(sorted({*sources} - {REVIEW})) or REVIEW
 
 
 def _named(classes: Iterable[ClassInfo]) -> str:

@@ -324,7 +324,9 @@ def aurc(confidence: Sequence[float], risk: Sequence[float]) -> float:
 
 
 def normalised_aurc(confidence: Sequence[float], risk: Sequence[float]) -> float:
-    """Return how much of the possible gain over a random order the confidence achieves: 1 is perfect, 0 is random."""
+    """Return how much of the possible gain over a random order the confidence achieves: 1 is perfect, 0 is random; NaN where it is constant."""
+    if len(set(confidence)) < 2:
+        return float("nan")  # the order would be that of the list
     random_order = float(np.mean(np.asarray(risk, dtype=float)))
     best = aurc([-r for r in risk], risk)
     return _ratio(random_order - aurc(confidence, risk), random_order - best)

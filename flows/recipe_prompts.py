@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from distill.errors import PlanError
 from distill.prompts.everything_options import EverythingOptions
 from distill.prompts.exemplar_options import ExemplarOptions
 from distill.prompts.presets import ThresholdOptions
@@ -43,7 +44,11 @@ class PromptsBlock(Block):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            check_source(name)
+            try:
+                check_source(name)
+            except PlanError as error:
+                message = f"is wrong: {error}"
+                raise ValueError(message) from error
         if len(set(value)) < len(value):
             message = f"names a source twice: {', '.join(value)}. Each is asked once; leave one out."
             raise ValueError(message)

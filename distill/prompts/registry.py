@@ -41,7 +41,7 @@ def check_source(name: str) -> str:
     if name not in known:
         near = get_close_matches(name, known, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
-        message = f"no source of prompts {name!r}.{meant} Known: {', '.join(known)}."
+        message = f"there is no source of prompts {name!r}.{meant} Known: {', '.join(known)}."
         raise PlanError(message)
     return name
 

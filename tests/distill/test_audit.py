@@ -115,6 +115,13 @@ def test_an_agreement_that_is_ordered_by_itself_claims_nothing(archive: Archive)
     assert (curve.risk, curve.normalised_aurc, curve.gain_at_80) == ("1 - pairwise_dice (agreement)", None, None)
 
 
+def test_an_agreement_that_is_the_same_for_all_stands_in_for_nothing(archive: Archive) -> None:
+    """Neighbouring slices agree perfectly in pictures, which have none."""
+    for n in range(4):
+        add(archive, f"a{n}", gold=False, agreement=0.9 - 0.1 * n, more={"slice_consistency/1": 1.0})
+    assert audit(archive, PLAN).classes[0].curves[0].risk == "1 - pairwise_dice (agreement)"
+
+
 def test_everything_rejected_is_said_and_shown(archive: Archive) -> None:
     for n in range(9):
         add(archive, f"a{n}", verdict="reject", shift=n % 3)

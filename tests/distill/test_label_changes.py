@@ -67,3 +67,10 @@ def test_a_corrected_prompt_is_not_another_recipe(archive: Archive, plan: LabelP
     archive.catalog.add_prompts([Prompt(case="case01", class_id=1, kind="box", slice=3, box_xyxy_px=(5, 4, 18, 15))])
     found = foreseen_changes(archive, plan)
     assert (found.redrawn, found.differences, found.of_another_recipe) == (1, {SAME_RECIPE: 1}, False)
+
+
+def test_a_box_of_a_reviewer_is_not_another_recipe(archive: Archive, plan: LabelPlan) -> None:
+    box = Prompt(case="case01", class_id=1, kind="box", slice=3, box_xyxy_px=(5, 4, 18, 15), source="review")
+    archive.catalog.add_prompts([box])
+    found = foreseen_changes(archive, plan)
+    assert (found.redrawn, found.differences, found.of_another_recipe) == (1, {SAME_RECIPE: 1}, False)

@@ -186,3 +186,7 @@ def test_summaries_carry_every_metric_with_its_interval() -> None:
     summary = quality.summarise(scores, {str(n): f"patient{n}" for n in range(4)})
     assert set(summary) == set(quality.MaskScores.__slots__)
     assert summary["dice"].low <= summary["dice"].mean <= summary["dice"].high
+
+
+def test_a_score_that_is_the_same_for_all_ranks_nothing() -> None:
+    assert np.isnan(quality.normalised_aurc([0.8, 0.8, 0.8], [0.1, 0.5, 0.2]))
