@@ -4,15 +4,11 @@ PyTorch needs three passes for it (add the positions, find the maximum, exponent
 has 0.9 billion of them per picture. Here a row of logits is read once, biased and exponentiated while it lies in the
 first-level cache, and written back; the division is left to the caller, who has fewer numbers to divide after the product with the values.
 0.3 ns per logit. Numba compiles it when the first picture comes, in about a second for each size of window.
-
-The exponential is ``2 ** x`` by rounding ``x`` to a whole number and a polynomial for the rest, fitted here by least squares on
-Chebyshev points.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import e, log2
 from typing import Any
 
 import numba
@@ -20,14 +16,7 @@ import numpy as np
 import torch
 
 from distill.teachers.cpu_products import GATE, probe, relative_error
-
-FASTMATH = {"contract", "reassoc", "nsz"}
-"""What the compiler may do with float arithmetic: fuse and regroup. Not allowed: to take for granted that nothing is NaN or infinite."""
-DEGREE = 5
-"""Of the polynomial: relative error 8e-8, a third of what rounding the logits to float32 costs."""
-LEAST = np.float32(-126.0)
-"""Below this power of two a float32 loses bits; such a logit weighs nothing beside the row's largest, which weighs one."""
-LOG2_E = np.float32(log2(e))
+from distill.teachers.cpu_rows import FASTMATH, LOG2_E, exp2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +105,6 @@ def _array(x: torch.Tensor) -> np.ndarray:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def exp2_polynomial(degree: int) -> list[np.float32]:
-    """Return coefficients, lowest first, of a polynomial for ``2 ** x`` on [-0.5, 0.5] that keeps the relative error small."""
-    places = 0.5 * np.cos(np.pi * (np.arange(1000) + 0.5) / 1000)
-    powers = np.vander(places, degree + 1, increasing=True) / np.exp2(places)[:, None]
-    return [np.float32(c) for c in np.linalg.lstsq(powers, np.ones_like(places), rcond=None)[0]]
-
-
 def _jit(function: Any) -> Any:
     return numba.njit(nogil=True, fastmath=FASTMATH)(function)
 
@@ -140,17 +122,8 @@ def _pieces(dtype: torch.dtype) -> tuple[Any, Any, Any]:
     def same(x: Any) -> Any:
         return x
 
-    c0, c1, c2, c3, c4, c5 = exp2_polynomial(DEGREE)
-
-    def exp2(x: Any) -> Any:
-        x = LEAST if x < LEAST else x  # NaN stays NaN
-        whole = np.rint(x)
-        f = x - whole
-        p = ((((c5 * f + c4) * f + c3) * f + c2) * f + c1) * f + c0
-        return np.int32(np.float32(p).view(np.int32) + np.int32(np.int32(whole) << np.int32(23))).view(np.float32)
-
     half = dtype == torch.bfloat16
-    return _jit(widen if half else same), _jit(narrow if half else same), _jit(exp2)
+    return _jit(widen if half else same), _jit(narrow if half else same), exp2
 
 
 def _weigh_kernel(span: int, dtype: torch.dtype) -> Any:
