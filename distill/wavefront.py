@@ -1,9 +1,8 @@
 """Ask a teacher about the slices of several cases, nearest to a prompt first, in batches that cross case borders.
 
-On a CPU every encoder call has the same shape, and so has every decoder call with the same kind of prompt: pictures and questions are cut into
-groups of a fixed size, padded with repeats where there is too little to ask. That makes an answer independent, to the last
-bit, of what it was batched with; so a run that was killed and resumed with other neighbours writes the same bytes as an undisturbed
-one. On a GPU groups are as large as the teacher finds memory for (``CallSizes``), and answers agree within rounding; there one
+On a CPU an answer is independent, to the last bit, of what it was batched with, so a run that was killed and resumed with other neighbours writes the
+same bytes as an undisturbed one. The product's own teachers see to that themselves; for any other, every call is padded with repeats to the
+same shape (``CallSizes.padding``). On a GPU groups are as large as the teacher finds memory for, and answers agree within rounding; there one
 group is computed while the answers of the one before it are on their way.
 """
 
@@ -17,7 +16,7 @@ from distill.answers import Answer
 from distill.casework import CaseWork, ClassWork
 from distill.members import Members
 from distill.propagation import stop_of
-from distill.questions import Ask, AskSettings, Question, believed_region, prompts_for, question_about
+from distill.questions import Ask, AskSettings, Question, believed_region, can_be_asked, prompts_for, question_about
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Teacher
 from distill.teachers.batching import let_go, ran_out
 
@@ -55,7 +54,7 @@ def run_wavefront(teacher: Teacher, works: Sequence[CaseWork], settings: AskSett
     asks = [Ask(work, class_id, plan) for work in works for class_id, target in work.classes.items() for plan in target.plans]
     asks.sort(key=lambda a: (a.plan.distance, a.work.record.id, a.plan.z, a.class_id, a.plan.track))
     for _, front in groupby(asks, key=lambda a: a.plan.distance):
-        _ask_front(teacher, [ask for ask in front if not _ended(ask)], settings, check)
+        _ask_front(teacher, [ask for ask in front if not _is_left_out(teacher, ask)], settings, check)
 
 
 def sizes_of(teacher: Teacher) -> CallSizes:
@@ -64,10 +63,10 @@ def sizes_of(teacher: Teacher) -> CallSizes:
     return sizes
 
 
-def _ended(ask: Ask) -> bool:
-    """Mark and drop a slice all of whose parents are beyond the end of the organ, or of its piece."""
+def _is_left_out(teacher: Teacher, ask: Ask) -> bool:
+    """Mark and drop a slice all of whose parents are beyond the end of the organ, or of its piece, or a piece that the teacher cannot be asked about."""
     parents = ask.plan.parents
-    if parents and all(z in ask.track.absent for z in parents):
+    if (parents and all(z in ask.track.absent for z in parents)) or not can_be_asked(teacher, ask):
         ask.track.absent.add(ask.plan.z)
         return True
     return False

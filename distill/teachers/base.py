@@ -142,7 +142,7 @@ class Promising:
 class CallSizes:
     """How much a teacher is asked at once by those who have much to ask (a teacher says so in ``call_sizes``). Defaults: a CPU's.
 
-    On a CPU every call is padded to these sizes, and answers do not depend, to the last bit, on what else is asked. Larger ones gain nothing there.
+    Larger calls gain nothing on a CPU.
     """
 
     pictures: int = 8
@@ -150,17 +150,19 @@ class CallSizes:
     prompts: int = 64
     """The most of one decoder call. No more than the teacher decodes in one piece: it would cut the call itself, and an answer would
     depend on which piece its question came to lie in."""
-    constant: bool = True
-    """Whether every call is padded to the full size. Otherwise to the next power of two: a GPU's large calls are rarely full."""
+    padding: Literal["full", "power", "none"] = "full"
+    """How calls that are not full are filled with repeats. ``full``: to the sizes above, so that answers do not depend, to the last bit, on what else is
+    asked. ``power``: to the next power of two; a GPU's large calls are rarely full. ``none``: not, by a teacher that makes its answers independent of
+    their company itself."""
 
     def questions(self, boxes: int) -> int:
         """Return the most questions of one decoder call, of so many boxes each; where calls are padded in full, no more than pictures."""
         most = max(1, self.prompts // boxes)
-        return min(self.pictures, most) if self.constant else most
+        return min(self.pictures, most) if self.padding == "full" else most
 
     def padded(self, count: int, most: int) -> int:
         """Return how many items a call with ``count`` of at most ``most`` holds, padding included."""
-        return most if self.constant else min(most, 1 << (count - 1).bit_length())
+        return {"full": most, "power": min(most, 1 << (count - 1).bit_length()), "none": count}[self.padding]
 
 
 @runtime_checkable

@@ -4,18 +4,21 @@ The released decoder repeats one image for all prompts; here each prompt says wh
 gathered. Where nothing is to be differentiated, the arithmetic is reordered too (``distill.teachers.decode_folded``); answers stay
 ``SamPredictor``'s within rounding. Training goes through the decoder's own modules.
 
-Every call computes with shapes that depend on nothing but the number and kind of its prompts. On a CPU an answer therefore does
-not change, to the last bit, with what else is asked.
+On a CPU everything is computed in passes of one size, the last one filled up with repeats (``distill.teachers.passes``): an answer does not
+change, to the last bit, with what else is asked.
 """
 
 import torch
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 
 from distill.teachers.decode_folded import Drawing, decode_confident, decode_folded, folds
+from distill.teachers.passes import whole_passes
 
 CPU_CHUNK = 8
 """Prompts per pass on a CPU: 1, 8 and 64 take 34, 32 and 33 cpu-ms per prompt (64 x 64 grid, Zen 4). The wavefront's calls have no remainder with 8."""
 
+Points = tuple[torch.Tensor, torch.Tensor]
+"""Points ``(P, K, 2)`` and their labels ``(P, K)``."""
 FULL_GRID = 64 * 64
 """Cells of SAM's own embedding, for which ``CPU_CHUNK`` was measured."""
 
@@ -82,10 +85,12 @@ def decode_prompts(  # noqa: PLR0913 - each kind of hint is one
     """
     encoder = sam.prompt_encoder
     pairs = None if points is None else (points, point_labels)
-    with in_float32(embeddings):
-        sparse, dense = encoder(points=pairs, boxes=boxes, masks=mask_inputs)
-    sparse = sparse.to(encoder.no_mask_embed.weight.dtype)  # segment-anything begins with empty tokens of torch's default type
     count = len(image_index)
+    in_passes = embeddings.device.type == "cpu" and not torch.is_grad_enabled() and count > 0
+    with in_float32(embeddings):
+        hints = _encode_in_passes if in_passes else _encode_at_once
+        sparse, dense = hints(encoder, pairs, boxes, mask_inputs)
+    sparse = sparse.to(encoder.no_mask_embed.weight.dtype)  # segment-anything begins with empty tokens of torch's default type
     sparse = sparse.expand(count, -1, -1)  # without any hint segment-anything gives one row
     nothing = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     if mask_inputs is None:
@@ -103,11 +108,32 @@ def decode_prompts(  # noqa: PLR0913 - each kind of hint is one
         dense = nothing if which is None else dense
         return decode_folded(sam, embeddings, image_index, sparse, dense, which, chunk=step, drawing=drawing or Drawing())
     parts = []
-    for n in range(0, count, step):
-        some = slice(n, n + step)
+    for some in whole_passes(count, step).to(embeddings.device).split(step):
         src = embeddings[image_index[some]] + (dense if which is None else dense[which[some]])
         parts.append(decode_tokens(sam.mask_decoder, src, _dense_pe(sam, embeddings), sparse[some]))
-    return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+    return torch.cat([logits for logits, _ in parts])[:count], torch.cat([iou for _, iou in parts])[:count]
+
+
+def _encode_at_once(
+    encoder: PromptEncoder, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    sparse, dense = encoder(points=points, boxes=boxes, masks=masks)
+    return sparse, dense
+
+
+def _encode_in_passes(
+    encoder: PromptEncoder, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode prompts in calls of one size: products of other sizes have other last bits."""
+    given = boxes if points is None else points[0]
+    dense = [encoder(points=None, boxes=None, masks=each) for each in ([None] if masks is None else masks.split(1))]
+    if given is None:
+        return dense[0][0], torch.cat([each for _, each in dense])
+    sparse = [
+        encoder(points=points and (points[0][some], points[1][some]), boxes=None if boxes is None else boxes[some], masks=None)[0]
+        for some in whole_passes(len(given), CPU_CHUNK).split(CPU_CHUNK)
+    ]
+    return torch.cat(sparse)[: len(given)], torch.cat([each for _, each in dense])
 
 
 def in_float32(embeddings: torch.Tensor) -> torch.autocast:

@@ -28,6 +28,7 @@ from distill.teachers.cpu_crew import share_out
 from distill.teachers.cpu_products import PackedLinear, fast_float32
 from distill.teachers.cpu_rows import rows_for
 from distill.teachers.folded_attention import CrossAttention, Seen, see
+from distill.teachers.passes import whole_passes
 from distill.teachers.regions import UNDRAWN, Cells
 
 WORTH = 1.25
@@ -83,12 +84,16 @@ def decode_folded(
             tokens, image = plan.think(about, sparse[some].float(), drawing.tokens or sam.mask_decoder.num_mask_tokens)
             parts[n] = drawing.draw(plan, tokens, image, size, some), plan.judge(tokens)
 
+    count = len(sparse)
+    if kind == "cpu":
+        whole = whole_passes(count, chunk)
+        image_index, sparse, dense_index = image_index[whole], sparse[whole], None if dense_index is None else dense_index[whole]
     with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
         rows, row_index, told = _told_rows(images.float(), image_index, dense.float(), dense_index)
         seen = plan.see(rows, row_index) if told is None else None
         _in_passes(decode, len(sparse), chunk, kind)
     ordered = [parts[n] for n in sorted(parts)]
-    return torch.cat([logits for logits, _ in ordered]), torch.cat([iou for _, iou in ordered])
+    return torch.cat([logits for logits, _ in ordered])[:count], torch.cat([iou for _, iou in ordered])[:count]
 
 
 @torch.no_grad()
@@ -234,12 +239,15 @@ class _Plan:
         return scores
 
     def draw(self, tokens: torch.Tensor, image: torch.Tensor, size: tuple[int, int], cells: Sequence[Cells] | None = None) -> torch.Tensor:
-        """Return mask logits ``(P, T, 4h, 4w)`` of what ``think`` returned, for a grid of ``size``, or for some cells of it."""
+        """Return mask logits ``(P, T, 4h, 4w)`` of what ``think`` returned, for a grid of ``size``, or for some cells of it.
+
+        Where there are fewer cells than prompts, the first prompts are drawn.
+        """
         heads = self.decoder.output_hypernetworks_mlps
         hyper = torch.stack([heads[n](tokens[:, 1 + n]) for n in range(tokens.shape[1] - 1)], dim=1)
         if cells is None:
             return self._masks(image, hyper, size)
-        masks = image.new_full((len(image), hyper.shape[1], 4 * size[0], 4 * size[1]), UNDRAWN, dtype=torch.float32)
+        masks = image.new_full((len(cells), hyper.shape[1], 4 * size[0], 4 * size[1]), UNDRAWN, dtype=torch.float32)
         grid = image.view(len(image), *size, -1)
         for n, (top, bottom, left, right) in enumerate(cells):  # one by one: in products of other sizes the last bits would be others
             some = grid[n, top:bottom, left:right].reshape(1, -1, grid.shape[-1])

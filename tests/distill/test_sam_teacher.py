@@ -116,6 +116,7 @@ def test_a_sam_vit_checkpoint_reproduces_the_answers_of_its_own_code(real_data: 
 def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(np.random.default_rng(6))
     prompts = PromptBatch(image_index=np.arange(24) % 3, boxes_xyxy_px=np.tile(np.array([3, 4, 30, 33], np.float32), (24, 1)))
+    teacher.pictures_per_pass = None
     whole = teacher.encode(images)
     expected = teacher.decode(whole, prompts)
     forward, refused = teacher.sam.image_encoder.forward, []

@@ -12,8 +12,8 @@ from distill.errors import PromptError
 from distill.planes import ask_other_planes, near_isotropic, plane_agreement
 from distill.prompts.hints import SliceHint
 from distill.prompts.schedule import schedule_slices
-from distill.teachers import sam
-from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
+from distill.teachers import decode_folded, sam
+from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
 from distill.teachers.sam import SamTeacher
 from distill.wavefront import AskSettings, CaseWork, run_wavefront
 
@@ -129,15 +129,28 @@ def two_classes(name: str, *prompted: int) -> CaseWork:
     return replace(outer, classes={1: outer.classes[1], 2: inner.classes[1]})
 
 
-def test_a_case_with_two_classes_gets_the_same_bytes_alone_and_among_others(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = sam.decode_prompts
+class Stranger(SamTeacher):
+    """A teacher that does not say that its answers are independent of their company."""
 
-    def by_shape(model: object, embeddings: object, index: torch.Tensor, **hints: object) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def call_sizes(self) -> CallSizes:
+        return CallSizes()
+
+
+@pytest.mark.parametrize("kind", [SamTeacher, Stranger], ids=["ours", "a stranger"])
+def test_a_case_with_two_classes_gets_the_same_bytes_alone_and_among_others(
+    kind: type[SamTeacher], teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, name = (decode_folded._Plan, "think") if kind is SamTeacher else (sam, "decode_prompts")
+    own = getattr(where, name)
+
+    def by_shape(first: object, second: object, third: torch.Tensor, *others: object, **hints: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether the bits follow the shape depends on the processor; here they always do."""
-        logits, iou = decode(model, embeddings, index, **hints)  # type: ignore[arg-type]
-        return logits + 1e-3 * len(index), iou
+        one, other = own(first, second, third, *others, **hints)
+        return one + 1e-3 * len(third), other
 
-    monkeypatch.setattr(sam, "decode_prompts", by_shape)
+    monkeypatch.setattr(where, name, by_shape)
+    monkeypatch.setattr(teacher, "__class__", kind)
     alone = two_classes("middle", 7, 10, 13)
     run_wavefront(teacher, [alone], AskSettings())
     among = [two_classes("aaa", 7, 11), two_classes("middle", 7, 10, 13), two_classes("zzz", 6, 9, 12)]
@@ -146,10 +159,8 @@ def test_a_case_with_two_classes_gets_the_same_bytes_alone_and_among_others(teac
         assert np.array_equal(target.probability, among[1].classes[key].probability)
 
 
-@pytest.mark.parametrize(("boxes", "prompts"), [(1, 8), (5, 40), (8, 64), (10, 60), (64, 64)])
-def test_every_decoder_call_has_as_many_prompts_whatever_is_asked(
-    boxes: int, prompts: int, teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def calls_of(kind: type[SamTeacher], teacher: SamTeacher, boxes: int, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Return how many prompts the decoder's calls had, whatever was asked."""
     calls: list[int] = []
     decode = sam.decode_prompts
 
@@ -158,9 +169,24 @@ def test_every_decoder_call_has_as_many_prompts_whatever_is_asked(
         return decode(model, embeddings, index, **hints)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sam, "decode_prompts", counted)
+    monkeypatch.setattr(teacher, "__class__", kind)
     for works in ([ball_case("one", 10)[0]], [two_classes("two", 7, 10, 13)], [two_classes(name, 6, 10, 14) for name in "abc"]):
         run_wavefront(teacher, works, AskSettings(boxes=boxes))
-    assert set(calls) == {prompts}
+    return set(calls)
+
+
+@pytest.mark.parametrize(("boxes", "prompts"), [(1, 8), (5, 40), (8, 64), (10, 60), (64, 64)])
+def test_every_decoder_call_of_a_stranger_has_as_many_prompts_whatever_is_asked(
+    boxes: int, prompts: int, teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls_of(Stranger, teacher, boxes, monkeypatch) == {prompts}
+
+
+@pytest.mark.parametrize(("boxes", "prompts"), [(1, {1, 2, 4, 6, 12, 16}), (16, {16, 32, 64})])
+def test_our_own_teacher_is_asked_nothing_in_vain(
+    boxes: int, prompts: set[int], teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls_of(SamTeacher, teacher, boxes, monkeypatch) == prompts
 
 
 def test_a_plane_that_disagrees_with_both_others_has_the_lowest_agreement() -> None:

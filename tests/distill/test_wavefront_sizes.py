@@ -38,12 +38,13 @@ class LikeAGpu(SamTeacher):
         torch.manual_seed(0)
         profile = TeacherProfile(name="samdistill-conv", image_size=64)
         super().__init__(build_conv_sam(SMALL), profile, "x", encode_chunk=pictures, decode_chunk=prompts)
+        self.pictures_per_pass = None
         self.encoded: list[int] = []
         self.decoded: list[int] = []
 
     @property
     def call_sizes(self) -> CallSizes:
-        return CallSizes(pictures=self.encode_batch.size, prompts=self.decode_batch.size, constant=False)
+        return CallSizes(pictures=self.encode_batch.size, prompts=self.decode_batch.size, padding="power")
 
     def ask_less(self) -> bool:
         return any([self.encode_batch.halve(), self.decode_batch.halve()])
@@ -113,16 +114,22 @@ def test_behind_a_cache_a_teacher_is_asked_as_much(expected: list[CaseWork], tmp
     assert_alike(answered(cached), expected)
     assert (max(teacher.encoded), max(teacher.decoded)) == (16, 24)
     assert cached.ask_less()
-    assert wavefront.sizes_of(cached) == CallSizes(pictures=8, prompts=12, constant=False)
+    assert wavefront.sizes_of(cached) == CallSizes(pictures=8, prompts=12, padding="power")
 
 
 def test_calls_that_are_not_full_are_padded_to_a_power_of_two() -> None:
-    sizes = CallSizes(pictures=32, prompts=100, constant=False)
+    sizes = CallSizes(pictures=32, prompts=100, padding="power")
     assert [sizes.padded(count, 32) for count in (1, 2, 3, 8, 9, 31, 32)] == [1, 2, 4, 8, 16, 32, 32]
     assert (sizes.questions(5), sizes.padded(17, 20), sizes.questions(200)) == (20, 20, 1)
 
 
-def test_calls_on_a_cpu_are_always_full() -> None:
+def test_calls_of_a_teacher_that_answers_each_prompt_as_if_it_were_alone_are_not_padded() -> None:
+    sizes = CallSizes(padding="none")
+    assert [sizes.padded(count, 8) for count in (1, 5, 8)] == [1, 5, 8]
+    assert [sizes.questions(boxes) for boxes in (1, 5, 10, 64, 200)] == [64, 12, 6, 1, 1]
+
+
+def test_calls_of_any_other_teacher_are_always_full() -> None:
     sizes = CallSizes()
     assert [sizes.padded(count, 8) for count in (1, 5, 8)] == [8, 8, 8]
     assert [sizes.questions(boxes) for boxes in (1, 5, 10, 64, 200)] == [8, 8, 6, 1, 1]
@@ -212,9 +219,10 @@ def test_memory_that_holds_not_one_picture_is_an_error(monkeypatch: pytest.Monke
 
 def test_a_cpu_s_calls_stay_as_they_are_when_memory_ran_out(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing_more_than(teacher, 4, monkeypatch)
+    teacher.pictures_per_pass = None
     answered(teacher)
     assert teacher.encode_batch.size == 4
-    assert teacher.call_sizes == CallSizes()
+    assert teacher.call_sizes == CallSizes(padding="none")
     assert not teacher.ask_less()
 
 

@@ -1,0 +1,82 @@
+"""On a CPU an answer does not change, to the last bit, with what else is asked."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from distill.teachers.base import PromptBatch
+from distill.teachers.checkpoints import load_teacher
+from distill.teachers.passes import whole_passes
+from distill.teachers.sam import SamTeacher
+
+PICTURES = 6
+PROMPTS = 19
+"""Two full passes and a remainder."""
+SUBSETS = [[0], [18], [3, 4], [17, 2, 9], list(range(7)), list(range(8)), list(range(2, 11)), list(range(3, 19))]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> SamTeacher:
+    found = load_teacher("bundled")
+    assert isinstance(found, SamTeacher)
+    return found
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def pictures() -> list[np.ndarray]:
+    noise = np.random.default_rng(0)
+    return [noise.integers(0, 256, (60, 80 + n, 3), dtype=np.uint8) for n in range(PICTURES)]
+
+
+def questions(kind: str) -> PromptBatch:
+    noise = np.random.default_rng(1)
+    corner = 30 * noise.random((PROMPTS, 2), np.float32)
+    with_points, with_masks = "point" in kind, "mask" in kind
+    return PromptBatch(
+        image_index=noise.integers(0, PICTURES, PROMPTS),
+        boxes_xyxy_px=np.concatenate([corner, corner + 4 + 25 * noise.random((PROMPTS, 2), np.float32)], axis=1) if "box" in kind else None,
+        points_xy_px=60 * noise.random((PROMPTS, int(kind[-1]), 2), np.float32) if with_points else None,
+        point_labels=noise.integers(0, 2, (PROMPTS, int(kind[-1]))).astype(np.float32) if with_points else None,
+        mask_logits=noise.normal(0, 4, (PROMPTS, 128, 128)).astype(np.float32) if with_masks else None,
+        has_mask=noise.random(PROMPTS) < 0.5 if with_masks else None,
+        regions_xyxy_px=np.tile(np.array([10, 12, 50, 40], np.float32), (PROMPTS, 1)) if with_masks else None,
+    )
+
+
+def some_of(batch: PromptBatch, rows: list[int]) -> PromptBatch:
+    kept = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    return PromptBatch(**{name: value[rows] if isinstance(value, np.ndarray) else value for name, value in kept.items()})
+
+
+def test_passes_are_whole_and_hold_every_item_in_its_place() -> None:
+    assert whole_passes(3, 4).tolist() == [0, 1, 2, 2]
+    assert whole_passes(4, 4).tolist() == [0, 1, 2, 3]
+    assert whole_passes(5, 2).tolist() == [0, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "kind", ["box", "point 1", "box, point 3", "box and mask", "box and point 20"]
+)  # the last takes segment-anything's own modules
+def test_a_prompt_is_answered_as_if_it_were_alone(teacher: SamTeacher, threads: int, kind: str) -> None:
+    seen, asked = teacher.encode(pictures()), questions(kind)
+    together = teacher.decode(seen, asked, multimask=False)
+    for rows in SUBSETS:
+        found = teacher.decode(seen, some_of(asked, rows), multimask=False)
+        assert torch.equal(found.low_res_logits, together.low_res_logits[rows]), (threads, rows)
+        assert torch.equal(found.iou, together.iou[rows]), (threads, rows)
+
+
+def test_a_picture_is_encoded_as_if_it_were_alone(teacher: SamTeacher, threads: int) -> None:
+    shown = pictures()
+    together = teacher.encode(shown).features
+    for rows in ([0], [5], [1, 2], [4, 0, 3], [5, 4, 3, 2, 1]):
+        assert torch.equal(teacher.encode([shown[n] for n in rows]).features, together[rows]), (threads, rows)
