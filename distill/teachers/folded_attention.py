@@ -24,7 +24,8 @@ class CrossAttention:
         self.attention = attention
         self.over_tokens = rows.over_tokens
         heads = attention.num_heads
-        image_side = attention.q_proj if image_asks else attention.k_proj
+        image_side, token_side = (attention.q_proj, attention.k_proj) if image_asks else (attention.k_proj, attention.q_proj)
+        self.token_side = token_side
         self.into_image = image_side.weight.detach().float().unflatten(0, (heads, -1))
         """``(A, D, C)``."""
         self.bias = image_side.bias.detach().float().view(heads, 1, -1)
@@ -35,61 +36,60 @@ class CrossAttention:
         """``(A, D, C)``."""
         self.scale = self.into_image.shape[1] ** -0.5
 
-    def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
-        weights = over_image(self._logits(self._cut(self.attention.q_proj(queries)), placed))
-        seen = torch.bmm(weights.flatten(1, 2), image).float().unflatten(1, weights.shape[1:3]) @ self.from_image
+    def cut(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Project tokens ``(P, T, C)``, whichever side asks, scale them, and return them by head, ``(P, A, T, D)``."""
+        by_head: torch.Tensor = (self.scale * self.token_side(tokens)).unflatten(2, (len(self.into_image), -1)).transpose(1, 2)
+        return by_head
+
+    def carried(self, cut: torch.Tensor) -> torch.Tensor:
+        """Carry tokens by head ``(P, A, T, D)`` through the image side's weights, ``(P, A T, C)``: their products with image tokens are the logits."""
+        onto: torch.Tensor = (cut @ self.into_image).flatten(1, 2)
+        return onto
+
+    def always(self, cut: torch.Tensor) -> torch.Tensor:
+        """Return what the queries' bias adds to each token's logits ``(P, A, T)``, wherever in the image it is asked from."""
+        added: torch.Tensor = (cut * self.bias).sum(dim=3)
+        return added
+
+    def told(self, values: torch.Tensor) -> torch.Tensor:
+        """Return what each of a prompt's tokens ``(P, T, C)`` tells each head, ``(P, A T, C)``."""
+        heads = len(self.into_image)
+        by_head = self.attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2) @ self.out
+        each: torch.Tensor = (by_head + self.attention.out_proj.bias / heads).flatten(1, 2)
+        return each
+
+    def answer(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return what tokens make ``(P, T, C)`` of the image tokens that each head has weighed, ``(P, A T, C)``."""
+        return self.answer_by_head(seen.float().unflatten(1, (len(self.into_image), -1)) @ self.from_image)
+
+    def answer_by_head(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return the same of projected image tokens, ``(P, A, T, D)``."""
         answer: torch.Tensor = self.attention.out_proj(seen.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
         return answer
 
+    def tokens_ask(self, queries: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Attend from tokens ``(P, T, C)`` to the image ``(P, n, C)``, placed and as it is; return ``(P, T, C)``."""
+        logits = torch.bmm(self.carried(self.cut(queries)).to(placed.dtype), placed.transpose(1, 2))
+        return self.answer(torch.bmm(torch.softmax(logits, 2, out=logits), image))
+
     def image_asks(self, keys: torch.Tensor, values: torch.Tensor, placed: torch.Tensor, image: torch.Tensor) -> None:
         """Attend from the image ``(P, n, C)`` to tokens ``(P, T, C)`` and add the answer to the image in place."""
-        cut = self._cut(self.attention.k_proj(keys))
-        weights = self.over_tokens(self._logits(cut, placed), self._always(cut, placed.dtype))
-        image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), self._told(values, image.dtype))
+        cut = self.cut(keys)
+        logits = torch.bmm(self.carried(cut).to(placed.dtype), placed.transpose(1, 2)).unflatten(1, cut.shape[1:3])
+        weights = self.over_tokens(logits, self.always(cut).to(placed.dtype))
+        image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), self.told(values).to(image.dtype))
 
     def first_asked(self, queries: torch.Tensor, seen: "Seen") -> torch.Tensor:
         """Do what ``tokens_ask`` does for pictures that no prompt has changed yet; ``queries (P, T, C)``."""
-        logits = _each(self._cut(self.attention.q_proj(queries)).to(seen.keys.dtype), seen.keys, seen.of)
-        told = _each(over_image(logits), seen.values, seen.of).float()
-        answer: torch.Tensor = self.attention.out_proj(told.transpose(1, 2).flatten(2) + self.attention.v_proj.bias)
-        return answer
+        logits = self.cut(queries).to(seen.keys.dtype) @ seen.keys[seen.of]
+        return self.answer_by_head((torch.softmax(logits, 3, out=logits) @ seen.values[seen.of]).float())
 
     def first_asks(self, keys: torch.Tensor, values: torch.Tensor, seen: "Seen") -> torch.Tensor:
         """Return, for pictures that no prompt has changed yet, what ``image_asks`` makes of each prompt's copy ``(P, n, C)``."""
-        cut = self._cut(self.attention.k_proj(keys)).to(seen.queries.dtype)
-        logits = _each(cut, seen.queries, seen.of)
-        weights = self.over_tokens(logits, self._always(cut.float(), logits.dtype)).flatten(1, 2).transpose(1, 2)
-        told = self._told(values, seen.image.dtype)
-        if seen.image.device.type != "cpu":
-            return torch.baddbmm(seen.image[seen.of], weights, told)
-        image = told.new_empty(len(told), *seen.image.shape[1:])
-        for n, picture in enumerate(seen.of.tolist()):
-            torch.addmm(seen.image[picture], weights[n], told[n], out=image[n])
-        return image
-
-    def _cut(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Scale projected tokens ``(P, T, C / 2)`` and return them by head, ``(P, A, T, D)``."""
-        cut: torch.Tensor = (self.scale * tokens).unflatten(2, (len(self.into_image), -1)).transpose(1, 2)
-        return cut
-
-    def _logits(self, cut: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
-        """Return products ``(P, A, T, n)`` of tokens by head ``(P, A, T, D)`` and the placed image ``(P, n, C)``."""
-        carried = (cut @ self.into_image).flatten(1, 2).to(placed.dtype)
-        logits: torch.Tensor = torch.bmm(carried, placed.transpose(1, 2)).unflatten(1, cut.shape[1:3])
-        return logits
-
-    def _always(self, cut: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return what the queries' bias adds to each token's logits ``(P, A, T)``, wherever in the image it is asked from."""
-        always: torch.Tensor = (cut * self.bias).sum(dim=3)
-        return always.to(dtype)
-
-    def _told(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return what each of a prompt's tokens ``(P, T, C)`` tells each head, ``(P, A T, C)``."""
-        heads = len(self.into_image)
-        told: torch.Tensor = self.attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2) @ self.out
-        each: torch.Tensor = told + self.attention.out_proj.bias / heads
-        return each.flatten(1, 2).to(dtype)
+        cut = self.cut(keys)
+        logits = cut.to(seen.queries.dtype) @ seen.queries[seen.of]
+        weights = self.over_tokens(logits, self.always(cut).to(logits.dtype)).flatten(1, 2).transpose(1, 2)
+        return torch.baddbmm(seen.image[seen.of], weights, self.told(values).to(seen.image.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +126,15 @@ def see(image: torch.Tensor, positions: torch.Tensor, of: torch.Tensor, to_image
     asked = torch.cat([to_image.attention.k_proj.weight, to_tokens.attention.q_proj.weight]).to(placed.dtype)
     value = to_image.attention.v_proj.weight.to(placed.dtype)
     heads = len(to_image.into_image)
-    keys_queries = placed.new_empty(len(image), len(asked), len(positions))
-    values = placed.new_empty(len(image), len(value), len(positions))
-    for n, (where, what) in enumerate(zip(placed, image, strict=True)):  # one by one: in larger products the last bits would be others
-        torch.mm(asked, where.T, out=keys_queries[n])
-        torch.mm(value, what.T, out=values[n])
-    both = keys_queries.unflatten(1, (2, heads, -1))
-    return Seen(image, both[:, 0], values.unflatten(1, (heads, -1)).transpose(2, 3), both[:, 1], of)
+    both = _onto(asked, placed).unflatten(1, (2, heads, -1))
+    return Seen(image, both[:, 0], _onto(value, image).unflatten(1, (heads, -1)).transpose(2, 3), both[:, 1], of)
 
 
-def over_image(logits: torch.Tensor) -> torch.Tensor:
-    """Return the softmax of ``(P, A, T, n)`` over ``n``, in place."""
-    return torch.softmax(logits, 3, out=logits)
-
-
-def _each(left: torch.Tensor, right: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Multiply ``(P, A, x, y)`` with the picture's ``(R, A, y, z)`` of each prompt; on a CPU without copying that, one by one."""
-    if left.device.type != "cpu":
-        return torch.matmul(left, right[of])
-    product = right.new_empty(*left.shape[:3], right.shape[3])
-    for n, picture in enumerate(of.tolist()):
-        torch.bmm(left[n], right[picture], out=product[n])
-    return product
+def _onto(weight: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Project ``(R, n, C)`` with ``(K, C)`` to ``(R, K, n)``; on a CPU one by one: in larger products the last bits would be others."""
+    if image.device.type != "cpu":
+        return weight @ image.transpose(1, 2)
+    projected = image.new_empty(len(image), len(weight), image.shape[1])
+    for n, each in enumerate(image):
+        torch.mm(weight, each.T, out=projected[n])
+    return projected

@@ -12,9 +12,9 @@ from distill.teachers.passes import whole_passes
 from distill.teachers.sam import SamTeacher
 
 PICTURES = 6
-PROMPTS = 19
+PROMPTS = 39
 """Two full passes and a remainder."""
-SUBSETS = [[0], [18], [3, 4], [17, 2, 9], list(range(7)), list(range(8)), list(range(2, 11)), list(range(3, 19))]
+SUBSETS = [[0], [38], [3, 4], [37, 2, 9], list(range(15)), list(range(16)), list(range(2, 31)), list(range(3, 39))]
 
 
 @pytest.fixture(scope="module")

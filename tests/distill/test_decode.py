@@ -7,7 +7,7 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from distill.teachers import decode, decode_folded
+from distill.teachers import decode, decode_folded, folded_plan
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.decode import decode_prompts
 from distill.teachers.decode_folded import Drawing, folds
@@ -174,7 +174,7 @@ def test_prompts_and_positions_are_encoded_in_float32_inside_autocast(sam: Sam, 
     answer(sam, asked)
     exact = list(made)
     made.clear()
-    decode_folded._PLANS.clear()
+    folded_plan._PLANS.clear()
     with torch.autocast("cpu", torch.bfloat16):
         answer(sam, asked)
     assert len(made) == len(exact) >= 3
@@ -185,7 +185,7 @@ def test_points_are_encoded_in_float32_where_only_what_promises_something_is_dra
     asked = ask("point")
     with torch.inference_mode():
         _, _, exact = decode.decode_promising(sam, asked.images, asked.index, *asked.hints.values(), 9.0)
-        decode_folded._PLANS.clear()
+        folded_plan._PLANS.clear()
         with torch.autocast("cpu", torch.bfloat16):
             rounded = sam.prompt_encoder(points=tuple(asked.hints.values()), boxes=None, masks=None)[0]
             _, _, found = decode.decode_promising(sam, asked.images, asked.index, *asked.hints.values(), 9.0)
@@ -252,3 +252,16 @@ def test_cells_of_a_region_hold_all_that_its_pixels_are_made_of(size_px: tuple[i
         cut[..., 4 * top : 4 * bottom, 4 * left : 4 * right] = logits[..., 4 * top : 4 * bottom, 4 * left : 4 * right]
         region = slice(low[0], high[0]), slice(low[1], high[1])
         assert torch.equal(through_input(cut, 64, inner_px, size_px)[..., *region], whole[..., *region])
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["a picture for many prompts", "each its own"])
+def test_a_gpu_that_computes_all_prompts_at_once_answers_the_same(sam: Sam, told: bool) -> None:
+    asked = ask("box")
+    expected, scores = answer(sam, asked)
+    with torch.inference_mode():
+        plan = folded_plan.plan_for(sam, torch.float32, torch.device("cpu"))
+        pictures = folded_plan.rows_of(asked.images + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        about = pictures[asked.index] if told else plan.see(pictures, asked.index)
+        tokens, image = plan.think(about, sam.prompt_encoder(points=None, boxes=asked.hints["boxes"], masks=None)[0], 4)
+        assert error(plan.draw(tokens, image, (GRID, GRID)), expected) < EXACT
+        assert error(plan.judge(tokens), scores) < EXACT

@@ -12,7 +12,7 @@ from distill.errors import PromptError
 from distill.planes import ask_other_planes, near_isotropic, plane_agreement
 from distill.prompts.hints import SliceHint
 from distill.prompts.schedule import schedule_slices
-from distill.teachers import decode_folded, sam
+from distill.teachers import folded_cpu, sam
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, PromptBatch, TeacherProfile
 from distill.teachers.sam import SamTeacher
 from distill.wavefront import AskSettings, CaseWork, run_wavefront
@@ -141,7 +141,7 @@ class Stranger(SamTeacher):
 def test_a_case_with_two_classes_gets_the_same_bytes_alone_and_among_others(
     kind: type[SamTeacher], teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where, name = (decode_folded._Plan, "think") if kind is SamTeacher else (sam, "decode_prompts")
+    where, name = (folded_cpu, "think") if kind is SamTeacher else (sam, "decode_prompts")
     own = getattr(where, name)
 
     def by_shape(first: object, second: object, third: torch.Tensor, *others: object, **hints: object) -> tuple[torch.Tensor, torch.Tensor]:
