@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ from planting import Planted, plant
 
 from distill.doubts import add_priors, add_qualities, add_reverse
 from distill.quality import dice
-from distill.refine import drawn_mask
+from distill.refine import RefinePlan, drawn_mask
 from flows import stages
-from flows.plans import label_plan
+from flows.plans import fold_plan, label_plan
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import TEACHER_SET
 from flows.rules import refine_plan
 from storage import Archive
+from students.out_of_fold import judge_out_of_fold, train_folds
 
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 PHASES = 20
@@ -69,15 +71,39 @@ def planted_archive(
     return copy, planted
 
 
-def scored(recipe: Recipe, archive: Archive, *, reverse: bool = False) -> dict[str, dict[str, float]]:
-    """Run the semantic test that every recipe runs, and reverse classification where asked; return case -> score of the recipe's class."""
+def scored(
+    recipe: Recipe, archive: Archive, *, reverse: bool = False, student: float = 0, folder: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """Run the semantic test that every recipe runs, and others where asked; return case -> score of the recipe's class.
+
+    Args:
+        recipe: of the archive.
+        archive: drawn by the teacher.
+        reverse: reverse classification too.
+        student: seconds of training for each of two students that judge the patients they have not seen; 0 is none.
+        folder: where these students are written; default the recipe's results.
+    """
     plan = refine_plan(recipe, calibrated=False)
     add_priors(archive, plan)
     if reverse:
         add_reverse(archive, plan)
+    if student:
+        _ask_students(recipe, archive, plan, student, folder or recipe.results)
     add_qualities(archive, plan, ("prior", "student", "reverse"))
     found = archive.catalog.scores(TEACHER_SET)
     return {case: {name.rpartition("/")[0]: value for name, value in each.items()} for case, each in found.items()}
+
+
+def _ask_students(recipe: Recipe, archive: Archive, cut: RefinePlan, seconds: float, folder: Path) -> None:
+    plan = fold_plan(recipe)
+    plan = replace(plan, spec=plan.spec.model_copy(update={"budget_seconds": seconds}), workdir=folder)
+
+    def mask_of(case: str, class_id: int) -> np.ndarray | None:
+        drawn = drawn_mask(archive[case], cut, class_id)
+        return None if drawn is None else drawn[1]
+
+    for case, scores in judge_out_of_fold(archive, plan, train_folds(archive, plan), mask_of):
+        archive.catalog.add_scores(case, TEACHER_SET, scores)
 
 
 def true_dice(recipe: Recipe, archive: Archive) -> dict[str, float]:

@@ -76,7 +76,10 @@ def show(rows: dict[str, dict[str, float]]) -> None:
 def detections(recipe: Recipe, folder: Path, *, seed: int, asked: argparse.Namespace) -> dict[str, float]:
     """Plant wrong objects and return how well each score finds them."""
     archive, planted = planted_archive(recipe, folder, share=0.15, seed=seed, reach=asked.reach, alike=asked.alike)
-    scores, truth = scored(recipe, archive, reverse=asked.reverse), true_dice(recipe, archive)
+    scores, truth = (
+        scored(recipe, archive, reverse=asked.reverse, student=asked.student, folder=folder / "witnesses"),
+        true_dice(recipe, archive),
+    )
     moved = {each.case for each in planted}
     cases = [case for case in sorted(truth) if case not in moved or truth[case] < WRONG_BELOW]
     wrong = np.array([case in moved for case in cases])
@@ -94,6 +97,12 @@ def main() -> None:
     )
     parser.add_argument("--alike", action="store_true", help="plant at objects that are as bright as the right one")
     parser.add_argument("--reverse", action="store_true", help="also reverse classification, half a second per case")
+    parser.add_argument(
+        "--student",
+        type=float,
+        default=0,
+        help="train two students for so many seconds each, on the planted labels too, to judge patients they have not seen",
+    )
     parser.add_argument(
         "--archive", type=Path, help="a folder with hippocampus/archive.zarr and cardiac/archive.zarr that were labelled before"
     )
