@@ -32,7 +32,7 @@ from distill.risk_coverage import risk_coverage
 from distill.subgroups import SIGNIFICANT, holm
 from storage import Archive, ClassInfo
 
-AUDIT = "2"
+AUDIT = "3"
 """Raised whenever the report's figures change."""
 MOST_DOTS = 400
 PREDICTED = "predicted_dice"
@@ -65,7 +65,7 @@ def audit(archive: Archive, plan: AuditPlan, *, progress: Callable[[int], None] 
         classes=tuple(classes),
         flags=tuple(_flag(each, row) for each in classes for row in each.groups if row.flagged),
         warnings=(
-            *(f"{each.class_name}: {each.thresholds.warning}." for each in classes if each.thresholds.warning),
+            *(f"{each.class_name}: {_warned(each.thresholds)}" for each in classes if each.thresholds.warning),
             *_warnings(found, population),
         ),
         notes=_notes(population),
@@ -196,11 +196,16 @@ def _thresholds(class_id: int, plan: AuditPlan) -> Thresholds:
         patients=0 if calibration is None else calibration.patients,
         note="no calibration: documented defaults" if calibration is None else calibration.note,
         warning="" if calibration is None else calibration.warning,
+        remedy="" if calibration is None else calibration.remedy,
         guaranteed=calibration is not None and calibration.guaranteed,
         unguaranteed="nothing was calibrated" if calibration is None else calibration.unguaranteed,
         guarantees=tuple(dict.fromkeys(each.statement for each in stated)),
         assumptions=tuple(dict.fromkeys(assumption for each in stated if each.feasible for assumption in each.assumptions)),
     )
+
+
+def _warned(thresholds: Thresholds) -> str:
+    return f"{thresholds.warning}.{f' To do: {thresholds.remedy}.' if thresholds.remedy else ''}"
 
 
 def _identity(rule: ClassRule) -> dict[str, float]:

@@ -32,6 +32,8 @@ class Share(_Record):
     share: float | None
     low: float | None
     high: float | None
+    patients: int | None = None
+    """Who were drawn for a bootstrap interval; None for Wilson's, which is as wide as few masks make it."""
 
 
 class CurvePoint(_Record):
@@ -148,6 +150,8 @@ class Thresholds(_Record):
     note: str
     warning: str = ""
     """What the recipe wanted of the threshold and did not get; empty where all is well."""
+    remedy: str = ""
+    """What may be done about it, where that is known."""
     guaranteed: bool = False
     """Whether the first guarantee is about the masks that are accepted; else each is about masks as the recipe itself would cut them."""
     unguaranteed: str = ""

@@ -12,6 +12,7 @@ Where gold shows that no agreement holds the risk, the default agreement stands 
 hard class would take all others with it; but the result carries a warning with what accepted masks lose.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -19,9 +20,10 @@ from typing import Literal
 import numpy as np
 
 from distill.cleaning import ClassRule
-from distill.conformal import Guarantee
+from distill.conformal import Guarantee, needed_patients
 from distill.errors import CalibrationError
 from distill.evidence import Evidence, GoldCase, count_cut, evidence_of, gold_cases
+from distill.gold_gaps import open_in_words, undrawn_in_words
 from distill.intensity import IntensitySpec
 from distill.reliability import QualityFit, TemperatureFit, fit_quality, fit_temperature
 from distill.rings import Ring, ring
@@ -29,7 +31,7 @@ from distill.risk_control import mask_guarantee, missed_guarantee, voxel_guarant
 from distill.thresholds import dices, mean_bias, tuned
 from storage import Archive, ClassInfo
 
-CALIBRATION = "3"
+CALIBRATION = "4"
 """Raised whenever calibration finds other figures or writes down more of them."""
 SMOOTHING_MM = (0.0, 0.7, 1.0, 1.4, 2.0)
 LEAST_PATIENTS = 3
@@ -59,6 +61,8 @@ class ClassCalibration:
     """How the threshold came about: on which share of the calibration cases, guaranteed for whom, or why the defaults stand."""
     warning: str = ""
     """What was wanted and is not so: the risk is out of reach, or a guarantee that was asked for cannot be given. Empty where all is well."""
+    remedy: str = ""
+    """What a person may do about a guarantee that cannot be given."""
     guaranteed: bool = False
     """Whether ``guarantees[0]`` is about the masks as this rule accepts them; without it, every one is about the recipe's own cut alone."""
     unguaranteed: str = ""
@@ -128,12 +132,13 @@ class _Asked:
     unheard: frozenset[str]
 
 
-def _calibrate_class(judged: list[GoldCase], class_id: int, start: ClassRule, asked: _Asked) -> ClassCalibration:
+def _calibrate_class(there: list[GoldCase], class_id: int, start: ClassRule, asked: _Asked) -> ClassCalibration:
+    judged = [case for case in there if case.judged.any()]
     cases = [case for case in judged if case.gold.any()]
-    patients = len({case.patient for case in cases})
+    patients, gaps = len({case.patient for case in cases}), (open_in_words(there), undrawn_in_words(judged))
     if patients < LEAST_PATIENTS:
-        return _uncalibrated(class_id, start, patients, asked)
-    evidence = [evidence_of(case, start) for case in judged]
+        return _with_gaps(_uncalibrated(class_id, start, patients, asked), *gaps)
+    evidence = [each for each in (evidence_of(case, start) for case in judged) if each.told]
     guarantees = () if asked.taught else guarantees_of(evidence, start, asked.risk)
     promised = next((each for each in guarantees if each.kind == "mask" and each.feasible and asked.guarantee == "mask"), None)
     rule, note, warning = (
@@ -143,8 +148,7 @@ def _calibrate_class(judged: list[GoldCase], class_id: int, start: ClassRule, as
     )
     why = "" if promised is not None else _why_none(guarantees, asked)
     refused = f"no guarantee: {why}" if why and asked.guarantee == "mask" else ""
-    cut = [count_cut(case, rule) for case in judged]
-    return ClassCalibration(
+    found = ClassCalibration(
         class_id=class_id,
         rule=rule,
         patients=patients,
@@ -154,13 +158,34 @@ def _calibrate_class(judged: list[GoldCase], class_id: int, start: ClassRule, as
         volume_bias_after=mean_bias(cases, rule),
         note=note,
         warning="; ".join(each for each in (refused, warning) if each),
+        remedy=_remedy(guarantees, asked) if refused else "",
         guaranteed=promised is not None,
         unguaranteed=why,
-        temperature=fit_temperature(cut, [case.patient for case in judged]),
+        temperature=_temperature(judged, rule),
         quality=_quality(cases, rule, asked.unheard),
         guarantees=guarantees,
         ring=None if asked.taught else _ring(evidence, start, "mm" if all(case.spacing_known for case in judged) else "px"),
     )
+    return _with_gaps(found, *gaps)
+
+
+def _with_gaps(found: ClassCalibration, left_open: str, undrawn: str) -> ClassCalibration:
+    """Add what experts left open to the note, and what they seem to have left undrawn to the warning."""
+    remedy = "mark as 255 where nobody drew in these cases" if undrawn else ""
+    return replace(
+        found,
+        note="; ".join(each for each in (found.note, left_open) if each),
+        warning="; ".join(each for each in (found.warning, undrawn) if each),
+        remedy="; ".join(each for each in (found.remedy, remedy) if each),
+    )
+
+
+def _temperature(judged: Sequence[GoldCase], rule: ClassRule) -> TemperatureFit | None:
+    """Fit to the cases of which something was judged near what the teacher drew; nothing where that is so of one patient alone."""
+    counted = [(count_cut(case, rule), case.patient) for case in judged]
+    known = [(counts, patient) for counts, patient in counted if counts.voxels]
+    patients = [patient for _, patient in known]
+    return fit_temperature([counts for counts, _ in known], patients) if len(set(patients)) > 1 else None
 
 
 def _uncalibrated(class_id: int, start: ClassRule, patients: int, asked: _Asked) -> ClassCalibration:
@@ -174,7 +199,8 @@ def _uncalibrated(class_id: int, start: ClassRule, patients: int, asked: _Asked)
         volume_bias_before=np.nan,
         volume_bias_after=np.nan,
         note=f"{held}: the default thresholds stand and are not calibrated; figures are agreement, not accuracy",
-        warning="no guarantee, though the recipe asks for one" if asked.guarantee == "mask" else "",
+        warning=f"no guarantee: {held}" if asked.guarantee == "mask" else "",
+        remedy=_more_patients(patients, asked.risk) if asked.guarantee == "mask" else "",
         unguaranteed=held,
     )
 
@@ -227,6 +253,23 @@ def _why_none(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
     if asked.guarantee == "none":
         return "the same patients chose the thresholds (refine: {guarantee: mask} asks for a guarantee)"
     return guarantees[0].statement.removeprefix("No guarantee: ").rstrip(".")
+
+
+def _remedy(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
+    """Say what may be done about a guarantee that cannot be given."""
+    if asked.taught:
+        return "take prompts from other sources (prompts.source), or leave refine.guarantee out"
+    if guarantees[0].patients < guarantees[0].needed:
+        return _more_patients(guarantees[0].patients, asked.risk)
+    return "raise refine.risk, or try better prompts, another teacher or more members"
+
+
+def _more_patients(there: int, risk: float) -> str:
+    """Say how many more gold patients it takes, or for which risk those that are there would do."""
+    needed, within = needed_patients(risk), math.ceil(100 / (there + 1)) / 100
+    more = needed - there
+    lower = f", or say refine.risk: {within:g}" if within < 1 else ""
+    return f"bring in gold of {more} more calibration {'patient' if more == 1 else 'patients'}{lower}"
 
 
 def _quality(cases: Sequence[GoldCase], rule: ClassRule, unheard: Collection[str]) -> QualityFit:

@@ -100,6 +100,8 @@ class CaseWork:
     """Class -> how sure a prompt was that it is not in the case; such a class is not asked about."""
     sources: tuple[str, ...] = ()
     """Who prompted, as recipes name them."""
+    axis: int = 0
+    """The case's spatial axis that comes first here, other than z where it was turned (``distill.planes``)."""
 
     def picture(self, z: int) -> np.ndarray:
         """Return slice ``z`` as the teacher sees it, ``(H, W, 3)`` uint8."""

@@ -4,6 +4,7 @@ All lengths and volumes are the patient's where the spacing is known; where it i
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,8 +31,13 @@ class ClassRule:
     smooth_mm: float = 0.0
     """Standard deviation of the Gaussian that makes neighbouring slices agree; 0 leaves them as they are."""
     largest_component: bool = True
-    """Keep the largest ``components`` pieces only."""
+    """Keep the largest ``components`` pieces, and what was broken off them, only."""
     components: int = 1
+    piece_share: float = 0.1
+    """From this share of the largest piece on another one is large: it may be a part of the object, and if it goes, nobody knows what it is."""
+    piece_gap_mm: float = 5.0
+    """A large piece no further than this from one that stays was broken off it, and stays too, if the largest is at least twice as wide; 0 lets it go.
+    Not judged in cases without a known spacing. On 100 hippocampi the halves of broken ones lay 3 to 4 mm apart."""
     least_mm3: float = 0.0
     """Pieces smaller than this go, before the largest are chosen; not judged in cases without a known spacing."""
     least_px: int = 0
@@ -60,6 +66,18 @@ class ClassRule:
     """Reverse classification accuracy below which a mask is rejected, where that was measured."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parted:
+    """What becomes of the pieces of a mask, all ``(z, y, x)`` bool."""
+
+    kept: np.ndarray
+    dropped: np.ndarray
+    """Large pieces that were taken away beside larger ones: parts of the object, or something else; nobody knows."""
+    gaps: np.ndarray
+    """Between pieces that were broken off and what they were broken off: the object goes through there, and nobody knows where exactly. In
+    the 3 of 100 hippocampi that broke by the default rule, 96 to 100 % of it was hippocampus."""
+
+
 def smooth_probability(probability: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float]) -> np.ndarray:
     """Smooth ``(z, y, x)`` probabilities by ``rule.smooth_mm``, an isotropic length in the patient; one-slice cases stay as they are."""
     if rule.smooth_mm <= 0 or probability.shape[0] == 1:
@@ -75,12 +93,62 @@ def clean_mask(mask: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, f
         rule: which pieces (26 neighbours) and holes.
         spacing_zyx_mm: None where it is not known: rules in mm3 do not apply then.
     """
-    voxel_mm3 = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm))
+    kept = part(mask, rule, spacing_zyx_mm).kept
+    return _filled(kept, rule.holes, _largest_hole(rule, _voxel_mm3(spacing_zyx_mm)))
+
+
+def part(mask: np.ndarray, rule: ClassRule, spacing_zyx_mm: tuple[float, float, float] | None = None) -> Parted:
+    """Take the pieces of a ``(z, y, x)`` mask apart; arguments as for ``clean_mask``."""
+    voxel_mm3 = _voxel_mm3(spacing_zyx_mm)
     least = 0 if voxel_mm3 is None else math.ceil(rule.least_mm3 / voxel_mm3)
     mask = _without_specks(mask, max(rule.least_px, least))
-    if rule.largest_component and mask.any():
-        mask = np.asarray(cc3d.largest_k(np.ascontiguousarray(mask, np.uint8), k=rule.components, connectivity=26)) > 0
-    return _filled(mask, rule.holes, _largest_hole(rule, voxel_mm3))
+    nothing = np.zeros(mask.shape, bool)
+    if not rule.largest_component or not mask.any():
+        return Parted(kept=mask, dropped=nothing, gaps=nothing)
+    pieces, count = cc3d.connected_components(np.ascontiguousarray(mask, np.uint8), connectivity=26, return_N=True)
+    if count <= rule.components:
+        return Parted(kept=mask, dropped=nothing, gaps=nothing)
+    kept = np.asarray(cc3d.largest_k(np.ascontiguousarray(mask, np.uint8), k=rule.components, connectivity=26)) > 0
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+    large = np.setdiff1d(1 + np.flatnonzero(sizes >= rule.piece_share * sizes.max()), pieces[kept])
+    gaps = nothing
+    if spacing_zyx_mm is not None and rule.piece_gap_mm > 0:
+        [around] = ndimage.find_objects(mask.astype(np.int8))  # distances are eight bytes a voxel
+        kept, gaps = kept.copy(), gaps.copy()
+        kept[around], gaps[around] = _rejoined(kept[around], pieces[around], large.tolist(), rule.piece_gap_mm, spacing_zyx_mm)
+    return Parted(kept=kept, dropped=np.isin(pieces, large) & ~kept, gaps=gaps)
+
+
+def _rejoined(
+    kept: np.ndarray, pieces: np.ndarray, left: list[int], gap_mm: float, spacing_zyx_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add those of some pieces that lie near what stays, the nearest first: parts of a long object hang on the one before.
+
+    Near is up to ``gap_mm`` between the centres of voxels, and up to half the side of a cube as large as the largest piece, for no object is near
+    one that is smaller than the way to it. One lost slice is near however thick it is.
+
+    Returns:
+        What stays, and what lies between it and the pieces that were added.
+    """
+    wide = [mm for mm, size in zip(spacing_zyx_mm, pieces.shape, strict=True) if size > 1]
+    half_side = float(np.bincount(pieces[kept]).max() * np.prod(wide)) ** (1 / max(len(wide), 1)) / 2
+    reach = min(gap_mm, half_side)
+    steps = [min(mm, reach / 2) for mm in spacing_zyx_mm]
+    gaps = np.zeros(kept.shape, bool)
+    while left:
+        away = ndimage.distance_transform_edt(~kept, sampling=steps)
+        each = np.atleast_1d(ndimage.minimum(away, pieces, left))
+        nearest, mm = left.pop(int(each.argmin())), float(each.min())
+        if mm > reach * (1 + 1e-6):
+            break
+        piece = pieces == nearest
+        gaps |= away + ndimage.distance_transform_edt(~piece, sampling=steps) <= mm + min(steps)
+        kept = kept | piece
+    return kept, gaps & ~kept
+
+
+def _voxel_mm3(spacing_zyx_mm: tuple[float, float, float] | None) -> float | None:
+    return None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm))
 
 
 def _largest_hole(rule: ClassRule, voxel_mm3: float | None) -> int | None:

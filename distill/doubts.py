@@ -12,7 +12,7 @@ from itertools import zip_longest
 from distill.refine import RefinePlan, class_probability, drawn_mask
 from distill.reverse import Sample, reverse_accuracy, sample_of
 from distill.semantic import LEAST_PATIENTS, Traits, credibility, firmness, grey_volume, prior_scores, traits_of
-from storage import Archive, CaseRecord, ClassInfo
+from storage import IGNORE, Archive, CaseRecord, ClassInfo
 
 DOUBTS = "1"
 """Raised whenever the answers of these tests change."""
@@ -124,7 +124,8 @@ def _references(archive: Archive, plan: RefinePlan, class_id: int, gold: str) ->
     found: list[tuple[str, Sample]] = []
     for record in (each for turn in zip_longest(*by_patient.values()) for each in turn if each is not None):
         case = archive[record.id]
-        sample = sample_of(case.labels(gold).read() == class_id, grey_volume(record, case.read(), plan.intensity))
+        ids = case.labels(gold).read()
+        sample = sample_of(ids == class_id, grey_volume(record, case.read(), plan.intensity), judged=ids != IGNORE)
         found += [] if sample is None else [(record.patient, sample)]
         if len(found) == MOST_REFERENCES:
             break

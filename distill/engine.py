@@ -82,6 +82,8 @@ class _LabelRun:
         todo = ledger.plan(job.stage, job.prints)
         due = frozenset(todo)
         job.total, job.progress = len(due), progress
+        if due and progress is not None:
+            progress(0, len(due))
         todo = self._label(todo, inputs.records)
         quarantined = tuple(unit.unit for unit in ledger.quarantined(job.stage) if unit.unit in job.prints)
         return LabelSummary(

@@ -1,4 +1,7 @@
-"""What gold says about a teacher's drawings, case by case: the material that calibration, guarantees and their benchmark share."""
+"""What gold says about a teacher's drawings, case by case: the material that calibration, guarantees and their benchmark share.
+
+Where gold is ``IGNORE`` nobody said what is there: such a voxel counts neither for nor against a mask.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from distill.levels import LevelCounts, count_levels
 from distill.quality import dice
 from distill.rings import RING_COVERAGE, inner_radius, outer_radius
 from distill.semantic import grey_volume
-from storage import Archive, LabelSetNotFoundError
+from storage import IGNORE, Archive, LabelSetNotFoundError
 from storage.case import Part
 
 
@@ -26,6 +29,8 @@ class GoldCase:
     """Mean probability of the ensemble times 255."""
     gold: Bool[np.ndarray, "z y x"]
     """Empty where the expert looked for the class and found none."""
+    judged: Bool[np.ndarray, "z y x"]
+    """Where the expert said what is there; gold is empty elsewhere."""
     scores: Mapping[str, float]
     """Of this class, without its id: ``pairwise_dice``, ``oof_dice``, ..."""
     spacing_zyx_mm: tuple[float, float, float]
@@ -38,6 +43,10 @@ class GoldCase:
         """The mean probability, ``(z, y, x)`` float32."""
         return self.levels.astype(np.float32) / 255.0
 
+    def says_of(self, mask: Bool[np.ndarray, "z y x"]) -> bool:
+        """Tell whether gold can tell if a mask is right: something of either was judged, or everything was, and both are empty."""
+        return bool(self.gold.any() or (mask & self.judged).any() or self.judged.all())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -47,12 +56,14 @@ class Evidence:
     patient: str
     scores: Mapping[str, float]
     dice: float
-    """With gold; NaN where both are empty."""
+    """With gold, where that was judged; NaN where both are empty there."""
     outer_mm: float
     """How far the mask has to grow to cover gold (``distill.rings``); pixels where the spacing is not known."""
     inner_mm: float
     """How far it has to shrink to be gold."""
     counts: LevelCounts
+    told: bool = True
+    """Whether gold can tell if the mask is right (``GoldCase.says_of``)."""
 
 
 def gold_cases(
@@ -65,6 +76,8 @@ def gold_cases(
     intensity: IntensitySpec | None = None,
 ) -> list[GoldCase]:
     """Read the cases of one part that carry probabilities and agreement of a class, and gold that knows the class.
+
+    Gold that is ``IGNORE`` everywhere says nothing of any mask; such cases are among them, with nothing judged.
 
     Args:
         archive: Where from.
@@ -86,12 +99,14 @@ def gold_cases(
         judged = class_id in {info.id for info in truth.history.classes}
         if class_id not in order or "pairwise_dice" not in scores or labels.probability is None or not judged:
             continue
+        ids = truth.read()
         found.append(
             GoldCase(
                 case=record.id,
                 patient=record.patient,
                 levels=np.asarray(labels.probability[order.index(class_id)], np.uint8),
-                gold=truth.read() == class_id,
+                gold=ids == class_id,
+                judged=ids != IGNORE,
                 scores=scores,
                 spacing_zyx_mm=case.spacing_zyx_mm,
                 spacing_known=record.geometry.spacing_known,
@@ -125,7 +140,7 @@ def count_cut(case: GoldCase, rule: ClassRule) -> LevelCounts:
 
 
 def _counted(smooth: np.ndarray, case: GoldCase) -> LevelCounts:
-    return count_levels(np.rint(255 * smooth).astype(np.uint8), case.gold)
+    return count_levels(np.rint(255 * smooth).astype(np.uint8), case.gold, judged=case.judged)
 
 
 def evidence_of(case: GoldCase, rule: ClassRule, coverage: float = RING_COVERAGE) -> Evidence:
@@ -135,8 +150,9 @@ def evidence_of(case: GoldCase, rule: ClassRule, coverage: float = RING_COVERAGE
         case=case.case,
         patient=case.patient,
         scores=case.scores,
-        dice=dice(mask, case.gold),
+        dice=dice(mask, case.gold, ~case.judged),
         outer_mm=outer_radius(mask, case.gold, case.spacing_zyx_mm, coverage),
-        inner_mm=inner_radius(mask, case.gold, case.spacing_zyx_mm, coverage),
+        inner_mm=inner_radius(mask, case.gold, case.spacing_zyx_mm, coverage, case.judged),
         counts=_counted(smooth, case),
+        told=case.says_of(mask),
     )

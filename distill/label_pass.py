@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from distill.casework import CaseWork, prepare_case
 from distill.devices import has_died, made_current
+from distill.embedding_memory import EmbeddingMemory
 from distill.label_plan import LabelPlan
 from distill.label_store import store_labels
 from distill.planes import ask_other_planes
@@ -231,13 +232,13 @@ class _Pass:
 
     def _ask(self, teacher: Teacher, window: list[CaseWork]) -> list[CaseWork]:
         """Ask about a window; if that fails, ask case by case, so that one poisoned case is found and the others go on."""
-        ask = self.job.plan.ask
+        ask, memory = self.job.plan.ask, EmbeddingMemory()
         try:
-            run_wavefront(teacher, window, ask, check=self._go_on)
+            run_wavefront(teacher, window, ask, check=self._go_on, memory=memory)
             if ask.propagate:
-                check_round_trips(teacher, window, ask, check=self._go_on)
+                check_round_trips(teacher, window, ask, check=self._go_on, memory=memory)
             if ask.planes == "three":
-                ask_other_planes(teacher, window, ask, check=self._go_on)
+                ask_other_planes(teacher, window, ask, check=self._go_on, memory=memory)
         except _StopError:
             raise
         except Exception as error:

@@ -44,13 +44,19 @@ class LevelCounts:
         return int(self.counts.sum())
 
 
-def count_levels(levels: UInt8[np.ndarray, "z y x"], gold: Bool[np.ndarray, "z y x"], margin: float = 0.3) -> LevelCounts:
+def count_levels(
+    levels: UInt8[np.ndarray, "z y x"],
+    gold: Bool[np.ndarray, "z y x"],
+    margin: float = 0.3,
+    judged: Bool[np.ndarray, "z y x"] | None = None,
+) -> LevelCounts:
     """Count the voxels in the box around everything of level 5 or more, widened on each side by ``margin`` of its length.
 
     Args:
         levels: Probability times 255.
         gold: The expert's mask on the same grid.
         margin: Share of the box's sides; a case where nothing was drawn is counted whole.
+        judged: Where the expert said what is there; by default everywhere. No other voxel is counted.
 
     Raises:
         CalibrationError: if the two are not on one grid.
@@ -61,7 +67,8 @@ def count_levels(levels: UInt8[np.ndarray, "z y x"], gold: Bool[np.ndarray, "z y
         )
         raise CalibrationError(message)
     box = _widened_box(levels >= DRAWN, margin)
-    rows = [np.bincount(levels[box][gold[box] == inside], minlength=LEVELS) for inside in (False, True)]
+    known = np.ones(gold[box].shape, bool) if judged is None else judged[box]
+    rows = [np.bincount(levels[box][known & (gold[box] == inside)], minlength=LEVELS) for inside in (False, True)]
     return LevelCounts(counts=np.stack(rows), missed=int(gold.sum() - gold[box].sum()))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distill.casework import CaseWork, ClassWork
+from distill.embedding_memory import EmbeddingMemory
 from distill.patches import Patch
 from distill.prompts.hints import SliceHint, box_of
 from distill.prompts.pieces import parts_of
@@ -37,17 +38,22 @@ def near_isotropic(work: CaseWork) -> bool:
 
 
 def ask_other_planes(
-    teacher: Teacher, works: Sequence[CaseWork], settings: AskSettings, *, check: Callable[[], None] | None = None
+    teacher: Teacher,
+    works: Sequence[CaseWork],
+    settings: AskSettings,
+    *,
+    check: Callable[[], None] | None = None,
+    memory: EmbeddingMemory | None = None,
 ) -> None:
     """Fuse what the coronal and sagittal slices say into the works' probabilities, and note how the planes agree.
 
-    Cases that are far from isotropic are left as they are. ``check`` is ``run_wavefront``'s.
+    Cases that are far from isotropic are left as they are. ``check`` and ``memory`` are ``run_wavefront``'s.
     """
     chosen = [work for work in works if near_isotropic(work)]
     answers = [{key: [_Said.of(target, 0)] for key, target in work.classes.items()} for work in chosen]
     for axis in (1, 2):
         turned = [_turn(work, axis) for work in chosen]
-        run_wavefront(teacher, turned, settings, check=check)
+        run_wavefront(teacher, turned, settings, check=check, memory=memory)
         for work, found in zip(turned, answers, strict=True):
             for key, target in work.classes.items():
                 found[key].append(_Said.of(target, axis))
@@ -101,7 +107,7 @@ def _turn(work: CaseWork, axis: int) -> CaseWork:
         key: _prompted_by(np.moveaxis(target.probability, axis, 0), in_pieces=target.most_pieces > 1)
         for key, target in work.classes.items()
     }
-    return CaseWork(record=record, volume_czyx=volume, window=work.window, classes=classes)
+    return CaseWork(record=record, volume_czyx=volume, window=work.window, classes=classes, axis=axis)
 
 
 def _prompted_by(rough: np.ndarray, *, in_pieces: bool) -> ClassWork:

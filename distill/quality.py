@@ -29,6 +29,11 @@ BOOTSTRAP_DRAWS = 2000
 """Enough that the ends of a 95 % interval move by less than a tenth of its width between seeds."""
 
 
+TRUSTED_PATIENTS = 5
+"""With fewer, the interval is too narrow: of means of normal values it covers the true one in 50 (2 patients), 75 (3) or 80 % (4) of 4000 simulated
+samples, and from 5 on in 84 % and more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskScores:
     """Every metric of one class of one case."""
@@ -51,6 +56,13 @@ class Interval:
     """Patients that entered the mean."""
     excluded: int = 0
     """Values left out because they were NaN (both masks empty)."""
+
+
+def few_words(patients: int | None) -> str:
+    """Say of a bootstrap interval that it rests on too few patients; nothing where there are enough, or where it is of another kind (None)."""
+    if patients is None or not 0 < patients < TRUSTED_PATIENTS:
+        return ""
+    return f"only {patients} {'patient' if patients == 1 else 'patients'}: too narrow to trust"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,6 +142,17 @@ class Question:
         return self.ask.points if self.resampling is None else self.resampling.count
 
 
+def can_be_asked(teacher: Teacher, ask: Ask) -> bool:
+    """Say whether a teacher can be asked about a piece: one that takes no points leaves out those far from the boxes of a slice, as any beside a box.
+
+    A slice with nothing but points is not left out, and is an error (``question_about``).
+    """
+    hint = ask.plan.hint
+    if hint is None or hint.box is not None or "point" in teacher.profile.prompts:
+        return True
+    return not any(plan.z == ask.plan.z and plan.hint is not None and plan.hint.box is not None for plan in ask.target.plans)
+
+
 def question_about(teacher: Teacher, embeddings: Embeddings, ask: Ask, picture: int, settings: AskSettings) -> Question:
     """Decide with which box and rough mask a slice is asked: the stored prompt's, or those that its neighbours' answers give.
 
@@ -244,7 +255,7 @@ def prompts_for(
 def _member_boxes(question: Question, settings: AskSettings, view: int) -> np.ndarray:
     """Return the ``(boxes, 4)`` of one view's members, in its frame; each view has others."""
     ask, shown = question.ask, settings.views[view]
-    rng = seed_for(ask.work.record.id, ask.class_id, ask.plan.z, settings.seed)
+    rng = seed_for(ask.work.record.id, ask.class_id, ask.plan.z, settings.seed, piece=ask.plan.track)
     every = jitter_boxes(question.box, len(settings.views) * settings.boxes, settings.jitter, ask.size_px, rng)
     boxes = shown.boxes(every[view * settings.boxes : (view + 1) * settings.boxes], ask.size_px)
     return np.stack([clip_box(each, ask.size_px) for each in boxes]).astype(np.float32) if shown.moves else boxes
@@ -255,7 +266,8 @@ def _member_points(question: Question, settings: AskSettings, view: int) -> tupl
     ask, shown, hint = question.ask, settings.views[view], question.ask.plan.hint
     if question.resampling is not None:
         name = f"{ask.work.record.id}/points/{view}"
-        drawn = question.resampling.draw(settings.boxes, seed_for(name, ask.class_id, ask.plan.z, settings.seed))
+        rng = seed_for(name, ask.class_id, ask.plan.z, settings.seed, piece=ask.plan.track)
+        drawn = question.resampling.draw(settings.boxes, rng)
         return np.stack([shown.points(each, ask.size_px) for each in drawn]), np.tile(question.resampling.labels, (settings.boxes, 1))
     if hint is None or hint.points is None or hint.point_labels is None:
         return np.zeros((settings.boxes, 0, 2), np.float32), np.zeros((settings.boxes, 0), np.float32)

@@ -39,7 +39,7 @@ __all__ = [
     "worst",
 ]
 
-REFINE = "4"
+REFINE = "5"
 """Raised whenever refinement's answers change."""
 
 

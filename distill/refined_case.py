@@ -1,7 +1,7 @@
 """One case, from the teacher's probabilities to a pseudo-label: smooth, threshold, clean, and decide what may be believed.
 
 Per voxel: probabilities are smoothed over neighbouring slices, cut at a threshold (set on gold where there is some), cleaned
-(``distill.cleaning``), and left ``ignore`` in the band around the threshold. Per class a verdict with its reason (``distill.verdicts``):
+(``distill.cleaning``), and left ``ignore`` in the band around the threshold and where a large piece was taken away, which may be a part of the object. Per class a verdict with its reason (``distill.verdicts``):
 accepted, for review, or rejected. What a person said of a mask overrules every score. A class that was rejected, or that nobody prompted
 in a case, is ``ignore`` there and never background, since the object is in the scan and merely not drawn: around a mask whose
 border is bad, and everywhere if the mask is of something else, as nobody knows then where the object is.
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import ndimage
 
-from distill.cleaning import ClassRule, clean_mask, rectify_edges, smooth_probability
+from distill.cleaning import ClassRule, clean_mask, part, rectify_edges, smooth_probability
 from distill.errors import PlanError
 from distill.intensity import IntensitySpec
 from distill.prompts.choice import ABSENT
 from distill.semantic import grey_volume
-from distill.verdicts import IDENTITY, LOST, Verdict, judge, judge_absence, overall_verdict
+from distill.verdicts import DROPPED, IDENTITY, LOST, Verdict, judge, judge_absence, overall_verdict
 from storage import IGNORE, Case, CaseRecord, ClassInfo, Labels
 
 
@@ -76,6 +76,7 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
     plan = plan_for(plan, case.record)
     labels = case.labels(plan.source)
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    unknown: dict[int, np.ndarray] = {}
     verdicts: dict[int, Verdict] = {}
     scores: dict[str, float] = {}
     for info in plan.classes:
@@ -89,13 +90,16 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
         rule = plan.rules.get(info.id, ClassRule())
         known = _of_class(dict(labels.scores) | dict(heard.scores), info.id)
         parts[info.id] = drawn
+        pieces = part(drawn[0] >= rule.threshold, rule, _known_spacing(case))
+        unknown[info.id] = np.asarray(ndimage.binary_dilation(pieces.dropped, iterations=2)) | pieces.gaps
+        known |= {DROPPED: float(pieces.dropped.sum() / max(drawn[1].sum(), 1))} if pieces.dropped.any() else {}
         verdicts[info.id] = judge(
             drawn[1], known["pairwise_dice"], rule, case.spacing_zyx_mm, evidence=known, person=heard.people.get(info.id)
         )
-        kept = {name: known[name] for name in ("pairwise_dice", "quality", *IDENTITY) if name in known}
+        kept = {name: known[name] for name in ("pairwise_dice", "quality", DROPPED, *IDENTITY) if name in known}
         kept["volume_mm3"] = float(drawn[1].sum() * np.prod(case.spacing_zyx_mm))
         scores |= {f"{name}/{info.id}": value for name, value in kept.items()}
-    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_vote(labels, plan))
+    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_vote(labels, plan), unknown=unknown)
     ids[unknown_slices(labels)] = IGNORE
     overall = overall_verdict(verdicts)
     blank = np.zeros(ids.shape, np.float32)
@@ -150,8 +154,11 @@ def drawn_mask(case: Case, plan: RefinePlan, class_id: int) -> tuple[np.ndarray,
     smooth = smooth_probability(probability, rule, case.spacing_zyx_mm)
     if rule.rectify_edges:
         smooth = rectify_edges(smooth, grey_volume(case.record, case.read(), plan.intensity))
-    spacing = case.spacing_zyx_mm if case.record.geometry.spacing_known else None
-    return smooth, clean_mask(smooth >= rule.threshold, rule, spacing)
+    return smooth, clean_mask(smooth >= rule.threshold, rule, _known_spacing(case))
+
+
+def _known_spacing(case: Case) -> tuple[float, float, float] | None:
+    return case.spacing_zyx_mm if case.record.geometry.spacing_known else None
 
 
 def _of_class(scores: Mapping[str, float], class_id: int) -> dict[str, float]:
@@ -174,6 +181,7 @@ def compose(
     shape: tuple[int, int, int],
     *,
     vote: np.ndarray | None = None,
+    unknown: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Put the classes of one case together.
 
@@ -186,6 +194,7 @@ def compose(
         plan: classes and rules.
         shape: of the case.
         vote: ``(z, y, x)`` share of the ensemble's members that say yes, for rules about disputed voxels.
+        unknown: class id -> bool ``(z, y, x)``: where large pieces were taken away from its mask, and the gaps in it (``distill.cleaning.Parted``).
     """
     ids = np.zeros(shape, np.uint8)
     margin = np.zeros(shape, np.float32)
@@ -201,8 +210,10 @@ def compose(
         band = np.abs(smooth - rule.threshold) < rule.ignore_band
         if rule.disputed_from is not None and vote is not None:
             band |= np.minimum(vote, 1 - vote) >= rule.disputed_from
-        # Only doubt that touches the object: a second, removed component is background by decision, not by doubt.
+        # Only doubt that touches the object: a small, removed component is background by decision, not by doubt.
         ids[band & mask & (ids == class_id)] = IGNORE
+        if unknown is not None and class_id in unknown:
+            ignore |= unknown[class_id]
         ignore |= band & ~mask & np.asarray(ndimage.binary_dilation(mask, iterations=2))
     if any(verdict.reason == "not-prompted" for verdict in verdicts.values()):
         ignore[:] = True

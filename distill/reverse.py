@@ -33,16 +33,20 @@ class Sample:
     """How many voxels each stands for."""
 
 
-def sample_of(mask: Bool[np.ndarray, "z y x"], grey: Float[np.ndarray, "z y x"], seed: int = 0) -> Sample | None:
+def sample_of(
+    mask: Bool[np.ndarray, "z y x"], grey: Float[np.ndarray, "z y x"], seed: int = 0, judged: Bool[np.ndarray, "z y x"] | None = None
+) -> Sample | None:
     """Draw voxels inside and outside a mask; None if it is empty.
 
     Args:
         mask: of the case to be judged, or gold.
         grey: the picture in its window, 0 to 1.
         seed: same seed, same voxels.
+        judged: where an expert said what is there; no other voxel is drawn. By default everywhere.
     """
     rng = np.random.default_rng(seed)
-    groups = [(np.flatnonzero(mask), _INSIDE), (np.flatnonzero(~mask), _OUTSIDE)]
+    rest = ~mask if judged is None else ~mask & judged
+    groups = [(np.flatnonzero(mask), _INSIDE), (np.flatnonzero(rest), _OUTSIDE)]
     if not len(groups[0][0]):
         return None
     chosen = [rng.choice(where, min(most, len(where)), replace=False) for where, most in groups]

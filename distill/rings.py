@@ -45,23 +45,29 @@ def outer_radius(
 
 
 def inner_radius(
-    mask: Bool[np.ndarray, "z y x"], gold: Bool[np.ndarray, "z y x"], spacing_zyx_mm: Sequence[float], coverage: float = RING_COVERAGE
+    mask: Bool[np.ndarray, "z y x"],
+    gold: Bool[np.ndarray, "z y x"],
+    spacing_zyx_mm: Sequence[float],
+    coverage: float = RING_COVERAGE,
+    judged: Bool[np.ndarray, "z y x"] | None = None,
 ) -> float:
     """Return the smallest distance in mm such that, shrunk by it or by more, at least ``coverage`` of the mask is gold.
 
     An empty rest counts as good, and what lies outside the image is not background: the image's border is no edge of an object. A
-    voxel stays while its distance to the background is above the radius.
+    voxel stays while its distance to the background is above the radius. Of the mask only voxels count that are ``judged``: where the
+    expert said what is there; by default all are.
     """
     _check_pair(mask, gold, coverage)
-    if not mask.any():
+    counted = mask if judged is None else mask & judged
+    if not counted.any():
         return 0.0
     if mask.all():
-        return 0.0 if gold.mean() >= coverage else float("inf")
-    depth = ndimage.distance_transform_edt(mask, sampling=spacing_zyx_mm)[mask]
+        return 0.0 if gold[counted].mean() >= coverage else float("inf")
+    depth = ndimage.distance_transform_edt(mask, sampling=spacing_zyx_mm)[counted]
     # A mask that is shrunk further and further: the share of gold among all voxels at least as deep as each depth there is.
     depths, which = np.unique(depth, return_inverse=True)
     size = np.cumsum(np.bincount(which)[::-1])[::-1]
-    right = np.cumsum(np.bincount(which, weights=gold[mask])[::-1])[::-1]
+    right = np.cumsum(np.bincount(which, weights=gold[counted])[::-1])[::-1]
     bad = np.flatnonzero(right < coverage * size - 1e-9)
     return float(depths[bad[-1]]) if len(bad) else 0.0
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.casework import CaseWork, ClassWork, Track
+from distill.embedding_memory import EmbeddingMemory
 from distill.patches import Patch
 from distill.prompts.hints import SliceHint, box_of
 from distill.prompts.schedule import SlicePlan
@@ -43,11 +44,17 @@ DIRECTIONS: tuple[Direction, Direction] = ("down", "up")
 
 
 def check_round_trips(
-    teacher: Teacher, works: Sequence[CaseWork], settings: AskSettings, *, check: Callable[[], None] | None = None
+    teacher: Teacher,
+    works: Sequence[CaseWork],
+    settings: AskSettings,
+    *,
+    check: Callable[[], None] | None = None,
+    memory: EmbeddingMemory | None = None,
 ) -> None:
     """Follow every track back to the slice that it began at; note how well the worst meets it, and which slices are unknown because one does not.
 
-    The way back is asked with one box about the picture as it is: it is a check, and not a label. ``check`` is ``run_wavefront``'s.
+    The way back is asked with one box about the picture as it is: it is a check, and not a label. ``check`` and
+    ``memory`` are ``run_wavefront``'s: what the way out kept need not be encoded again.
     """
     journeys = [
         (target, direction, reached, _way_back(work, key, reached))
@@ -56,7 +63,7 @@ def check_round_trips(
         for direction in DIRECTIONS
         if (reached := _reached(target, direction))
     ]
-    run_wavefront(teacher, [shadow for _, _, _, shadow in journeys], replace(settings, **_BACK), check=check)
+    run_wavefront(teacher, [shadow for _, _, _, shadow in journeys], replace(settings, **_BACK), check=check, memory=memory)
     for target, direction, reached, shadow in journeys:
         (back,) = shadow.classes.values()
         agreements = {number: _met(back, target, number, zs[0]) for number, zs in reached.items()}

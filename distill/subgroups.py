@@ -100,13 +100,15 @@ def share_removed(masks: Sequence[Removal]) -> Share:
     if not total:
         return Share(count=0, of=0, share=None, low=None, high=None)
     patients = Counter(mask.patient for mask in masks)
+    drawn = None
     if max(patients.values()) == 1:
         low, high = _wilson(count, total)
     elif count in {0, total}:  # every bootstrap sample would say the same; as many patients as there are say this much
         low, high = _wilson(len(patients) if count else 0, len(patients))
     else:
         low, high = _clustered(masks, sorted(patients))
-    return Share(count=count, of=total, share=count / total, low=low, high=high)
+        drawn = len(patients)
+    return Share(count=count, of=total, share=count / total, low=low, high=high, patients=drawn)
 
 
 def _wilson(count: int, total: int) -> tuple[float, float]:

@@ -32,13 +32,13 @@ def tuned(
 
 
 def dices(cases: Sequence[GoldCase], rule: ClassRule) -> np.ndarray:
-    """Return the Dice of each case, cut by a rule, with gold."""
-    return np.array([dice(cut_mask(case, rule), case.gold) for case in cases])
+    """Return the Dice of each case, cut by a rule, with gold where that was judged."""
+    return np.array([dice(cut_mask(case, rule), case.gold, ~case.judged) for case in cases])
 
 
 def mean_bias(cases: Sequence[GoldCase], rule: ClassRule) -> float:
-    """Return the mean of (mask volume - gold volume) / gold volume."""
-    return float(np.mean([volume_bias(cut_mask(case, rule), case.gold) for case in cases]))
+    """Return the mean of (mask volume - gold volume) / gold volume, both where gold was judged."""
+    return float(np.mean([volume_bias(cut_mask(case, rule) & case.judged, case.gold) for case in cases]))
 
 
 def _accept_threshold(judged: Sequence[GoldCase], rule: ClassRule, risk: float) -> tuple[float, str, str]:
@@ -59,8 +59,14 @@ def _accept_threshold(judged: Sequence[GoldCase], rule: ClassRule, risk: float) 
     last = int(within[-1])
     if last == len(cases) - 1:
         # Every calibration case passes: accept down to a little below the worst score seen, and no further.
-        return max(0.0, agreement[order[last]] - 0.05), "all calibration cases are within the risk", ""
-    return agreement[order[last]], f"{last + 1} of {len(cases)} calibration cases are within the risk", ""
+        note = f"masks of all {len(cases)} calibration cases lose {_lost(running[last], risk)}: accepted down to just below the lowest agreement of theirs"
+        return max(0.0, agreement[order[last]] - 0.05), note, ""
+    note = f"the {last + 1} of {len(cases)} calibration masks with the best agreement lose {_lost(running[last], risk)}: accepted down to the lowest of theirs"
+    return agreement[order[last]], note, ""
+
+
+def _lost(mean: float, risk: float) -> str:
+    return f"{mean:.2f} of Dice on average, within refine.risk of {risk:.2f}"
 
 
 def _out_of_reach(risk: float, best: float, accepted: np.ndarray, rule: ClassRule) -> str:

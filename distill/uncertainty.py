@@ -76,9 +76,19 @@ def clip_box(box: np.ndarray, size_px: tuple[int, int], least_px: float = 1.5) -
     return np.concatenate([low, np.maximum(high, low + least_px)])
 
 
-def seed_for(case: str, class_id: int, z: int, seed: int) -> np.random.Generator:
-    """Return a generator that depends on what is asked and not on when, so that a resumed run repeats the same jitter."""
-    digest = blake2b(f"{seed}/{case}/{class_id}/{z}".encode(), digest_size=8).digest()
+def seed_for(case: str, class_id: int, z: int, seed: int, *, piece: int = 0) -> np.random.Generator:
+    """Return a generator that depends on what is asked and not on when, so that a resumed run repeats the same jitter.
+
+    Args:
+        case: its id.
+        class_id: of the class.
+        z: the slice.
+        seed: of the run.
+        piece: which of the class's pieces: with the same noise, what pieces share by chance would look like what they share. The first, and so a
+            class that is in one piece, has the draws that it had before pieces were asked apart.
+    """
+    name = f"{seed}/{case}/{class_id}/{z}" + (f"/{piece}" if piece else "")
+    digest = blake2b(name.encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 

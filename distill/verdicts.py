@@ -15,6 +15,10 @@ IDENTITY = {"prior": "location-outside-prior", "oof_dice": "student-disagrees", 
 BY_A_PERSON = {"accept": "accepted-by-a-person", "ignore": "doubted-by-a-person", "reject": "rejected-by-a-person"}
 LOST = frozenset({"not-prompted", *IDENTITY.values(), BY_A_PERSON["ignore"], BY_A_PERSON["reject"]})
 """Reasons after which the object may be anywhere in the case."""
+DROPPED = "dropped_share"
+"""Score of a mask beside which large pieces were taken away (``distill.cleaning.Parted``): their size, as a share of its own."""
+MOST_DROPPED = 0.2
+"""Above this share it is for a person to judge which piece is the object, or whether both are."""
 MADE_OF = "made_of"
 """Parameter of a refined label set: the fingerprint of the labels that were judged. Where these have been drawn anew, its verdicts are about others."""
 SURE_OF_ABSENCE = 0.8
@@ -46,7 +50,8 @@ def judge(
         agreement: mean pairwise Dice of the ensemble, 0 to 1.
         rule: the thresholds.
         spacing_zyx_mm: to turn voxels into mm3.
-        evidence: of whether it is the right object: ``prior``, ``oof_dice``, ``rca_dice``, as far as measured.
+        evidence: of whether it is the right object: ``prior``, ``oof_dice``, ``rca_dice``, as far as measured; and ``dropped_share``, of whether it is
+            the whole of it.
         person: what somebody said who looked at it: ``accept``, ``ignore`` or ``reject``.
     """
     if person is not None:
@@ -55,7 +60,9 @@ def judge(
         return Verdict(keep="reject", reason="empty-mask")
     if stranger := _strangeness(evidence or {}, rule):
         return Verdict(keep="reject", reason=stranger)
-    return _by_agreement(agreement, float(mask.sum() * np.prod(spacing_zyx_mm)), rule)
+    verdict = _by_agreement(agreement, float(mask.sum() * np.prod(spacing_zyx_mm)), rule)
+    is_broken = (evidence or {}).get(DROPPED, 0.0) > MOST_DROPPED
+    return Verdict(keep="review", reason="large-piece-dropped") if is_broken and verdict.keep != "reject" else verdict
 
 
 def _by_agreement(agreement: float, volume_mm3: float, rule: ClassRule) -> Verdict:

@@ -8,17 +8,20 @@ group is computed while the answers of the one before it are on their way.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import torch
 
 from distill.answers import Answer
 from distill.casework import CaseWork, ClassWork
+from distill.embedding_memory import EmbeddingMemory, Shown
 from distill.members import Members
 from distill.propagation import stop_of
 from distill.questions import Ask, AskSettings, Question, believed_region, can_be_asked, prompts_for, question_about
 from distill.teachers.base import CallSizes, Decoded, Embeddings, Teacher
 from distill.teachers.batching import let_go, ran_out
+from distill.views import PLAIN, View
 
 MOST_ASKS = 1024
 """Questions that are on their way together; a picture with more of them goes alone."""
@@ -26,9 +29,21 @@ MOST_ASKS = 1024
 __all__ = ["AskSettings", "CaseWork", "ClassWork", "run_wavefront", "sizes_of"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What all fronts of one run share."""
+
+    teacher: Teacher
+    settings: AskSettings
+    check: Callable[[], None] | None
+    memory: EmbeddingMemory
+    lasts: dict[tuple[str, int], int]
+    """The last front that may ask about a slice."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """A chunk of pictures, each view of them encoded once."""
+    """A chunk of pictures, each view of them encoded."""
 
     embeddings: tuple[Embeddings, ...]
     order: dict[tuple[str, int], int]
@@ -42,7 +57,14 @@ class _Asked:
     members: Members
 
 
-def run_wavefront(teacher: Teacher, works: Sequence[CaseWork], settings: AskSettings, *, check: Callable[[], None] | None = None) -> None:
+def run_wavefront(
+    teacher: Teacher,
+    works: Sequence[CaseWork],
+    settings: AskSettings,
+    *,
+    check: Callable[[], None] | None = None,
+    memory: EmbeddingMemory | None = None,
+) -> None:
     """Fill the probabilities and summaries of all ``works`` in place.
 
     Args:
@@ -50,11 +72,14 @@ def run_wavefront(teacher: Teacher, works: Sequence[CaseWork], settings: AskSett
         works: about which cases.
         settings: how.
         check: called before every group of slices; what it raises ends the work.
+        memory: embeddings of these works' slices that were kept for this run, and are for a later one; by default no other run shares them.
     """
     asks = [Ask(work, class_id, plan) for work in works for class_id, target in work.classes.items() for plan in target.plans]
     asks.sort(key=lambda a: (a.plan.distance, a.work.record.id, a.plan.z, a.class_id, a.plan.track))
+    lasts = {ask.slice_key: ask.plan.distance for ask in asks}
+    run = _Run(teacher=teacher, settings=settings, check=check, memory=memory or EmbeddingMemory(), lasts=lasts)
     for _, front in groupby(asks, key=lambda a: a.plan.distance):
-        _ask_front(teacher, [ask for ask in front if not _is_left_out(teacher, ask)], settings, check)
+        _ask_front(run, [ask for ask in front if not _is_left_out(teacher, ask)])
 
 
 def sizes_of(teacher: Teacher) -> CallSizes:
@@ -72,7 +97,7 @@ def _is_left_out(teacher: Teacher, ask: Ask) -> bool:
     return False
 
 
-def _ask_front(teacher: Teacher, asks: list[Ask], settings: AskSettings, check: Callable[[], None] | None) -> None:
+def _ask_front(run: _Run, asks: list[Ask]) -> None:
     """Ask slices of which none waits for another; the answers of one chunk are read when the next one has been asked.
 
     A chunk for which memory runs out is asked again, in smaller ones: nothing of it was recorded.
@@ -80,18 +105,18 @@ def _ask_front(teacher: Teacher, asks: list[Ask], settings: AskSettings, check: 
     on_the_way: list[_Asked] = []
     start = 0
     while start < len(asks):
-        if check is not None:
-            check()
-        sizes = sizes_of(teacher)
+        if run.check is not None:
+            run.check()
+        sizes = sizes_of(run.teacher)
         chunk = asks[start : _end_of_chunk(asks, start, sizes.pictures)]
-        asked = _asked_unless_too_much(teacher, chunk, settings, sizes)
+        asked = _asked_unless_too_much(run, chunk, sizes)
         if asked is None:
             let_go()
             continue
         start += len(chunk)
-        _record_all(on_the_way, settings)
+        _record_all(on_the_way, run.settings)
         on_the_way = asked
-    _record_all(on_the_way, settings)
+    _record_all(on_the_way, run.settings)
 
 
 def _end_of_chunk(asks: list[Ask], start: int, slices: int) -> int:
@@ -105,19 +130,21 @@ def _end_of_chunk(asks: list[Ask], start: int, slices: int) -> int:
     return len(asks)
 
 
-def _asked_unless_too_much(teacher: Teacher, chunk: list[Ask], settings: AskSettings, sizes: CallSizes) -> list[_Asked] | None:
+def _asked_unless_too_much(run: _Run, chunk: list[Ask], sizes: CallSizes) -> list[_Asked] | None:
     """Ask a chunk; None where memory ran out around the teacher's own calls and it can be asked less at a time."""
     try:
-        return list(_ask_chunk(teacher, chunk, settings, sizes))
+        return list(_ask_chunk(run, chunk, sizes))
     except (RuntimeError, MemoryError) as error:
-        ask_less: Callable[[], bool] | None = getattr(teacher, "ask_less", None)
+        run.memory.forget()
+        ask_less: Callable[[], bool] | None = getattr(run.teacher, "ask_less", None)
         if not ran_out(error) or ask_less is None or not ask_less():
             raise
     return None
 
 
-def _ask_chunk(teacher: Teacher, chunk: list[Ask], settings: AskSettings, sizes: CallSizes) -> Iterator[_Asked]:
-    views = _encode(teacher, chunk, sizes, settings)
+def _ask_chunk(run: _Run, chunk: list[Ask], sizes: CallSizes) -> Iterator[_Asked]:
+    teacher, settings = run.teacher, run.settings
+    views = _encode(run, chunk, sizes)
     questions = [question_about(teacher, views.embeddings[0], ask, views.order[ask.slice_key], settings) for ask in chunk]
     most = sizes.questions(settings.boxes)
     for _, group in groupby(sorted(questions, key=lambda q: q.points), key=lambda q: q.points):
@@ -127,16 +154,22 @@ def _ask_chunk(teacher: Teacher, chunk: list[Ask], settings: AskSettings, sizes:
             yield _Asked(some, _ask_ensembles(teacher, views, some, settings, count=sizes.padded(len(some), most)))
 
 
-def _encode(teacher: Teacher, chunk: list[Ask], sizes: CallSizes, settings: AskSettings) -> _Views:
+def _encode(run: _Run, chunk: list[Ask], sizes: CallSizes) -> _Views:
+    """Encode every view of a chunk's slices, as far as they are not kept from another front, or from another run."""
     order: dict[tuple[str, int], int] = {}
     asks = []
     for ask in chunk:
         if ask.slice_key not in order:
             order[ask.slice_key] = len(order)
             asks.append(ask)
-    padding = sizes.padded(len(asks), sizes.pictures) - len(asks)
-    shown = [[view.picture(ask.work, ask.plan.z) for ask in asks] for view in settings.views]
-    return _Views(tuple(teacher.encode(each + [each[-1]] * padding) for each in shown), order)
+    shown = [[_shown(run, ask, view) for ask in asks] for view in run.settings.views]
+    return _Views(tuple(run.memory.encode(run.teacher, each, sizes) for each in shown), order)
+
+
+def _shown(run: _Run, ask: Ask, view: View) -> Shown:
+    """Return a view of a slice; a later front may ask about it again, and the way back (``distill.round_trip``) about the slice as it is."""
+    again = run.lasts[ask.slice_key] > ask.plan.distance or (run.settings.propagate and view == PLAIN)
+    return Shown(key=(*ask.slice_key, ask.work.axis, view), picture=partial(view.picture, ask.work, ask.plan.z), again=again)
 
 
 def _ask_ensembles(teacher: Teacher, views: _Views, questions: list[Question], settings: AskSettings, *, count: int) -> Members:

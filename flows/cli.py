@@ -187,7 +187,9 @@ def export(
     archive: ArchiveUrl,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
     labels: Annotated[str, typer.Option(help="Label set, such as pseudo/r1, student/NAME or gold.")] = "pseudo/r1",
-    to: Annotated[Literal["nifti"], typer.Option(help="File format.")] = "nifti",  # noqa: ARG001 - the only one yet; typer checks it
+    to: Annotated[
+        Literal["as-ingested", "nifti"], typer.Option(help="File format: PNG for what came in as a picture, else NIfTI; or NIfTI for all.")
+    ] = "as-ingested",
     part: Annotated[Literal["archive", "calibration", "test"] | None, typer.Option(help="Only cases of this part.")] = None,
     images: Annotated[bool, typer.Option("--images", help="Write the images too.")] = False,
     catalog: CatalogUrl = None,
@@ -195,10 +197,14 @@ def export(
     """Write the labels of an archive to files.
 
     Example: samdistill export archive.zarr --labels pseudo/r1 -o labels/
-    """
-    from flows.imports import export_nifti
 
-    raise typer.Exit(_shown(export_nifti(archive, out, label_set=labels, part=part, images=images, catalog=catalog), archive))
+    Volumes become NAME.nii.gz in the geometry they came with; a picture becomes NAME.png of the same size, grey, whose values are class ids
+    (1, 2, ..., 255 for ignore: it looks black).
+    """
+    from flows.imports import export_files
+
+    done = export_files(archive, out, label_set=labels, part=part, images=images, catalog=catalog, nifti=to == "nifti")
+    raise typer.Exit(_shown(done, archive))
 
 
 @app.command()
@@ -297,7 +303,9 @@ def main(arguments: list[str] | None = None) -> None:
         app(words)
     except SystemExit as ended:
         if ended.code == STOPPED:  # typer's answer to Ctrl-C
-            _complain("stopped. The same command goes on where it was.")
+            from flows.console import BARS
+
+            _complain(f"stopped.{f' Done so far: {BARS.reached}.' if BARS.reached else ''} The same command goes on.")
         raise
     except Exception as error:
         if debug:

@@ -18,6 +18,10 @@ LEAST_WIDTH = 120
 """Columns where nobody's terminal sets a limit (a pipe, a log file): enough for a table without broken words."""
 LOG_EVERY_S = 10.0
 """A log that is silent for longer looks like one of a process that hangs."""
+_UNDER = "\n" + " " * 9
+"""A new line, below the words after the name of a stage."""
+STEPS = {"ingest": "files", "scans": "scans", "predict": "scans", "evaluate": "steps"}
+"""What stages count, as far as it is no cases."""
 
 
 def wide_console(*, stderr: bool = False) -> Console:
@@ -42,6 +46,8 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._logged: dict[str, tuple[int, float]] = {}
         """Stage -> the quarter of its last line, and when that was written."""
+        self._reached: dict[str, str] = {}
+        """Stage -> how far it came; kept after the bars are gone, for who stopped them."""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -55,7 +61,7 @@ class Bars:
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as progress:
-            self._progress = progress
+            self._progress, self._reached = progress, {}
             try:
                 yield
             finally:
@@ -67,11 +73,17 @@ class Bars:
             self._progress.stop()
             self._progress = None
 
+    @property
+    def reached(self) -> str:
+        """How far each stage came, such as ``ingest 260 of 260 files, label 40 of 260 cases``; empty where none began."""
+        return ", ".join(f"{stage} {how_far}" for stage, how_far in self._reached.items())
+
     def advance(self, stage: str, done: int, total: int, note: str = "", *, percent: bool = False) -> None:
         """Move the bar of a stage; ``percent`` says that its steps are no things that a person would count."""
         if self._progress is None:
             return
         count = f"{100 * done // max(total, 1)} %" if percent else f"{done:,} of {total:,}"
+        self._reached[stage] = count if percent else f"{count} {STEPS.get(stage, 'cases')}"
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, note=note, count=count)
             self._logged[stage] = 0, self._clock()
@@ -110,8 +122,10 @@ def show_summary(summary: RunSummary) -> None:
         OUT.print("Nothing to do: everything in this recipe is done, and no input has changed.")
     elif summary.stages:
         _show_stages(summary)
-    if summary.report:
+    if summary.report and shortest(summary.report) not in summary.outdated:
         OUT.print(f"Report: {shortest(summary.report)}", soft_wrap=True, markup=False, highlight=False)
+    if summary.outdated:
+        OUT.print(summary.outdated, soft_wrap=True, markup=False, highlight=False)
     if summary.left:
         where = f"'{program()} inspect {typed(shortest(summary.archive))}'" if summary.archive else "'samdistill inspect ARCHIVE'"
         went_on = " The rest of the run went on." if len(summary.stages) > 1 else ""
@@ -131,7 +145,9 @@ def _show_stages(summary: RunSummary) -> None:
     for result in summary.stages:
         parts = [part for part in (shortest(result.output), result.remark) if part]
         if parts:
-            OUT.print(f"[bold]{result.stage:<9}[/]{escape(' | '.join(parts))}", soft_wrap=True, highlight=False)
+            # A warning that stands between other notes is not read.
+            said = " | ".join(parts).replace("; WARNING:", "\nWARNING:").replace(" | WARNING:", "\nWARNING:")
+            OUT.print(f"[bold]{result.stage:<9}[/]{escape(said.replace(chr(10), _UNDER))}", soft_wrap=True, highlight=False)
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,5 +1,6 @@
 """Second looks at what the teacher has drawn: the tests of a recipe's ``refine.semantic``, each once per state of the labels."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from flows.console import Follow
 from flows.once import perform_once
 from flows.plans import class_infos, fold_plan
 from flows.recipe import Recipe
-from flows.results import DOUBT, TEACHER_SET, StageResult, doubt_unit, merged
+from flows.results import DOUBT, TEACHER_SET, StageResult, counted, doubt_unit, merged
 from flows.rules import starting_rules
 from storage import Archive, fingerprint
 
@@ -28,7 +29,7 @@ def doubt_labels(archive: Archive, recipe: Recipe) -> StageResult:
     tests: dict[str, Callable[[], DoubtSummary]] = {
         "prior": lambda: _ask_prior(archive, recipe),
         "student": lambda: _ask_students(archive, recipe),
-        "reverse": lambda: add_reverse(archive, _plan(recipe), progress=Follow("refine")),
+        "reverse": lambda: add_reverse(archive, _plan(recipe), progress=Follow("doubts")),
     }
     results = [_once(archive, recipe, name, tests[name]) for name in recipe.refine.semantic]
     add_qualities(archive, _plan(recipe), recipe.refine.semantic)
@@ -90,22 +91,37 @@ def _note(marker: Path) -> str:
 
 
 def _ask_prior(archive: Archive, recipe: Recipe) -> DoubtSummary:
-    return add_priors(archive, _plan(recipe), progress=Follow("refine"))
+    return add_priors(archive, _plan(recipe), progress=Follow("doubts"))
 
 
 def _ask_students(archive: Archive, recipe: Recipe) -> DoubtSummary:
+    from students.errors import TrainingError
     from students.out_of_fold import judge_out_of_fold, train_folds
 
     plan, cut = fold_plan(recipe), _plan(recipe)
-    follow = Follow("refine", percent=True)
+    follow = Follow("doubts", percent=True)
 
     def mask_of(case: str, class_id: int) -> np.ndarray | None:
         drawn = drawn_mask(archive[case], cut, class_id)
         return None if drawn is None else drawn[1]
 
-    students = train_folds(archive, plan, lambda fold, now: follow(round(100 * (fold + now.fraction) / plan.folds), 100, "students"))
-    scored = 0
+    try:
+        students = train_folds(archive, plan, lambda fold, now: follow(round(100 * (fold + now.fraction) / plan.folds), 100, "students"))
+    except TrainingError:
+        _forget_students(archive)
+        raise
+    scored, unheard = 0, 0
     for case, scores in judge_out_of_fold(archive, plan, students, mask_of):
         archive.catalog.add_scores(case, TEACHER_SET, scores)
-        scored += len(scores)
-    return DoubtSummary(masks=scored)
+        scored += sum(not math.isnan(value) for value in scores.values())
+        unheard += all(math.isnan(value) for value in scores.values())
+    note = f"students have nothing to say of {counted(unheard, 'case', 'cases')}: all of them know the patient, or see as little there as the teacher"
+    return DoubtSummary(masks=scored, note=note if unheard else "")
+
+
+def _forget_students(archive: Archive) -> None:
+    """Drop what earlier students said: there are none now that could say it again."""
+    for case, told in archive.catalog.scores(TEACHER_SET).items():
+        old = {name: math.nan for name, value in told.items() if name.startswith("oof_dice/") and not math.isnan(value)}
+        if old:
+            archive.catalog.add_scores(case, TEACHER_SET, old)

@@ -67,5 +67,5 @@ def filter_fingerprint(archive: Archive, plan: AuditPlan) -> str:
 def _write(archive: Archive, recipe: Recipe, plan: AuditPlan) -> str:
     follow, total = Follow("filter report"), archive.catalog.count_label_sets().get(plan.target, 0)
     report = audit(archive, plan, progress=lambda done: follow(done, total))
-    write_filter_page(report, archive, filter_page(recipe), gold=plan.gold)
+    write_filter_page(report, archive, filter_page(recipe), gold=plan.gold, rules=plan.rules)
     return f"WARNING: it removes {counted(len(report.flags), 'group', 'groups')} more or less often than the rest" if report.flags else ""

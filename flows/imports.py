@@ -7,8 +7,8 @@ from pathlib import Path
 from flows.console import BARS, Follow
 from flows.errors import StageError
 from flows.places import check_writable
-from flows.results import StageResult
-from storage import Archive, Part
+from flows.results import StageResult, counted
+from storage import Archive, Case, CaseRecord, Part
 from storage.store import local_path
 from storage.wording import check_modality, check_pattern
 
@@ -61,15 +61,15 @@ def import_prompt_file(file: Path, archive_url: str, *, source: str, catalog: st
     )
 
 
-def export_nifti(archive_url: str, out: Path, *, label_set: str, part: Part | None, images: bool, catalog: str | None) -> StageResult:
-    """Write one label set of an archive as NIfTI files, in the geometry the scans came with.
+def export_files(
+    archive_url: str, out: Path, *, label_set: str, part: Part | None, images: bool, catalog: str | None, nifti: bool = False
+) -> StageResult:
+    """Write one label set of an archive as files, as the scans came: NIfTI in their geometry, and PNG of pictures, unless all is to be NIfTI.
 
     Raises:
         StageError: if no case carries the label set, the folder cannot be written to, or a file that no export wrote would be lost;
             nothing is written then.
     """
-    from storage.export.nifti import export_image, export_labels
-
     started = time.monotonic()
     archive = Archive.open(archive_url, catalog=catalog, mode="r")
     records = archive.cases(part=part, with_labels=label_set)
@@ -78,15 +78,32 @@ def export_nifti(archive_url: str, out: Path, *, label_set: str, part: Part | No
         message = f"no case of {archive_url} carries the label set {label_set!r}{f' in part {part}' if part else ''}. It holds: {known}."
         raise StageError(message)
     check_writable(out, "the labels")
-    names = [f"{record.id}.nii.gz" for record in records]
-    _check_replaceable([out / folder / name for folder in ("labels", "images")[: 1 + images] for name in names])
+    targets = [_targets(record, out, images=images, nifti=nifti) for record in records]
+    _check_replaceable([target for each in targets for target in each])
     with BARS.shown():
-        for n, (record, name) in enumerate(zip(records, names, strict=True)):
-            export_labels(archive[record.id], label_set, out / "labels" / name)
-            if images:
-                export_image(archive[record.id], out / "images" / name)
+        for n, (record, each) in enumerate(zip(records, targets, strict=True)):
+            _write(archive[record.id], label_set, *each)
             Follow("export")(n + 1, len(records))
-    return StageResult(stage="export", done=len(records), seconds=time.monotonic() - started, output=str(out))
+    flat = sum(each[0].suffix == ".png" for each in targets)
+    note = f"{counted(flat, 'picture', 'pictures')} as PNG, whose grey values are class ids, so labels look black; --to nifti writes NIfTI"
+    return StageResult(stage="export", done=len(records), seconds=time.monotonic() - started, output=str(out), note=note if flat else "")
+
+
+def _targets(record: CaseRecord, out: Path, *, images: bool, nifti: bool) -> tuple[Path, ...]:
+    """Return where the labels of a case go, and then its image, if that is wanted too."""
+    from storage.export.png import fits_png, is_picture
+
+    labels, image = (".png" if fits and not nifti else ".nii.gz" for fits in (is_picture(record), fits_png(record)))
+    return (out / "labels" / f"{record.id}{labels}", *([out / "images" / f"{record.id}{image}"] if images else []))
+
+
+def _write(case: Case, label_set: str, labels: Path, image: Path | None = None) -> None:
+    from storage.export.nifti import export_image, export_labels
+    from storage.export.png import export_png_image, export_png_labels
+
+    (export_png_labels if labels.suffix == ".png" else export_labels)(case, label_set, labels)
+    if image is not None:
+        (export_png_image if image.suffix == ".png" else export_image)(case, image)
 
 
 def _check_replaceable(targets: Sequence[Path]) -> None:
@@ -96,8 +113,9 @@ def _check_replaceable(targets: Sequence[Path]) -> None:
         StageError: naming the first.
     """
     from storage.export.nifti import is_export
+    from storage.export.png import is_png_export
 
-    strangers = [target for target in targets if target.exists() and not is_export(target)]
+    strangers = [each for each in targets if each.exists() and not (is_png_export if each.suffix == ".png" else is_export)(each)]
     if strangers:
         more = f", and {len(strangers) - 1:,} more" if len(strangers) > 1 else ""
         message = f"{strangers[0]} would be lost{more}: no 'samdistill export' wrote it. Name another folder: -o FOLDER."

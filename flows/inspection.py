@@ -1,6 +1,8 @@
 """What is at this path, can it be used, and what is in it: archives, students and checkpoints, as facts that a table or JSON shows."""
 
 import json
+from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -11,7 +13,7 @@ from distill.teachers.fetch import OFFICIAL
 from distill.teachers.foreign import is_foreign
 from distill.teachers.meant import perhaps_meant, what_is_in
 from flows.errors import FlowError
-from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, teacher_sets
+from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, Stage, teacher_sets
 from storage import Archive
 
 Kind = Literal["archive", "student", "checkpoint"]
@@ -61,6 +63,8 @@ def inspect_path(path: str, *, catalog: str | None = None) -> Inspection:
 
 
 def _archive(path: str, catalog: str | None) -> Inspection:
+    from flows.outdated import find_outdated
+
     archive = Archive.open(path, catalog=catalog, mode="r")
     records = archive.cases()
     facts: dict[str, JsonValue] = {"cases": len(records)}
@@ -68,19 +72,26 @@ def _archive(path: str, catalog: str | None) -> Inspection:
         facts[f"cases in part {part}"] = sum(record.part == part for record in records)
     facts["patients"] = len({record.patient for record in records})
     facts["modalities"] = ", ".join(sorted({record.modality for record in records}))
-    facts |= {f"label set {name}": count for name, count in sorted(archive.catalog.count_label_sets().items())}
-    facts["students"] = ", ".join(student.name for student in archive.catalog.students())
+    outdated = find_outdated(archive)
+    gone: dict[Stage, int] = {"refine": len(outdated.refined), "train": len(outdated.students), "evaluate": len(outdated.reports)}
+    label_sets = Counter(archive.catalog.count_label_sets()) - Counter({PSEUDO_SET: gone["refine"]})
+    facts |= {f"label set {name}": count for name, count in sorted(label_sets.items())}
+    facts["students"] = ", ".join(student.name for student in archive.catalog.students() if student.name not in outdated.students)
     for stage, name in LEDGER_STAGES.items():
         things = "files" if stage == "ingest" else UNIT_NAMES[stage][1]
-        facts[f"{stage} ({things})"] = ", ".join(f"{n:,} {state}" for state, n in _states(archive, stage, name).items()) or "none yet"
-    if PSEUDO_SET in archive.catalog.count_label_sets():
-        facts[f"verdicts of {PSEUDO_SET}"] = _verdicts(archive)
+        counts = _states(archive, stage, name, gone.get(stage, 0))
+        facts[f"{stage} ({things})"] = ", ".join(f"{n:,} {state}" for state, n in counts.items()) or "none yet"
+    if PSEUDO_SET in label_sets:
+        facts[f"verdicts of {PSEUDO_SET}"] = _verdicts(archive, outdated.refined)
+    if outdated.words:
+        facts["outdated"] = f"{outdated.words}: labels have changed since. 'samdistill run RECIPE' makes this anew"
     return Inspection(kind="archive", path=path, facts=facts, refused=_refused(archive))
 
 
-def _states(archive: Archive, stage: str, name: str) -> dict[str, int]:
-    """Count the units of a stage by state; a file that was looked at and refused is done for the ledger, but not for a person."""
+def _states(archive: Archive, stage: str, name: str, outdated: int) -> dict[str, int]:
+    """Count the units of a stage by state; a file that was refused, or what is of other labels than are there, is done for the ledger alone."""
     counts: dict[str, int] = dict(archive.ledger.counts(name))
+    counts |= {"done": counts["done"] - outdated, "outdated": outdated}
     if stage == "ingest":
         refused = _refused_files(archive, name)
         counts |= {"done": counts["done"] - refused, "refused": refused}
@@ -97,12 +108,13 @@ def _refused_files(archive: Archive, stage: str) -> int:
         book.close()
 
 
-def _verdicts(archive: Archive) -> str:
-    """Count the cases by what refinement decided about them."""
+def _verdicts(archive: Archive, outdated: Collection[str]) -> str:
+    """Count the cases by what refinement decided about them, without those whose masks were drawn anew since."""
     from distill.refine import count_verdicts
     from flows.stages import ordered_verdicts
 
-    cases = [record.id for record in archive.cases(with_labels=PSEUDO_SET)]
+    without = set(outdated)
+    cases = [record.id for record in archive.cases(with_labels=PSEUDO_SET) if record.id not in without]
     return ", ".join(f"{count:,} {keep}" for keep, count in ordered_verdicts(count_verdicts(archive, PSEUDO_SET, cases)[0]).items())
 
 

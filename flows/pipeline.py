@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from flows import stages
 from flows.freshness import material
+from flows.outdated import outdated_words
 from flows.recipe_file import load_recipe
 from flows.results import STAGES, RunSummary, Stage, StageResult, joined, merged, with_report
 from flows.stopping import stoppable
@@ -167,9 +168,12 @@ def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSumma
     first = tuple(FLOWS[stage](recipe_file) for stage in STAGES[:1] if stage in chosen)
     brought_in = material(stages.open_archive(recipe)) if set(chosen) == set(STAGES) else None
     later = tuple(FLOWS[stage](recipe_file) for stage in STAGES[1:] if stage in chosen)
+    ended = set(chosen) == set(STAGES) and not any(result.failed or result.quarantined for result in later)
+    outdated = "" if ended else outdated_words(stages.open_archive(recipe), recipe, recipe_file)
     return RunSummary(
         stages=(*first, *later),
         report=stages.report_of(recipe),
+        outdated=outdated,
         archive=recipe.archive,
         student=stages.student_of(recipe),
         brought_in=brought_in,

@@ -20,7 +20,7 @@ from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, Source
 from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting_labels
 from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
-from storage.wording import check_modality, check_pattern, plain_name
+from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -52,10 +52,24 @@ class GoldBlock(Block):
 
     path: SourcePath
     """A folder of label files named like their images."""
-    map: dict[int, int] = Field(default_factory=dict)
-    """Value in the file -> class id, such as ``{1: 1, 2: 1}`` to merge two parts; empty takes values as they are."""
+    map: dict[int | str, int] = Field(default_factory=dict)
+    """Value in the file -> class id, such as ``{1: 1, 2: 1}`` to merge two parts, or ``{above 0: 1}`` for objects that are numbered one by one;
+    empty takes values as they are."""
     suffix: str = ""
     """What follows the case id in the names of the label files, such as ``_1stHO``."""
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _of_values(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        words = {key: " ".join(key.split()) if isinstance(key, str) else key for key in value}
+        spelt = {int(word) if isinstance(word, str) and word.isdecimal() else word: value[key] for key, word in words.items()}
+        strange = [key for key in spelt if isinstance(key, str) and key != ABOVE_ZERO]
+        if strange:
+            message = f"names {strange[0]!r}, which is no value in a file: give whole numbers, or {{{ABOVE_ZERO}: CLASS}} for all other values above 0."
+            raise ValueError(message)
+        return spelt
 
 
 class IngestBlock(Block):
@@ -192,6 +206,10 @@ class CleaningBlock(Block):
 
     components: int = Field(default=1, ge=1)
     """How many of the largest pieces stay, where ``largest_component`` is on."""
+    piece_share: float = Field(default=0.1, gt=0, le=1)
+    """Pieces from this share of the largest one on stay if they lie near it, and are ``ignore`` where they are taken away."""
+    piece_gap_mm: float = Field(default=5.0, ge=0)
+    """How near; 0 takes all but the largest away. Not judged where the spacing is unknown."""
     least_mm3: float = Field(default=0.0, ge=0)
     """Smaller pieces go; not judged where the spacing is unknown."""
     least_px: int = Field(default=0, ge=0)

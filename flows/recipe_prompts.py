@@ -109,8 +109,9 @@ def check_looked_for(block: PromptsBlock, classes: Mapping[int, str]) -> None:
             raise ValueError(message)
     weights = block.text.checkpoint
     if "text" in block.source and (weights is None or (block.text.model is None and not weights.is_dir())):
+        missing = "checkpoint" if weights is None else "model, and its checkpoint is a file, which does not say what it is of"
         message = (
-            "prompts.source names text, which needs prompts.text.model (such as ViT-B-32) and prompts.text.checkpoint (its weights), or as the "
-            "latter a folder that says what its model is."
+            f"prompts.source names text, which has no {missing}.\n"
+            "Add prompts: {text: {model: ViT-B-32, checkpoint: WEIGHTS}}, or name as checkpoint a folder with open_clip_config.json."
         )
         raise ValueError(message)

@@ -101,6 +101,8 @@ class RunSummary:
     """True when a look at the ledger showed that there was nothing to do."""
     report: str = ""
     """The HTML report, once there is one."""
+    outdated: str = ""
+    """What is there of labels that have changed since, the report perhaps among it, and the command that makes it anew; a whole sentence."""
     archive: str = ""
     """The archive that was worked on."""
     student: str = ""

@@ -5,7 +5,7 @@ person who decided meanwhile; ``force`` overrules, and both decisions stay in th
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -176,32 +176,32 @@ def rebox(
         message = f"case {case_id}: slice {z} with box {list(box_xyxy)} cannot be used ({error.errors()[0]['msg']}). Write --slice 12 --box 16,19,36,38."
         raise ReviewError(message) from None
     [new] = Converter(archive=desk.archive, folder=Path(), source=REVIEW, classes=None).prompts(row)
-    prompts = _beside(desk, new)
     if TEACHER_SET not in case.label_sets() or f"pairwise_dice/{class_id}" not in case.labels(TEACHER_SET).scores:
-        desk.archive.catalog.replace_boxes(prompts)
+        desk.archive.catalog.replace_boxes([new], replaces=_is_about_the_same_piece)
         return None
     draft = replace(_draft(desk, case, class_id, verdict="reject", note=note), action="rebox")
-    return _store(desk, [draft], force=force, boxes=prompts)[0]
+    return _store(desk, [draft], force=force, box=new)[0]
 
 
-def _beside(desk: Desk, new: Prompt) -> list[Prompt]:
-    """Return a new box, and those that reviewers have drawn around other pieces of the class on its slice."""
+def _is_about_the_same_piece(old: Prompt, new: Prompt) -> bool:
     from distill.prompts.grouping import are_same
 
-    kept = [
-        each
-        for each in desk.archive.catalog.prompts(new.case)
-        if (each.source, each.class_id, each.axis, each.slice) == (REVIEW, new.class_id, new.axis, new.slice)
-        and not (each.box_xyxy_px and new.box_xyxy_px and are_same(each.box_xyxy_px, new.box_xyxy_px))
-    ]
-    return [*kept, new]
+    return bool(old.box_xyxy_px and new.box_xyxy_px and are_same(old.box_xyxy_px, new.box_xyxy_px))
 
 
-def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: bool = False) -> tuple[int, int]:
-    """Take back what was decided about a case, and the boxes drawn for it; the history keeps both.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenBack:
+    """What one ``undo`` took back."""
 
-    Returns:
-        How many verdicts and how many boxes.
+    verdicts: tuple[ReviewRecord, ...]
+    """The last one on each mask."""
+    boxes: int
+    is_away: bool = False
+    """Whether the case has no labels at the moment: the verdicts were about masks that may come back, without them."""
+
+
+def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: bool = False) -> TakenBack:
+    """Take back what was decided last about each mask of a case, and the boxes drawn for it; the history keeps both.
 
     Raises:
         CaseNotFoundError: if there is no such case.
@@ -213,7 +213,8 @@ def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: b
         desk.class_ids(case, class_id)
     wanted = list(desk.classes) if class_id is None else [class_id]
     current = [each for each in desk.archive.catalog.reviews(TEACHER_SET) if each.case == case_id and each.class_id in wanted]
-    undone = (*current, *_outlived_boxes(desk, case, wanted))
+    is_away = TEACHER_SET not in case.label_sets()
+    undone = (*current, *(_last_decisions(desk, case, wanted) if is_away else _outlived_boxes(desk, case, wanted)))
     boxes = desk.archive.catalog.take_back_reviews(
         [replace(each, action="undo", by=desk.by, at=_now(), note="") for each in undone],
         seen=[None if force else _known_revision(desk, each) for each in undone],
@@ -221,17 +222,19 @@ def take_back(desk: Desk, case_id: str, *, class_id: int | None = None, force: b
         class_ids=wanted,
         source=REVIEW,
     )
-    return len(current), boxes
+    return TakenBack(verdicts=undone, boxes=boxes, is_away=is_away)
+
+
+def _last_decisions(desk: Desk, case: Case, class_ids: Sequence[int]) -> list[ReviewRecord]:
+    """Return what was decided last about each mask and not taken back, of whatever labels."""
+    last = {each.class_id: each for each in desk.archive.catalog.review_history(TEACHER_SET, case.id)}
+    return [last[key] for key in class_ids if key in last and last[key].action != "undo"]
 
 
 def _outlived_boxes(desk: Desk, case: Case, class_ids: Sequence[int]) -> list[ReviewRecord]:
     """Return what new boxes said of masks that have been drawn anew since: without the boxes these masks come back, and it must not."""
-    if TEACHER_SET not in case.label_sets():
-        return []
     now = case.labels(TEACHER_SET).history.fingerprint
-    last = {each.class_id: each for each in desk.archive.catalog.review_history(TEACHER_SET, case.id)}
-    chosen = [last[key] for key in class_ids if key in last]
-    outlived = [each for each in chosen if each.action == "rebox" and each.fingerprint != now]
+    outlived = [each for each in _last_decisions(desk, case, class_ids) if each.action == "rebox" and each.fingerprint != now]
     return [replace(each, fingerprint=now, filter_said=_filter_said(desk, case, each.class_id)) for each in outlived]
 
 
@@ -294,12 +297,13 @@ def _filter_said(desk: Desk, case: Case, class_id: int) -> str:
     return "" if reason in BY_A_PERSON.values() else said
 
 
-def _store(desk: Desk, drafts: Sequence[ReviewRecord], *, force: bool, boxes: list[Prompt] | None = None) -> list[ReviewRecord]:
+def _store(desk: Desk, drafts: Sequence[ReviewRecord], *, force: bool, box: Prompt | None = None) -> list[ReviewRecord]:
     catalog = desk.archive.catalog
     if force:
         now = {draft.case: desk.archive[draft.case].labels(TEACHER_SET).history.fingerprint for draft in drafts}
         drafts = [replace(draft, fingerprint=now[draft.case]) for draft in drafts]
-    return catalog.record_reviews(drafts, seen=[None if force else _known_revision(desk, draft) for draft in drafts], boxes=boxes)
+    seen = [None if force else _known_revision(desk, draft) for draft in drafts]
+    return catalog.record_reviews(drafts, seen=seen, boxes=[] if box is None else [box], replaces=_is_about_the_same_piece)
 
 
 def _known_revision(desk: Desk, draft: ReviewRecord) -> int:

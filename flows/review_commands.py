@@ -123,7 +123,7 @@ def undo(place: Place, case: CaseId, class_id: ClassOption = None, by: By = None
     from flows.review import take_back
     from flows.review_words import show_undone
 
-    show_undone(case, *take_back(open_desk(place, catalog=catalog, by=by), case, class_id=class_id, force=force))
+    show_undone(case, take_back(open_desk(place, catalog=catalog, by=by), case, class_id=class_id, force=force))
 
 
 @review_app.command()

@@ -8,7 +8,7 @@ from flows.console import OUT, show_next, show_table
 from flows.errors import ReviewError
 from flows.places import typed
 from flows.results import counted
-from flows.review import Waiting
+from flows.review import TakenBack, Waiting
 from storage import ReviewRecord
 
 
@@ -51,12 +51,16 @@ def show_reboxed(case: str, class_id: int, z: int) -> None:
     _say(f"{case}, class {class_id}, slice {z}: the next 'label' asks the teacher with this box; until then its mask counts as rejected.")
 
 
-def show_undone(case: str, verdicts: int, boxes: int) -> None:
+def show_undone(case: str, taken: TakenBack) -> None:
     """Say what was taken back."""
-    if not verdicts and not boxes:
+    if not taken.verdicts and not taken.boxes:
         _say(f"{case}: there was nothing to take back.")
         return
-    _say(f"{case}: {counted(verdicts, 'verdict', 'verdicts')} and {counted(boxes, 'box', 'boxes')} taken back.")
+    which = ", ".join(f"{each.verdict} of class {each.class_id} by {each.by or 'somebody'}" for each in taken.verdicts)
+    counts = f"{counted(len(taken.verdicts), 'verdict', 'verdicts')} and {counted(taken.boxes, 'box', 'boxes')} taken back"
+    _say(f"{case}: {counts}{f': {which}' if which else ''}.")
+    if taken.is_away and which:
+        _say("The case has no labels at the moment; if the masks that were judged come back, the verdict does not.")
 
 
 def show_estimate(found: Estimate, *, as_json: bool) -> None:

@@ -130,8 +130,9 @@ def calibration_note(recipe: Recipe) -> str:
 
 
 def _said(found: ClassCalibration) -> str:
-    """What is not as the recipe wants it comes first, and loudly."""
-    return "; ".join(each for each in (f"WARNING: {found.warning}" if found.warning else "", found.note) if each)
+    """What is not as the recipe wants it comes first, and loudly, on a line of its own; what to do about it on the next."""
+    lines = (f"WARNING: {found.warning}" if found.warning else "", f"To do: {found.remedy}" if found.remedy else "", found.note)
+    return "\n".join(each for each in lines if each)
 
 
 def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> int:

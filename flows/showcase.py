@@ -9,13 +9,13 @@ from pathlib import Path
 from flows.console import BARS, OUT, Follow, show_error, show_next, show_summary, show_table
 from flows.doctor import Check
 from flows.errors import StageError
-from flows.inspection import Inspection
+from flows.inspection import Inspection, Refusal
 from flows.places import check_writable, shortest, typed
 from flows.recipe_file import load_recipe
-from flows.results import PSEUDO_SET, RunSummary, counted
+from flows.results import OTHER_CASES, PSEUDO_SET, RunSummary, counted
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
-_NAMES_SHOWN = 20
+_NAMES_SHOWN, _REFUSALS_SHOWN = 20, 50
 
 
 def show_demo(out: Path) -> int:
@@ -154,8 +154,19 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
         return
     show_table(f"{found.kind} {found.path}", ("what", "value"), [(name, _readable(value)) for name, value in found.facts.items()])
     if found.refused:
-        shown = [(refusal.what, refusal.reason, refusal.message) for refusal in found.refused[:50]]
-        show_table(f"without a result: {len(found.refused)} (first 50; all with --json)", ("what", "reason", "message"), shown)
+        others = [refusal for refusal in found.refused if refusal.reason == OTHER_CASES]
+        folded = [_folded(others)] if len(others) > 1 else others
+        rows = [*folded, *(refusal for refusal in found.refused if refusal.reason != OTHER_CASES)]
+        shown = [(refusal.what, refusal.reason, refusal.message) for refusal in rows[:_REFUSALS_SHOWN]]
+        first = f"first {_REFUSALS_SHOWN}; " if len(rows) > _REFUSALS_SHOWN else ""
+        every = f" ({first}all with --json)" if first or len(others) > 1 else ""
+        show_table(f"without a result: {len(found.refused):,}{every}", ("what", "reason", "message"), shown)
+
+
+def _folded(others: Sequence[Refusal]) -> Refusal:
+    """Make one row of those about cases that the archive does not hold: a run on part of the scans has one for each of the others."""
+    message = f"about cases that the archive does not hold, which is no fault on part of the scans. The first: {others[0].message}"
+    return Refusal(what=f"unknown ({len(others):,} files or rows)", reason=OTHER_CASES, message=message)
 
 
 def show_checks(checks: Sequence[Check], *, as_json: bool) -> int:

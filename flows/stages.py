@@ -15,7 +15,7 @@ from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, ArchiveNotFoundError, CaseRecord, Prompt, StudentRecord, fingerprint
 from students.results import Evaluation
-from students.spec import StudentCard
+from students.spec import StudentCard, StudentSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,32 +167,45 @@ def ordered_verdicts(counts: Mapping[str, int]) -> dict[str, int]:
 def train(recipe: Recipe) -> StageResult:
     """Train the student on the believed labels of the archive cases, once per state of these labels."""
     from flows.plans import student_spec
-    from students.compact import TRAINER
 
     archive = open_archive(recipe)
     records = _accepted(archive, recipe)
-    spec = student_spec(recipe)
-    labels = label_fingerprints(archive, records, PSEUDO_SET)
     return perform_once(
         archive.ledger,
         stage="train",
         unit=recipe.student.name,
-        fingerprint=fingerprint(trainer=TRAINER, spec=spec.model_dump(), labels=labels),
+        fingerprint=train_fingerprint(archive, student_spec(recipe), records),
         output=recipe.student_folder / "student.json",
         work=lambda: _train(archive, recipe, [record.id for record in records]),
     )
 
 
-def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
+def train_fingerprint(archive: Archive, spec: StudentSpec, records: Iterable[CaseRecord]) -> str:
+    """Everything a student depends on: how it is trained, and the labels of the cases it learns from."""
+    from students.compact import TRAINER
+
+    return fingerprint(trainer=TRAINER, spec=spec.model_dump(), labels=label_fingerprints(archive, records, PSEUDO_SET))
+
+
+def believed_cases(archive: Archive) -> list[CaseRecord]:
     """The archive cases whose pseudo-labels were accepted; those for review wait for a person, rejected ones teach nothing."""
     from distill.refine import accepted_cases
 
+    believed = frozenset(accepted_cases(archive, PSEUDO_SET)) & archive.catalog.fingerprints(TEACHER_SET).keys()
+    return [record for record in archive.cases(part="archive", with_labels=PSEUDO_SET) if record.id in believed]
+
+
+def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
+    """The cases to learn from.
+
+    Raises:
+        StageError: if there is none, or if what was accepted is of masks that are not there any more.
+    """
     records = archive.cases(part="archive", with_labels=PSEUDO_SET)
     if not records:
         message = f"the archive {recipe.archive} holds no label set {PSEUDO_SET!r} to learn from. Run 'samdistill refine RECIPE' first."
         raise StageError(message)
-    believed = frozenset(accepted_cases(archive, PSEUDO_SET)) & archive.catalog.fingerprints(TEACHER_SET).keys()
-    accepted = [record for record in records if record.id in believed]
+    accepted = believed_cases(archive)
     if not accepted:
         message = (
             f"none of {len(records)} pseudo-labels was accepted, so there is nothing to learn from. Look at some of them "
@@ -205,17 +218,21 @@ def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
 
 def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
     """Refuse pseudo-labels of masks that are not there any more: somebody has labelled since, and not refined."""
-    from distill.verdicts import MADE_OF
-
-    drawn = archive.catalog.fingerprints(TEACHER_SET)
-    made_of = {record.id: archive[record.id].labels(PSEUDO_SET).history.parameters.get(MADE_OF) for record in records}
-    outdated = [case for case, source in made_of.items() if source is not None and source != drawn.get(case, source)]
-    if outdated:
+    if outdated := outdated_cases(archive, records):
         message = (
             f"{len(outdated)} of {len(records)} accepted pseudo-labels are of masks that the teacher has drawn anew since, such as "
             f"{', '.join(outdated[:3])}. Run 'samdistill refine RECIPE' first."
         )
         raise StageError(message)
+
+
+def outdated_cases(archive: Archive, records: Iterable[CaseRecord]) -> list[str]:
+    """Return the cases whose pseudo-labels are of masks that the teacher has drawn anew, or that were taken back, since."""
+    from distill.verdicts import MADE_OF
+
+    drawn = archive.catalog.fingerprints(TEACHER_SET)
+    made_of = {record.id: archive[record.id].labels(PSEUDO_SET).history.parameters.get(MADE_OF) for record in records}
+    return [case for case, source in made_of.items() if case not in drawn or source not in {None, drawn[case]}]
 
 
 def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:

@@ -92,11 +92,11 @@ def _handled() -> Iterator[None]:
 
 
 def leave(number: int) -> NoReturn:
-    """End this process and its children now, and say that it can be gone on with; the exit code is the signal's, as shells write it."""
+    """End this process and its children now, and say how far it came and that it goes on from there; the exit code is the signal's, as shells write it."""
     for known in SIGNALS:
         signal.signal(known, signal.SIG_IGN)
     BARS.close()
-    show_error(STOPPED)
+    show_error(f"stopped. Done so far: {BARS.reached}. The same command goes on from there." if BARS.reached else STOPPED)
     children = psutil.Process().children(recursive=True)
     for child in children:
         _end(child.terminate)

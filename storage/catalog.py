@@ -11,7 +11,7 @@ from storage.case import CaseRecord, LabelHistory, Part, Prompt
 from storage.case_rows import KEYS_PER_QUERY, case_record, case_row, check_known, digest
 from storage.database import Database, storable, upsert
 from storage.errors import LabelSetNotFoundError
-from storage.prompt_rows import add_prompts, forget_prompts, prompt_row, prompts_from, read_prompts, replace_boxes, take_back
+from storage.prompt_rows import Replaces, add_prompts, forget_prompts, prompt_row, prompts_from, read_prompts, replace_boxes, take_back
 from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
 from storage.reviews import add_verdict, listed, listing_row, verdicts
 from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow, ScoreRow, StudentRow, UnitRow
@@ -226,7 +226,12 @@ class Catalog:
         return self.record_reviews([review], seen=[seen], boxes=boxes)[0]
 
     def record_reviews(
-        self, reviews: Sequence[ReviewRecord], *, seen: Sequence[int | None], boxes: list[Prompt] | None = None
+        self,
+        reviews: Sequence[ReviewRecord],
+        *,
+        seen: Sequence[int | None],
+        boxes: list[Prompt] | None = None,
+        replaces: Replaces | None = None,
     ) -> list[ReviewRecord]:
         """Add a person's decisions to the history, and the boxes that go with them; all or nothing.
 
@@ -234,6 +239,7 @@ class Catalog:
             reviews: What was decided. The fingerprint names the labels that were looked at, the revision does not matter.
             seen: For each, how many decisions about this mask the person knew of; None overrules whatever there is.
             boxes: New prompts in place of those of the same source, class and slice.
+            replaces: Of these, which a new one takes the place of; see :meth:`replace_boxes`.
 
         Returns:
             The records as stored, with their revisions.
@@ -245,7 +251,7 @@ class Catalog:
         with self._database.writing() as connection:
             check_known(connection, {review.case for review in reviews})
             stored = [add_verdict(connection, review, known) for review, known in zip(reviews, seen, strict=True)]
-            replace_boxes(connection, boxes or [])
+            replace_boxes(connection, boxes or [], replaces)
         return stored
 
     def take_back_reviews(
@@ -264,14 +270,19 @@ class Catalog:
                 add_verdict(connection, review, known)
             return sum(forget_prompts(connection, case_id, class_id, source) for class_id in class_ids)
 
-    def replace_boxes(self, boxes: list[Prompt]) -> None:
+    def replace_boxes(self, boxes: list[Prompt], *, replaces: Replaces | None = None) -> None:
         """Add prompts in place of those of the same source, class and slice.
+
+        Args:
+            boxes: What to add.
+            replaces: Called with a prompt that is there and a new one; whether the new one takes its place. All are replaced without it. What
+                it is called with is read in the transaction that writes, so that nobody's box is lost.
 
         Raises:
             CaseNotFoundError: if a prompt is about a case that is not in the catalog; nothing is changed then.
         """
         with self._database.writing() as connection:
-            replace_boxes(connection, boxes)
+            replace_boxes(connection, boxes, replaces)
 
     def forget_boxes(self, case_id: str, class_id: int, *, source: str) -> int:
         """Take back the prompts of one source about one class of a case, and return how many there were."""

@@ -174,7 +174,12 @@ class Ledger:
 
     def state(self, stage: str, unit: str) -> State | None:
         """Return the state of a unit, or None if it was never planned."""
-        return next((record.state for record in self._units(UnitRow.stage == stage, UnitRow.unit == unit)), None)
+        record = self.record(stage, unit)
+        return None if record is None else record.state
+
+    def record(self, stage: str, unit: str) -> UnitRecord | None:
+        """Return all that is known of a unit, or None if it was never planned."""
+        return next(iter(self._units(UnitRow.stage == stage, UnitRow.unit == unit)), None)
 
     def holds(self, stage: str, unit: str) -> bool:
         """Tell whether this process holds a unit."""

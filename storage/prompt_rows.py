@@ -1,6 +1,7 @@
 """Prompts as rows of the catalog: each is there once, with the files that say it."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,9 @@ from storage.database import upsert
 from storage.tables import PromptFileRow, PromptRow
 
 _PROMPT = TypeAdapter(Prompt)
+
+Replaces = Callable[[Prompt, Prompt], bool]
+"""A prompt that is there, and a new one of the same source, class and slice -> whether the new one takes its place."""
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
@@ -81,10 +85,20 @@ def take_back(connection: sa.Connection, file: str, source: str, keep: set[str])
     return deleted
 
 
-def replace_boxes(connection: sa.Connection, boxes: list[Prompt]) -> None:
-    """Add prompts in place of those of the same source, class and slice."""
+def replace_boxes(connection: sa.Connection, boxes: list[Prompt], replaces: Replaces | None = None) -> None:
+    """Add prompts in place of those of the same source, class and slice.
+
+    Args:
+        connection: in a writing transaction: what others add meanwhile would be lost.
+        boxes: to add.
+        replaces: which of those that are there a new one takes the place of; all by default.
+    """
     for box in boxes:
-        place = (PromptRow.axis == box.axis, PromptRow.position == box.slice)
+        place: list[sa.ColumnElement[bool]] = [PromptRow.axis == box.axis, PromptRow.position == box.slice]
+        if replaces is not None:
+            mine = (PromptRow.case_id == box.case, PromptRow.class_id == box.class_id, PromptRow.source == box.source)
+            there = connection.execute(sa.select(PromptRow.key, PromptRow.content).where(*mine, *place))
+            place.append(PromptRow.key.in_([key for key, content in there if replaces(_prompt(content), box)]))
         forget_prompts(connection, box.case, box.class_id, box.source, *place)
     add_prompts(connection, boxes, "")
 

@@ -24,7 +24,8 @@ def add_verdict(connection: sa.Connection, review: ReviewRecord, seen: int | Non
         seen: How many rows about this mask its author knew of; None for whatever there is.
 
     Raises:
-        ReviewConflictError: if the labels changed or others have decided meanwhile.
+        ReviewConflictError: if the labels changed or others have decided meanwhile. What is taken back while there are no labels is
+            about those that may come back.
     """
     _check_same_labels(connection, review)
     last = _last(connection, review)
@@ -90,6 +91,8 @@ def _last(connection: sa.Connection, review: ReviewRecord) -> ReviewRecord | Non
 def _check_same_labels(connection: sa.Connection, review: ReviewRecord) -> None:
     query = sa.select(LabelSetRow.fingerprint).where(LabelSetRow.case_id == review.case, LabelSetRow.name == review.label_set)
     found = connection.scalar(query)
+    if found is None and review.action == "undo":
+        return
     if found is None:
         message = f"case {review.case} has no label set {review.label_set!r} to judge. Run the label stage first."
         raise ReviewConflictError(message)

@@ -1,4 +1,4 @@
-"""What people write about scans, checked before anything is read: the modality, the classes, and where in a name the patient is.
+"""What people write about scans, checked before anything is read: the modality, the classes, values of labels, and where in a name the patient is.
 
 This module imports nothing heavy, so that a recipe can be checked at once.
 """
@@ -14,6 +14,8 @@ IMAGE_MODALITIES = frozenset(
 """Codes of DICOM PS3.3 C.7.3.1.1.1 that stand for pictures."""
 FREE_WORDS = ("other", "unknown")
 """For images of no DICOM modality, such as photographs of slides: written in small letters, and by nobody by accident."""
+ABOVE_ZERO = "above 0"
+"""In a mapping of label values: every value above 0 that is not named itself, as in files where each object has a number of its own."""
 _MEANT = {"MRI": "MR", "T1": "MR", "T2": "MR", "PET": "PT", "ULTRASOUND": "US", "XRAY": "DX", "X-RAY": "DX", "XR": "DX", "FUNDUS": "OP"}
 """What people write for a code; each is too far from it for a comparison of letters."""
 

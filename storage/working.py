@@ -45,10 +45,12 @@ def work_through(
         units: Unit id -> fingerprint of everything its result depends on.
         work: Does one unit, and leaves its result behind before it returns. What it raises is kept with the unit, and the others go on;
             Ctrl-C gives the unit back without a mark.
-        progress: Called with (units finished, units to do).
+        progress: Called with (units finished, units to do), at first with (0, units to do) where there are any.
     """
     todo = ledger.plan(stage, units)
     due, done = frozenset(todo), dict[str, R]()
+    if due and progress is not None:
+        progress(0, len(due))
     with beating(ledger):
         for _ in range(ATTEMPTS):
             for unit in todo:

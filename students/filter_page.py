@@ -4,12 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from distill.audit_masks import judged_mask
 from distill.audit_records import Average, ClassAudit, FilterReport, PartRow, Share, Shown
+from distill.cleaning import ClassRule
+from distill.quality import few_words
 from storage import IGNORE, Archive, Case
 from students.filter_plots import dot_plot, reliability_plot, risk_coverage_plot
 from students.pictures import Outline, Shade, strip_png
 
 GOLD_RGB, PSEUDO_RGB, TEACHER_RGB, IGNORE_RGB = (255, 196, 0), (0, 190, 255), (255, 80, 160), (180, 140, 255)
+REJECTED_RGB = (255, 255, 255)
 """Apart in lightness as well as in hue, so that colour-blind readers can tell them."""
 HEADINGS: dict[str, str] = {
     "kept": "Kept: these masks are learnt from",
@@ -44,7 +50,9 @@ class Card:
     png: str
 
 
-def write_filter_page(report: FilterReport, archive: Archive, path: str | Path, *, gold: str = "gold") -> Path:
+def write_filter_page(
+    report: FilterReport, archive: Archive, path: str | Path, *, gold: str = "gold", rules: Mapping[int, ClassRule] | None = None
+) -> Path:
     """Write the page, and the JSON beside it under the same name; return the page's path.
 
     Args:
@@ -52,6 +60,7 @@ def write_filter_page(report: FilterReport, archive: Archive, path: str | Path, 
         archive: where the images and masks of the gallery are.
         path: of the page, ``filter.html`` for example.
         gold: label set to outline where a case has it.
+        rules: of each class, by which masks were cleaned: nothing is left of a rejected one in the label set, so it is cut once more to be shown.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -60,16 +69,23 @@ def write_filter_page(report: FilterReport, archive: Archive, path: str | Path, 
     environment = Environment(
         loader=PackageLoader("students"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    cards = [Card(shown=shown, png=_picture(report, archive, shown, gold)) for shown in report.gallery]
+    cards = [Card(shown=shown, png=_picture(report, archive, shown, gold, rules or {})) for shown in report.gallery]
     page = environment.get_template("filter.html").render(
         r=report,
         sections=[_section(each, report) for each in report.classes],
         galleries=[(words, _by_part([card for card in cards if card.shown.heading == name])) for name, words in HEADINGS.items()],
         flat=all(archive[shown.case].record.shape_czyx[1] == 1 for shown in report.gallery),
-        outlines=[("teacher", TEACHER_RGB), ("pseudo-label", PSEUDO_RGB), ("gold", GOLD_RGB), ("ignored", IGNORE_RGB)],
+        outlines=[
+            ("teacher, as drawn", TEACHER_RGB),
+            ("pseudo-label, as refinement cut it", PSEUDO_RGB),
+            ("the same of a rejected mask", REJECTED_RGB),
+            ("gold", GOLD_RGB),
+            ("ignored (hatched where it is most of a picture)", IGNORE_RGB),
+        ],
         share=share_words,
         average=average_words,
         known=known_words,
+        few=few_words,
     )
     _put(target.with_suffix(".json"), report.model_dump_json(indent=1) + "\n")
     _put(target, page)
@@ -153,8 +169,11 @@ def picture_layers(
     return outlines, shade
 
 
-def _picture(report: FilterReport, archive: Archive, shown: Shown, gold: str) -> str:
+def _picture(report: FilterReport, archive: Archive, shown: Shown, gold: str, rules: Mapping[int, ClassRule]) -> str:
     case = archive[shown.case]
     outlines, shade = picture_layers(case, [shown.class_id], teacher=report.source, pseudo=report.label_set, gold=gold)
+    if shown.heading == "rejected":
+        rejected = judged_mask(case, case.labels(report.label_set), shown.class_id, rules.get(shown.class_id, ClassRule()))
+        outlines.insert(1, Outline(name="rejected", rgb=REJECTED_RGB, ids=rejected.astype(np.uint8)))
     # Gold and pseudo-label under the teacher's line would hide each other where they agree, so the expert comes last.
     return strip_png(case.read()[0], outlines, case.spacing_zyx_mm, shade, _SIDE_PX)

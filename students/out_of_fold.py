@@ -5,6 +5,7 @@ are right, does not see that organ as the class, whatever prompt there was. Each
 (two folds, by patient); patients that no student learns from, those of the calibration and test parts, by all of them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -72,13 +73,17 @@ def judge_out_of_fold(
         archive: where the cases are.
         plan: as the students were trained.
         students: one per fold, in order.
-        mask_of: what they are compared with. Where mask and student are both empty, the score is NaN.
+        mask_of: what they are compared with. Where mask and student are both empty, the score is NaN; so is it where every student has seen the
+            patient, lest what earlier students said stay as if these had said it.
     """
     seen = [frozenset(student.card.training_patients) for student in students]
     for record in archive.cases(with_labels=plan.label_set):
         strangers = [student for student, patients in zip(students, seen, strict=True) if record.patient not in patients]
         masks = {info.id: mask_of(record.id, info.id) for info in plan.classes}
-        if not strangers or all(mask is None for mask in masks.values()):
+        if all(mask is None for mask in masks.values()):
+            continue
+        if not strangers:
+            yield record.id, {f"oof_dice/{key}": math.nan for key, mask in masks.items() if mask is not None}
             continue
         answer = _together(strangers, archive[record.id].read(), record.geometry.spacing_zyx_mm)
         scores = {key: dice(np.asarray(mask, bool), answer == key) for key, mask in masks.items() if mask is not None}

@@ -20,6 +20,12 @@ _MARGIN_PX = 6
 _MARGIN_SHARE = 0.2
 """Of the outlines' extent, shown around them on each side."""
 
+_MOST_TINTED = 0.5
+"""Of a picture: what covers more of it is hatched, or there would be a colour to see and no picture."""
+
+_HATCH_PX, _HATCH_EVERY_PX = 2, 9
+"""Thickness and distance of the diagonal lines, on the screen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
@@ -110,14 +116,29 @@ def _tile(
     picture = Image.fromarray(np.take(shades, index, axis)[window]).resize(size, Image.Resampling.BICUBIC)
     canvas = np.repeat(np.asarray(picture)[..., None], 3, axis=2)
     if shade is not None:
-        tinted = enlarged(np.take(shade.mask, index, axis)[window], size)
-        canvas[tinted] = (0.55 * canvas[tinted] + 0.45 * np.asarray(shade.rgb)).astype(np.uint8)
+        tint(canvas, enlarged(np.take(shade.mask, index, axis)[window], size), shade.rgb, strength=0.45)
     for outline in outlines:
         flat = np.take(outline.ids, index, axis)[window]
         for value in np.unique(flat[flat > 0]):
             canvas[rim(enlarged(flat == value, size))] = outline.rgb
     # Up is up: in z-y and z-x slices the first voxel row is the lowest.
     return canvas[::-1] if axis else canvas
+
+
+def tint(canvas: UInt8[np.ndarray, "y x rgb"], mask: Bool[np.ndarray, "y x"], rgb: tuple[int, int, int], *, strength: float) -> None:
+    """Colour a part of a picture in place; a part that is most of it only along diagonal lines, so that what lies under it is seen.
+
+    Args:
+        canvas: The picture; changed.
+        mask: Which pixels.
+        rgb: With what.
+        strength: From 0, which changes nothing, to 1, which leaves nothing.
+    """
+    part = mask
+    if mask.mean() > _MOST_TINTED:
+        rows, columns = np.indices(mask.shape)
+        part = mask & ((rows + columns) % _HATCH_EVERY_PX < _HATCH_PX)
+    canvas[part] = ((1 - strength) * canvas[part] + strength * np.asarray(rgb)).astype(np.uint8)
 
 
 def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

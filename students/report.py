@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.quality import few_words
 from storage import IGNORE, Archive, Case
 from students.pictures import Outline, overlay_png
 from students.plots import bland_altman, strip_plot
@@ -87,6 +88,7 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
         cell=cell,
         outlines=[("gold", _GOLD), ("student", _STUDENT), ("teacher", _TEACHER)],
         cost=cost_words,
+        few=few_words,
     )
     partial = target.with_name(target.name + ".partial")
     partial.write_text(page, encoding="utf-8")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
-from students.pictures import Shade, enlarged, grey, rim, window_around
+from students.pictures import Shade, enlarged, grey, rim, tint, window_around
 
 JUDGED_RGB = ((0, 190, 255), (255, 140, 0), (90, 220, 120), (235, 220, 60), (200, 120, 255), (255, 255, 255))
 """Of the classes to be judged, one after the other; apart in lightness as well as in hue."""
@@ -104,8 +104,7 @@ def _drawn(shades: np.ndarray, view: _View, lines: Sequence[Line], shade: Shade 
     picture = Image.fromarray(shades[part]).resize(view.size_px, Image.Resampling.BICUBIC)
     canvas = np.repeat(np.asarray(picture)[..., None], 3, axis=2)
     if shade is not None:
-        tinted = enlarged(shade.mask[part], view.size_px)
-        canvas[tinted] = (0.6 * canvas[tinted] + 0.4 * np.asarray(shade.rgb)).astype(np.uint8)
+        tint(canvas, enlarged(shade.mask[part], view.size_px), shade.rgb, strength=0.4)
     for line in lines:
         if line.mask[part].any():
             canvas[rim(enlarged(line.mask[part], view.size_px), 3 if line.bold else 1)] = line.rgb
@@ -142,7 +141,9 @@ def _stacked(tiles: Sequence[Image.Image]) -> Image.Image:
 def _legend(lines: Sequence[Line], shade: Shade | None) -> list[tuple[str, tuple[int, int, int], int]]:
     """Return words, colour and thickness of everything that is drawn over the slices."""
     drawn = [(line.words, line.rgb, 4 if line.bold else 1) for line in lines]
-    return drawn + ([] if shade is None else [("tinted: ignored, nobody learns from it", shade.rgb, 12)])
+    return drawn + (
+        [] if shade is None else [("tinted, or hatched where it is most of a slice: ignored, nobody learns from it", shade.rgb, 12)]
+    )
 
 
 def _page(tiles: Sequence[Image.Image], title: Sequence[str], legend: Sequence[tuple[str, tuple[int, int, int], int]]) -> Image.Image:

@@ -18,7 +18,7 @@ from storage.rle import decode as decode_rle
 
 __all__ = ["SliceHint", "box_of", "extreme_hint", "hints_by_slice", "piece_inputs", "recist_hint", "usable_prompts"]
 
-PIECES = "2"
+PIECES = "3"
 """Raised whenever several pieces of a class on a slice are asked otherwise."""
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""
@@ -93,7 +93,12 @@ def piece_inputs(record: CaseRecord, prompts: Iterable[Prompt], classes: Collect
     """
     given = [prompt for prompt in prompts if prompt.class_id in classes]
     places = Counter(_place(prompt) for prompt in given if prompt.kind not in (*_POINT_KINDS, "box3d", ABSENT))
-    may_be = any(count > 1 for count in places.values()) or any(prompt.kind in ("mask", "box3d") for prompt in given)
+    pointed = {_place(prompt) for prompt in given if prompt.kind in _POINT_KINDS and prompt.positive}
+    may_be = (
+        any(count > 1 for count in places.values())
+        or any(prompt.kind in ("mask", "box3d") for prompt in given)
+        or not pointed.isdisjoint(places)
+    )
     if may_be and any(len(pieces) > 1 for slices in hints_by_slice(record, given).values() for pieces in slices.values()):
         return {"pieces": PIECES}
     return {}
@@ -108,7 +113,9 @@ def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHi
     if prompt.kind in _POINT_KINDS and prompt.points_xy_px:
         points = np.asarray(prompt.points_xy_px, np.float32) - HALF_PX
         points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_SCRIBBLE_POINTS)).round().astype(int)]
-        return [(z, SliceHint(points=points, point_labels=np.full(len(points), float(prompt.positive), np.float32)))]
+        signs = np.full(len(points), float(prompt.positive), np.float32)
+        parts = [slice(None)] if prompt.kind == "scribble" else [slice(n, n + 1) for n in range(len(points))]
+        return [(z, SliceHint(points=points[part], point_labels=signs[part])) for part in parts]
     if prompt.kind in ("extreme", "recist") and len(prompt.points_xy_px) == 4:
         ends = np.asarray(prompt.points_xy_px, np.float32)
         return [(z, extreme_hint(ends) if prompt.kind == "extreme" else recist_hint(ends))]

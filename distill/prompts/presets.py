@@ -107,7 +107,8 @@ PRESETS |= {
     "calcifications": ThresholdRule(window=(130, None), modalities=("CT",), erode=0, size=(3, 500)),
     # Without a scale there is no telling whether a lesion is there: something is always brightest. So these never say absent.
     "bright-lesions": ThresholdRule(otsu="bright", levels=4, size=(20, 5e4), border="drop"),
-    "dark-lesions": ThresholdRule(otsu="dark", levels=4, size=(20, 5e4), border="drop"),
+    # The air along the outline is a dark ring, and what it encloses is no hole in it.
+    "dark-lesions": ThresholdRule(otsu="dark", levels=4, size=(20, 5e4), border="drop", fill=False),
     # Microscopy: lit objects on a dark ground, stained ones on a light one.
     "bright-objects": ThresholdRule(otsu="bright", within="picture", smooth_px=1, size=(20, None), split_px=5),
     "dark-objects": ThresholdRule(otsu="dark", within="picture", smooth_px=1, size=(20, None), split_px=5),

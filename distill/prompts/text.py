@@ -125,7 +125,10 @@ def make_text(context: SourceContext, options: TextOptions | None) -> TextSource
     """
     options = options or TextOptions()
     if options.checkpoint is None:
-        message = "the source text needs prompts.text.checkpoint: weights of the architecture that prompts.text.model names (such as ViT-B-32), or a folder that says what its model is."
+        message = (
+            "the source text has no checkpoint.\n"
+            "Add prompts: {text: {model: ViT-B-32, checkpoint: WEIGHTS}}, or name as checkpoint a folder with open_clip_config.json."
+        )
         raise PlanError(message)
     words = words_of(options.words, context.classes)
     source = TextSource(context.teacher, OpenClip(options.model, options.checkpoint), options, words)

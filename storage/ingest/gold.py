@@ -19,6 +19,7 @@ from storage.ingest.images import read_label_image
 from storage.ingest.nifti import read_label_nifti
 from storage.ingest.source import case_id_from_name, quiet_readers
 from storage.ledger import fingerprint
+from storage.wording import ABOVE_ZERO
 
 STAGE = "gold"
 MADE_BY = "storage.ingest.gold"
@@ -43,7 +44,7 @@ def import_labels(
     *,
     classes: tuple[ClassInfo, ...],
     label_set: str = "gold",
-    mapping: Mapping[int, int] | None = None,
+    mapping: Mapping[int, int] | Mapping[int | str, int] | None = None,
     suffix: str = "",
 ) -> GoldSummary:
     """Import every label file of a folder that is named like a case; safe to run again.
@@ -53,16 +54,25 @@ def import_labels(
         folder: NIfTI or PNG files (or one file).
         classes: The classes of the label set.
         label_set: Its name.
-        mapping: Value in the files -> class id (0 background, 255 ignore), for example ``{1: 1, 2: 1}`` to merge two classes.
+        mapping: Value in the files -> class id (0 background, 255 ignore), for example ``{1: 1, 2: 1}`` to merge two classes. ``"above 0"`` is
+            every value above 0 that is not named beside it, 255 too: ``{"above 0": 1}`` takes nuclei that are numbered 1, 2, 3, ... as class 1.
             By default values are class ids.
         suffix: What follows the case id in the file names, such as ``_1stHO``; other files are passed over.
 
     Raises:
-        IngestError: ``source-not-found``, or ``unknown-class`` if the mapping leads to an id that is none of the classes'. A bad file raises
-            nothing: see ``catalog.problems()``.
+        IngestError: ``source-not-found``, ``unknown-class`` if the mapping leads to an id that is none of the classes', or ``bad-mapping`` if
+            it names a value that is no number. A bad file raises nothing: see ``catalog.problems()``.
     """
-    _check_mapping(mapping or {}, classes)
-    plan = _LabelPlan(classes=classes, label_set=label_set, mapping=dict(mapping or {c.id: c.id for c in classes}), suffix=suffix)
+    given = dict[int | str, int]()
+    given.update((mapping or {info.id: info.id for info in classes}).items())
+    _check_mapping(given, classes)
+    plan = _LabelPlan(
+        classes=classes,
+        label_set=label_set,
+        mapping={value: target for value, target in given.items() if not isinstance(value, str)},
+        above_zero=given.get(ABOVE_ZERO),
+        suffix=suffix,
+    )
     files = {file.name: file for file in find_files(folder) if file.kind != "dicom" and case_id_from_name(file.name).endswith(suffix)}
     book = Bookkeeping(archive)
     try:
@@ -79,7 +89,10 @@ def import_labels(
     return GoldSummary(added=added, unchanged=unchanged, problems=reasons.total(), reasons=dict(sorted(reasons.items())))
 
 
-def _check_mapping(mapping: Mapping[int, int], classes: Sequence[ClassInfo]) -> None:
+def _check_mapping(mapping: Mapping[int | str, int], classes: Sequence[ClassInfo]) -> None:
+    if words := [value for value in mapping if isinstance(value, str) and value != ABOVE_ZERO]:
+        message = f"the mapping of label values names {words[0]!r}, which is no value: give whole numbers, and {ABOVE_ZERO!r} for all others above 0."
+        raise IngestError("bad-mapping", message)
     known = {0, IGNORE} | {info.id for info in classes}
     strangers = {value: target for value, target in mapping.items() if target not in known}
     if strangers:
@@ -94,6 +107,8 @@ class _LabelPlan:
     classes: tuple[ClassInfo, ...]
     label_set: str
     mapping: dict[int, int]
+    above_zero: int | None
+    """Class of the values above 0 that the mapping does not name; None where each value must be named."""
     suffix: str
 
     @property
@@ -134,7 +149,12 @@ def _plan(archive: Archive, book: Bookkeeping, files: Sequence[FoundFile], plan:
             reasons[reason] += 1
             continue
         print_ = fingerprint(
-            state=file.state, name=source, case=record.fingerprint, classes=plan.classes, mapping=sorted(plan.mapping.items())
+            state=file.state,
+            name=source,
+            case=record.fingerprint,
+            classes=plan.classes,
+            mapping=sorted(plan.mapping.items()),
+            **({} if plan.above_zero is None else {"above_zero": plan.above_zero}),
         )
         tasks[case] = _LabelTask(case=case, path=file.path, source=source, row=plan.row, fingerprint=print_)
     due = archive.ledger.plan(plan.stage, {task.case: task.fingerprint for task in tasks.values()})
@@ -210,29 +230,31 @@ def _turned_like(
 
 
 def _write(case: Case, labels: Integer[np.ndarray, "z y x"], plan: _LabelPlan, print_: str) -> None:
+    meant: dict[str, str | float | int | bool | list[float]] = {f"value_{value}": target for value, target in sorted(plan.mapping.items())}
+    if plan.above_zero is not None:
+        meant[f"value_{ABOVE_ZERO.replace(' ', '_')}"] = plan.above_zero
     history = LabelHistory(
         label_set=plan.label_set,
         classes=plan.classes,
         made_by=MADE_BY,
         prompt_source="expert",
-        parameters={f"value_{value}": target for value, target in sorted(plan.mapping.items())},
+        parameters=meant,
         round=0,
         fingerprint=print_,
     )
-    case.write_labels(history, _mapped(case.id, labels, plan.mapping))
+    case.write_labels(history, _mapped(case.id, labels, plan))
 
 
-def _mapped(case: str, labels: Integer[np.ndarray, "z y x"], mapping: Mapping[int, int]) -> UInt8[np.ndarray, "z y x"]:
-    full = {0: 0, IGNORE: IGNORE} | dict(mapping)
-    present = [int(value) for value in np.unique(labels)]
+def _mapped(case: str, labels: Integer[np.ndarray, "z y x"], plan: _LabelPlan) -> UInt8[np.ndarray, "z y x"]:
+    full, present = {0: 0, IGNORE: IGNORE} | plan.mapping, [int(value) for value in np.unique(labels)]
+    if plan.above_zero is not None:  # 255 is a number like any other then
+        full = {value: plan.above_zero for value in present if value > 0} | {0: 0} | plan.mapping
     strangers = [value for value in present if value not in full]
     if strangers:
         message = (
             f"case {case}: the label file holds the values {strangers[:8]}{' and more' if len(strangers) > 8 else ''}, which stand for no class. "
-            f"Known: {sorted(full)}. Give a mapping from values to class ids."
+            f"Known: {sorted(full)}. Give a mapping from values to class ids; {{{ABOVE_ZERO}: 1}} makes class 1 of all above 0."
         )
         raise IngestError("unmapped-label-value", message)
-    ids = np.zeros(labels.shape, dtype=np.uint8)
-    for value in present:
-        ids[labels == value] = full[value]
-    return ids
+    targets = np.array([full[value] for value in present], dtype=np.uint8)
+    return targets[np.searchsorted(present, labels)]

@@ -63,7 +63,9 @@ def test_acceptance_stops_where_the_calibration_cases_lose_too_much(tmp_path: Pa
         add(archive, f"wrong{n}", "calibration", gold_radius=1.2, fade_at=3.0, agreement=0.5 + 0.01 * n)
     found = calibrate(archive, (A,), risk=0.1)[1]
     assert 0.52 < found.rule.accept_from <= 0.8
-    assert (found.note, found.warning) == ("4 of 7 calibration cases are within the risk", ""), "no guarantee was asked for"
+    assert found.note.startswith("the 4 of 7 calibration masks with the best agreement lose 0.")
+    assert found.note.endswith(" of Dice on average, within refine.risk of 0.10: accepted down to the lowest of theirs")
+    assert found.warning == "", "no guarantee was asked for"
 
 
 def test_gold_of_other_parts_is_never_read(tmp_path: Path) -> None:
@@ -135,6 +137,7 @@ def test_a_guarantee_that_takes_more_patients_is_refused_with_a_warning_and_the_
     plain, wanted = (calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee=each)[1] for each in ("none", "mask"))
     assert wanted.rule == plain.rule
     assert wanted.warning == "no guarantee: 9 patients needed for a level of 0.10, 4 found"
+    assert wanted.remedy == "bring in gold of 5 more calibration patients, or say refine.risk: 0.2"
     assert (plain.warning, wanted.guaranteed) == ("", False)
     assert all(each.threshold is None for each in wanted.guarantees)
 
@@ -235,7 +238,7 @@ def test_masks_of_what_the_expert_did_not_find_are_among_those_that_the_risk_is_
         case.gold.any() for case in gold_cases(archive, 1, source="teacher/r1") if case.scores["pairwise_dice"] >= found.rule.accept_from
     ]
     assert 1 - np.mean(accepted) <= 0.2, "each mask of nothing loses everything"
-    assert found.note.endswith("of 16 calibration cases are within the risk")
+    assert " of 16 calibration masks with the best agreement lose 0." in found.note
 
 
 def test_a_guarantee_does_not_say_that_the_accepted_masks_alone_lose_little(tmp_path: Path) -> None:

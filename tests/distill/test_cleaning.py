@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from distill.cleaning import ClassRule, clean_mask, rectify_edges
+from distill.cleaning import ClassRule, clean_mask, part, rectify_edges
 
 SHAPE = (5, 12, 14)
 TWO_MM = (2.0, 2.0, 2.0)
@@ -25,6 +25,7 @@ def pieces() -> np.ndarray:
     ("rule", "kept"),
     [
         pytest.param(ClassRule(), 48, id="the largest"),
+        pytest.param(ClassRule(piece_gap_mm=30), 48, id="the largest, as the next one is further away than half of its own width"),
         pytest.param(ClassRule(components=2), 60, id="the two largest"),
         pytest.param(ClassRule(largest_component=False), 61, id="all"),
         pytest.param(ClassRule(largest_component=False, least_px=2), 60, id="all of at least two voxels"),
@@ -34,6 +35,66 @@ def pieces() -> np.ndarray:
 )
 def test_pieces_stay_by_size_and_number(rule: ClassRule, kept: int) -> None:
     assert clean_mask(pieces(), rule, TWO_MM).sum() == kept
+
+
+def broken(gap: int, piece: int = 12) -> np.ndarray:
+    """A rod of 5 x 5 voxels, 24 long, a gap, another of ``piece`` voxels' length, and a speck in line with them."""
+    mask = np.zeros((5, 7, 60), bool)
+    mask[:, 1:6, :24] = True
+    mask[:, 1:6, 24 + gap : 24 + gap + piece] = True
+    mask[2, 3, 59] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("gap", "piece", "spacing", "stays"),
+    [
+        pytest.param(3, 12, (1.0, 1.0, 1.0), True, id="4 mm between centres"),
+        pytest.param(4, 12, (1.0, 1.0, 1.0), False, id="5 mm, and half the width of a cube as large is less"),
+        pytest.param(1, 12, (1.0, 1.0, 8.0), True, id="one lost slice of 8 mm"),
+        pytest.param(2, 12, (1.0, 1.0, 8.0), False, id="two lost slices of 8 mm"),
+        pytest.param(3, 1, (1.0, 1.0, 1.0), False, id="a small piece"),
+        pytest.param(3, 12, None, False, id="no spacing is known"),
+    ],
+)
+def test_a_large_piece_near_the_largest_was_broken_off_it_and_stays(
+    gap: int, piece: int, spacing: tuple[float, float, float] | None, stays: bool
+) -> None:
+    rule = ClassRule()
+    cleaned, found = clean_mask(broken(gap, piece), rule, spacing), part(broken(gap, piece), rule, spacing)
+    assert cleaned[2, 3, 24 + gap] == stays
+    assert not cleaned[2, 3, 59], "the speck goes"
+    assert found.dropped.sum() == (0 if stays or piece == 1 else 25 * piece)
+    between = np.zeros_like(found.gaps)
+    between[:, 1:6, 24 : 24 + gap] = stays
+    assert (found.gaps & between).sum() == between.sum(), "where the rod broke nobody knows what is"
+    assert not found.gaps[:, :, :20].any()
+    assert not found.gaps[:, :, 24 + gap + piece :].any()
+    without = ClassRule(piece_gap_mm=0)
+    assert clean_mask(broken(gap, piece), without, spacing).sum() == 600
+    assert clean_mask(broken(gap, piece), ClassRule(largest_component=False), spacing)[2, 3, 59]
+
+
+def test_parts_of_a_long_object_hang_on_the_one_before() -> None:
+    mask = np.zeros((8, 8, 40), bool)
+    for start in (0, 14, 28):
+        mask[:, :, start : start + 11] = True
+    assert np.array_equal(clean_mask(mask, ClassRule(), (1.0, 1.0, 1.0)), mask)
+    assert part(mask, ClassRule(piece_gap_mm=2), (1.0, 1.0, 1.0)).dropped[0, 0, [0, 14, 28]].sum() == 2
+
+
+@settings(deadline=None)
+@given(arrays.arrays(bool, (4, 6, 7)), st.sampled_from([0.0, 2.0, 5.0]), st.integers(1, 3))
+def test_what_is_dropped_was_drawn_and_does_not_stay(mask: np.ndarray, gap_mm: float, components: int) -> None:
+    rule = ClassRule(holes="none", piece_gap_mm=gap_mm, components=components)
+    found = part(mask, rule, (2.0, 1.0, 1.0))
+    kept = clean_mask(mask, rule, (2.0, 1.0, 1.0))
+    assert np.array_equal(kept, found.kept)
+    assert not (kept & found.dropped).any()
+    assert not ((kept | found.dropped) & ~mask).any()
+    assert not (kept & found.gaps).any()
+    least = clean_mask(mask, ClassRule(holes="none", piece_gap_mm=0, components=components), (2.0, 1.0, 1.0))
+    assert not (least & ~kept).any(), "the largest pieces stay in any case"
 
 
 def test_rules_in_mm3_do_not_apply_where_the_spacing_is_not_known() -> None:

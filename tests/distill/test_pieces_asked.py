@@ -1,6 +1,7 @@
 """Several pieces of a class on one slice are asked one by one, and what is said of them is united."""
 
 import runpy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scipy import ndimage
 from distill.answers import Answer, united
 from distill.casework import CaseWork, ClassWork
 from distill.engine import label_archive
+from distill.errors import PromptError
 from distill.intensity import Window
 from distill.label_store import measure
 from distill.planes import ask_other_planes
@@ -109,8 +111,10 @@ def noisy(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (1, 60, 64)).astype(np.uint8)
 
 
-def answered(teacher: SamTeacher, hints: list[SliceHint], ask: AskSettings) -> ClassWork:
+def answered(teacher: SamTeacher, hints: list[SliceHint], ask: AskSettings, numbers: Sequence[int]) -> ClassWork:
+    """Return what is said of pieces that have these numbers."""
     work = case_of(noisy(), {0: hints})
+    work.classes[1].plans = [replace(plan, track=numbers[plan.track]) for plan in work.classes[1].plans]
     run_wavefront(teacher, [work], ask)
     return work.classes[1]
 
@@ -118,16 +122,72 @@ def answered(teacher: SamTeacher, hints: list[SliceHint], ask: AskSettings) -> C
 def test_the_union_is_what_each_piece_would_have_been_alone(teacher: SamTeacher) -> None:
     ask = AskSettings(boxes=3, jitter=0.1)
     hints = [hint_at(2, 3, 12, 10), hint_at(22, 5, 9, 14), hint_at(10, 20, 30, 12), hint_at(20, 25, 30, 20)]
-    together = answered(teacher, hints, ask)
-    alone = [answered(teacher, [hint], ask) for hint in hints]
+    together = answered(teacher, hints, ask, range(4))
+    alone = [answered(teacher, [hint], ask, [n]) for n, hint in enumerate(hints)]
     for name in ("probability", "vote"):
         assert np.array_equal(getattr(together, name), np.max([getattr(each, name) for each in alone], axis=0))
-    backwards = answered(teacher, hints[::-1], ask)
+    backwards = answered(teacher, hints[::-1], ask, range(3, -1, -1))
     for name in ("probability", "vote", "mutual_information"):
         assert np.array_equal(getattr(together, name), getattr(backwards, name))
     assert together.summaries[0].pairwise_dice == pytest.approx(backwards.summaries[0].pairwise_dice)
     agreements = [each.summaries[0].pairwise_dice for each in alone]
     assert min(agreements) <= together.summaries[0].pairwise_dice <= max(agreements)
+
+
+class Listening(OneObjectTeacher):
+    """Keeps the boxes that it is asked with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes: list[np.ndarray] = []
+
+    def decode(self, embeddings: Embeddings, prompts: PromptBatch, *, multimask: bool | None = None) -> Decoded:
+        if prompts.boxes_xyxy_px is not None:
+            self.boxes.append(prompts.boxes_xyxy_px)
+        return super().decode(embeddings, prompts, multimask=multimask)  # type: ignore[no-any-return]
+
+
+FIRST_DRAWS = [
+    [0.0, 0.0, 0.0, 0.0],
+    [-0.0102498, 0.0412962, 0.0065561, 0.0356256],
+    [-0.0584666, 0.0273932, 0.0278528, -0.0799884],
+    [0.1134754, -0.0897929, -0.0911584, 0.0391951],
+]
+
+
+def moved(hints: list[SliceHint]) -> list[np.ndarray]:
+    """Return by how much each piece's boxes were moved by chance, ``(boxes, 4)`` in box lengths."""
+    teacher, ask = Listening(), AskSettings(boxes=4, jitter=0.05, flips=False)
+    run_wavefront(teacher, [case_of(squares(), {0: hints})], ask)
+    boxes = np.concatenate(teacher.boxes)
+    by_piece = [boxes[4 * n : 4 * n + 4] for n in range(len(hints))]
+    return [(each - each[0]) / np.tile(each[0, 2:] - each[0, :2], 2) for each in by_piece]
+
+
+def test_each_piece_has_box_noise_of_its_own_and_the_first_one_that_of_a_slice_with_one_piece() -> None:
+    hints = [hint_at(5, 5, 10, 10), hint_at(30, 5, 10, 10), hint_at(5, 30, 10, 10)]
+    first, second, third = moved(hints)
+    assert np.allclose(first, moved(hints[:1])[0])
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert (np.abs(one[1:] - other[1:]) > 1e-4).all()
+    assert all(np.array_equal(a, b) for a, b in zip(moved(hints), (first, second, third), strict=True)), "the same whenever it is asked"
+
+
+def test_a_class_in_one_piece_has_the_draws_that_it_always_had() -> None:
+    """Finished labels hold these: other ones would be other bytes for the same fingerprint."""
+    (noise,) = moved([hint_at(5, 5, 10, 10)])
+    assert np.allclose(noise, FIRST_DRAWS, atol=1e-6)
+
+
+def test_a_teacher_that_takes_no_points_leaves_out_one_that_is_far_from_all_boxes() -> None:
+    teacher = Listening()
+    teacher.profile = replace(teacher.profile, prompts=("box",))
+    far = SliceHint(points=np.array([[50, 50]], np.float32), point_labels=np.ones(1, np.float32))
+    work = case_of(squares((6, 6)), {0: [hint_at(5, 5, 6, 6), far]})
+    run_wavefront(teacher, [work], AskSettings(boxes=1, flips=False))
+    assert work.classes[1].summaries[0].area_px == 16
+    with pytest.raises(PromptError, match="there are points and no box"):
+        run_wavefront(teacher, [case_of(squares((6, 6)), {0: [far]})], AskSettings(boxes=1, flips=False))
 
 
 def described(work: CaseWork) -> list[object]:

@@ -64,6 +64,45 @@ def test_only_the_largest_component_stays_and_its_holes_are_filled() -> None:
     assert clean_mask(mask, ClassRule(largest_component=False))[0, 0, 0]
 
 
+TWO_PIECES = np.where(block((0, 6), (0, 8), (0, 4)), 0.97, np.where(block((1, 5), (2, 6), (5, 9)), 0.97, 0.02)).astype(np.float32)
+"""One of 192 voxels, and beside it one of 64."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        pytest.param(ClassRule(), "accept", id="near enough to be a part of it"),
+        pytest.param(ClassRule(piece_gap_mm=0), "review", id="taken away"),
+        pytest.param(ClassRule(piece_gap_mm=0, piece_share=0.4), "accept", id="small, and so background by decision"),
+    ],
+)
+def test_a_large_piece_that_goes_is_ignore_and_the_mask_is_for_a_person_to_judge(tmp_path: Path, rule: ClassRule, verdict: str) -> None:
+    archive = archive_with(tmp_path, {"one": TWO_PIECES})
+    refine_archive(archive, RefinePlan(classes=(A,), rules={1: rule}))
+    labels = archive["one"].labels("pseudo/r1")
+    second = block((1, 5), (2, 6), (5, 9))
+    assert labels.history.parameters["verdict/1"] == verdict
+    if rule.piece_gap_mm:
+        assert (labels.read()[second] == 1).all()
+        assert (labels.read()[block((2, 4), (3, 5), (4, 5))] == IGNORE).all(), "nor the gap where it broke"
+    elif rule.piece_share < 0.3:
+        assert labels.history.parameters["reason/1"] == "large-piece-dropped"
+        assert labels.scores["dropped_share/1"] == pytest.approx(64 / 192)
+        assert (labels.read()[second] == IGNORE).all(), "half of an organ must not be taught as background"
+        assert (labels.read()[block((0, 6), (0, 8), (0, 4))] == 1).all()
+    else:
+        assert (labels.read()[second] == 0).all()
+        assert "dropped_share/1" not in labels.scores
+
+
+def test_a_person_who_accepts_a_mask_beside_a_dropped_piece_is_believed_and_the_piece_stays_ignore(tmp_path: Path) -> None:
+    archive = archive_with(tmp_path, {"one": TWO_PIECES})
+    plan = RefinePlan(classes=(A,), rules={1: ClassRule(piece_gap_mm=0)})
+    refined = refine.refine_case(archive["one"], plan, Hearsay(people={1: "accept"}))
+    assert refined.verdicts[1].keep == "accept"
+    assert (refined.ids[block((1, 5), (2, 6), (5, 9))] == IGNORE).all()
+
+
 def test_an_empty_mask_stays_empty() -> None:
     assert not clean_mask(np.zeros(SHAPE, bool), ClassRule()).any()
 

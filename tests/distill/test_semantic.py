@@ -1,5 +1,7 @@
 """A mask in the wrong place stands out among those of other patients, without any expert's label."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,18 @@ def test_a_wrong_object_is_unusual_and_the_others_are_not(centre: tuple[float, f
     assert scores["stranger"] < 0.001
     assert np.mean([scores[case] < 0.01 for case in traits]) <= 0.1
     assert np.median(list(scores.values())) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"centre_zyx": (0.5, 0.42, 0.75)}, {"log_size": 1.5}, {"contrast": -0.3}, {"elongation": 2.0}],
+    ids=["place", "size", "contrast", "shape"],
+)
+def test_a_mask_that_differs_in_one_trait_alone_is_unusual(change: dict[str, object]) -> None:
+    traits = many(30)
+    odd = replace(traits["case7"], **change)  # type: ignore[arg-type]
+    assert prior_scores(traits, own_patients(traits))["case7"] > 0.01
+    assert prior_scores(traits | {"case7": odd}, own_patients(traits))["case7"] < 0.001
 
 
 def test_one_patients_many_wrong_masks_do_not_vouch_for_each_other() -> None:

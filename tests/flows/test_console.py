@@ -74,6 +74,19 @@ def test_steps_that_nobody_counts_are_shown_in_per_cent(monkeypatch: pytest.Monk
     assert capsys.readouterr().err == "label: 25 %\n"
 
 
+def test_how_far_each_stage_came_is_known_after_the_bars_are_gone_and_until_the_next_ones() -> None:
+    bars = console.Bars()
+    with bars.shown():
+        bars.advance("ingest", 260, 260)
+        bars.advance("label", 12, 1260)
+        bars.advance("label", 300, 1260)
+        bars.advance("train", 37, 100, percent=True)
+        bars.close()
+    assert bars.reached == "ingest 260 of 260 files, label 300 of 1,260 cases, train 37 %"
+    with bars.shown():
+        assert bars.reached == ""
+
+
 def test_training_reports_per_cent(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     monkeypatch.setattr(console.BARS, "advance", lambda *_, percent: seen.append(percent))
@@ -95,6 +108,20 @@ def test_paths_and_notes_stand_whole_on_lines_of_their_own(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("train    results/student.json | a sentence") and line.count("longer") == 4 for line in lines)
     assert f"evaluate {far} | 2 accept" in lines
+
+
+def test_a_warning_begins_a_line_of_its_own_and_what_to_do_about_it_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "OUT", console.Console(width=80))
+    note = "the prior was asked; WARNING: no guarantee: 9 patients needed\nTo do: bring in gold\nthresholds stand; filter report: f.html"
+    console.show_summary(RunSummary(stages=(StageResult(stage="refine", output="pseudo/r1", tally={"accept": 2}, note=note),)))
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "refine   pseudo/r1 | 2 accept; the prior was asked",
+        "         WARNING: no guarantee: 9 patients needed",
+        "         To do: bring in gold",
+        "         thresholds stand; filter report: f.html",
+    ]
 
 
 def test_a_run_with_nothing_to_do_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import TEACHER_SET
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from students import out_of_fold
+from students.errors import TrainingError
+from students.predict import Student
 
 WriteRecipe = Callable[[str], Path]
 ORGAN = ClassInfo(id=1, name="organ")
@@ -96,6 +100,38 @@ def test_students_are_asked_where_the_recipe_says_so(write_recipe: WriteRecipe) 
     assert stages.doubt(recipe).done == 2
     assert all({"prior/1", "oof_dice/1", "quality/1"} <= set(known) for known in archive.catalog.scores(TEACHER_SET).values())
     assert stages.doubt(recipe).skipped == 2
+
+
+def test_what_earlier_students_said_is_dropped_where_every_student_knows_the_patient_now(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_with(write_recipe, "{semantic: [prior, student], witness_budget: 1s}")
+    archive = archive_of(recipe, 12)
+    stages.doubt(recipe)
+    draw(archive, "case11", (9, 12))
+    train = out_of_fold.train_folds
+
+    def all_know_case03(*arguments: Any) -> list[Student]:
+        students = train(*arguments)
+        for student in students:
+            student.card = student.card.model_copy(update={"training_patients": (*student.card.training_patients, "p3")})
+        return students
+
+    monkeypatch.setattr(out_of_fold, "train_folds", all_know_case03)
+    assert "students have nothing to say of 1 case" in stages.doubt(recipe).note
+    known = archive.catalog.scores(TEACHER_SET)
+    assert [case for case in known if np.isnan(known[case]["oof_dice/1"])] == ["case03"]
+    assert known["case03"]["quality/1"] == known["case03"]["firmness/1"] * min(1, known["case03"]["prior/1"] / 0.001)
+    assert stages.doubt(recipe).skipped == 2
+
+
+def test_what_earlier_students_said_is_dropped_where_there_can_be_none(write_recipe: WriteRecipe) -> None:
+    recipe = recipe_with(write_recipe, "{semantic: student, witness_budget: 1s}")
+    archive = archive_of(recipe, 3)
+    archive.catalog.add_scores("case00", TEACHER_SET, {"oof_dice/1": 0.1})
+    with pytest.raises(TrainingError, match="at least 4 patients"):
+        stages.doubt(recipe)
+    assert np.isnan(archive.catalog.scores(TEACHER_SET)["case00"]["oof_dice/1"])
 
 
 def test_gold_of_other_patients_is_asked_where_the_recipe_says_so_and_again_when_there_is_some(write_recipe: WriteRecipe) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from flows import cli, console
+from flows import cli, console, showcase
 from flows.errors import FlowError
-from flows.inspection import inspect_path
+from flows.inspection import Inspection, Refusal, inspect_path
 
 weights: Callable[..., dict[str, torch.Tensor]] = runpy.run_path(str(Path(__file__).parents[1] / "distill" / "small_sam.py"))["weights"]
 
@@ -109,3 +109,19 @@ def test_the_path_above_a_table_is_not_broken(monkeypatch: pytest.MonkeyPatch, c
     path = "checkpoint /a/folder with blanks/and a long name/of-some-weights.pth"
     console.show_table(path, ("what", "value"), [("a", "b")])
     assert path in capsys.readouterr().out.splitlines()
+
+
+def test_rows_about_cases_that_are_not_there_are_one_row_of_the_table_and_all_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    others = tuple(
+        Refusal(what=f"prompts.json {n}", reason="unknown-case", message=f"row {n}: the archive holds no case 'c{n}'.") for n in range(787)
+    )
+    bad = Refusal(what="scan.nii", reason="truncated-file", message="cut off")
+    found = Inspection(kind="archive", path="a.zarr", facts={}, refused=(*others, bad))
+    showcase.show_inspection(found, as_json=False)
+    said = capsys.readouterr().out
+    assert said.count("unknown-case") == 1
+    assert "unknown (787 files" in said
+    assert "truncated-file" in said
+    assert "without a result: 788 (all with --json)" in said
+    showcase.show_inspection(found, as_json=True)
+    assert capsys.readouterr().out.count("unknown-case") == 787

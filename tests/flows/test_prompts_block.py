@@ -30,14 +30,18 @@ def test_a_rule_about_no_class_of_the_recipe_is_refused(prompts: dict[str, objec
 
 
 def test_text_without_a_model_is_refused_when_the_recipe_is_read() -> None:
-    with pytest.raises(ValidationError, match=r"needs prompts\.text\.model .* and prompts\.text\.checkpoint"):
+    with pytest.raises(
+        ValidationError, match=r"names text, which has no checkpoint\.\nAdd prompts: \{text: \{model: ViT-B-32, checkpoint: "
+    ):
         recipe(source="text", text={"model": "ViT-B-32"})
 
 
 def test_text_needs_no_model_where_its_checkpoint_is_a_folder_that_says_so(tmp_path: Path) -> None:
     assert recipe(source="text", text={"checkpoint": str(tmp_path)}).prompts.text.checkpoint == tmp_path
     (tmp_path / "clip.pt").touch()
-    with pytest.raises(ValidationError, match="or as the latter a folder that says what its model is"):
+    with pytest.raises(
+        ValidationError, match=r"has no model, and its checkpoint is a file, which does not say what it is of\.\nAdd prompts:"
+    ):
         recipe(source="text", text={"checkpoint": str(tmp_path / "clip.pt")})
 
 

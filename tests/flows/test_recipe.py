@@ -9,6 +9,7 @@ import pytest
 from flows.durations import as_text, seconds_from
 from flows.errors import RecipeError
 from flows.recipe_file import TEMPLATE, load_recipe
+from storage import fingerprint
 from storage.ingest.source import patient_of
 
 WriteRecipe = Callable[[str], Path]
@@ -237,6 +238,18 @@ def test_the_file_of_a_catalog_counts_from_the_recipes_folder_and_takes_variable
     for url in kept:
         assert load_recipe(write_recipe(f"{SMALLEST}catalog: '{url}'\n")).catalog == url.replace("${PASSWORD}", "p@ss")
     assert "'catalog' the catalog './c.sqlite' is no database URL" in complaint(write_recipe(f"{SMALLEST}catalog: ./c.sqlite\n"))
+
+
+def test_objects_that_are_numbered_one_by_one_are_a_class_without_naming_each_number(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "gold").mkdir()
+    recipe = load_recipe(write_recipe(SMALLEST + "ingest: {images: ., gold: {path: gold, map: {above  0: 1, 3: 0}}}\n"))
+    assert recipe.ingest is not None
+    assert recipe.ingest.gold is not None
+    assert recipe.ingest.gold.map == {"above 0": 1, 3: 0}
+    assert fingerprint(recipe=recipe.model_dump(mode="json")), "keys of both kinds can be sorted"
+    said = complaint(write_recipe(SMALLEST + "ingest: {images: ., gold: {path: gold, map: {rest: 1}}}\n"))
+    assert "'ingest.gold.map' names 'rest', which is no value in a file" in said
+    assert "{above 0: CLASS}" in said
 
 
 def test_a_map_of_gold_that_leads_to_no_class_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:

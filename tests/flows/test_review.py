@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,18 @@ from flows.recipe_file import load_recipe
 from flows.results import PSEUDO_SET, TEACHER_SET, StageResult, with_report
 from flows.review import accepted_share, decide, rebox, remember_shown, take_back, waiting
 from flows.review_words import numbers
-from storage import Archive, CaseNotFoundError, CaseRecord, ClassInfo, Geometry, IngestError, LabelHistory, Prompt, ReviewConflictError
+from storage import (
+    Archive,
+    CaseNotFoundError,
+    CaseRecord,
+    Catalog,
+    ClassInfo,
+    Geometry,
+    IngestError,
+    LabelHistory,
+    Prompt,
+    ReviewConflictError,
+)
 from students.review_sheet import Line, review_sheet
 
 WriteRecipe = Callable[[str], Path]
@@ -184,7 +197,7 @@ def test_a_new_box_asks_the_teacher_again_and_rejects_the_mask_meanwhile(archive
     assert (prompt.source, prompt.slice, prompt.axis, prompt.box_xyxy_px) == ("review", 2, "z", (3.0, 2.0, 10.0, 9.0))
     [stored] = archive.catalog.reviews(TEACHER_SET)
     assert (stored.verdict, stored.action) == ("reject", "rebox")
-    assert "1 verdict and 1 box taken back" in run("review", "undo", recipe_file, "one", "--by", "anna")
+    assert "1 verdict and 1 box taken back: reject of class 1 by anna." in run("review", "undo", recipe_file, "one", "--by", "anna")
     assert (archive.catalog.prompts("one"), archive.catalog.reviews(TEACHER_SET)) == ([], [])
     assert "nothing to take back" in run("review", "undo", recipe_file, "one", "--by", "anna")
 
@@ -317,6 +330,29 @@ def test_a_box_taken_back_after_the_teacher_used_it_does_not_reject_the_old_mask
     assert [each.action for each in archive.catalog.review_history(TEACHER_SET)] == ["rebox", "undo"]
 
 
+@pytest.mark.parametrize("decision", ["box", "verdict"])
+def test_one_undo_takes_the_last_verdict_back_also_while_the_labels_are_away(
+    archive: Archive, recipe: Recipe, recipe_file: Path, decision: str
+) -> None:
+    desk = open_desk(recipe.archive, by="anna")
+    decide(desk, "one", "accept")
+    if decision == "box":
+        rebox(desk, "one", class_id=1, z=1, box_xyxy=(2, 2, 8, 8))
+    else:
+        decide(desk, "one", "reject")
+    archive["one"].delete_labels(TEACHER_SET)
+    with pytest.raises(ReviewConflictError, match="anna"):
+        take_back(open_desk(recipe.archive, by="ben"), "one")
+    said = run("review", "undo", recipe_file, "one", "--by", "anna")
+    assert f"1 verdict and {1 if decision == 'box' else 0} box" in said
+    assert "reject of class 1 by anna.\nThe case has no labels at the moment" in said
+    draw(archive, "one", "old")
+    assert archive.catalog.reviews(TEACHER_SET) == [], "the same masks have come back, and nothing is said of them"
+    assert "nothing to take back" in run("review", "undo", recipe_file, "one", "--by", "anna")
+    assert [each.action for each in archive.catalog.review_history(TEACHER_SET)][-1] == "undo"
+    assert len(archive.catalog.review_history(TEACHER_SET)) == 3
+
+
 def test_a_box_of_somebody_else_that_the_teacher_used_is_not_taken_back_unknowingly(archive: Archive, recipe: Recipe) -> None:
     rebox(open_desk(recipe.archive, by="anna"), "one", class_id=1, z=1, box_xyxy=(2, 2, 8, 8))
     draw(archive, "one", "with the box")
@@ -341,7 +377,31 @@ def test_boxes_around_several_pieces_on_a_slice_stay_beside_each_other(archive: 
     record, asked = archive["one"].record, chosen_prompts(archive.catalog.prompts("one"), ("weak",))
     pieces = hints_by_slice(record, asked)[class_id][1]
     assert [each.box.tolist() for each in pieces if each.box is not None] == [[1, 1, 5, 5], [8, 3, 14, 9]]
-    assert take_back(desk, "one", class_id=class_id)[1] == 2
+    assert take_back(desk, "one", class_id=class_id).boxes == 2
+
+
+def test_of_two_people_who_box_pieces_of_a_class_at_once_neither_loses_a_box(
+    archive: Archive, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Barrier(2)
+    before = Catalog.replace_boxes
+
+    def at_once(*arguments: Any, **more: Any) -> None:
+        both.wait(timeout=30)  # whoever has read what is there by now has read it too early
+        before(*arguments, **more)
+
+    monkeypatch.setattr(Catalog, "replace_boxes", at_once)
+
+    def box(who: str) -> None:
+        corner = {"anna": 1, "ben": 8}[who]
+        rebox(open_desk(recipe.archive, by=who), "one", class_id=2, z=1, box_xyxy=(corner, 1, corner + 4, 6))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(box, ("anna", "ben")))
+    assert [each.box_xyxy_px for each in sorted(archive.catalog.prompts("one"), key=lambda each: each.box_xyxy_px or ())] == [
+        (1, 1, 5, 6),
+        (8, 1, 12, 6),
+    ]
 
 
 def test_a_persons_word_on_masks_that_were_drawn_anew_is_not_what_the_filter_said(archive: Archive, recipe: Recipe) -> None:

@@ -18,15 +18,18 @@ import sys, time
 from pathlib import Path
 from flows import stages
 from flows.cli import main
+from flows.console import Follow
 from flows.once import perform_once
 from storage import Archive
 
 def ingest(recipe):
     Archive.open_or_create(recipe.archive)
+    Follow("ingest")(7, 7)
     return stages.StageResult(stage="ingest")
 
 def train(recipe):
     def work():
+        Follow("train", percent=True)(37, 100)
         Path("working").touch()
         time.sleep(600)
     archive = Archive.open(recipe.archive)
@@ -67,7 +70,7 @@ def test_a_signal_to_run_and_server_ends_the_run_with_its_unit_given_back(number
     finally:
         run.kill()
     assert run.returncode == code
-    assert said.splitlines()[-1] == "error: stopped. The same command goes on where it was."
+    assert said.splitlines()[-1] == ("error: stopped. Done so far: ingest 7 of 7 files, train 37 %. The same command goes on from there.")
     assert Archive.open(str(tmp_path / "a.zarr")).ledger.state("train", "compact") == "pending"
     assert children, "there was a server to be ended"
     assert psutil.wait_procs(children, timeout=30)[1] == []

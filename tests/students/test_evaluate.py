@@ -201,6 +201,17 @@ def test_words_that_only_we_use_are_explained_where_they_stand(archive: Archive,
         assert words in text
 
 
+def test_the_page_says_that_three_patients_are_too_few_for_its_intervals_and_of_which_masks_the_teachers_dice_is(
+    archive: Archive, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    text = write_report(evaluation, archive, tmp_path / "few.html").read_text(encoding="utf-8")
+    tiles = text[text.index('class="tiles"') : text.index("<h2>")]
+    assert tiles.count("only 3 patients: too narrow to trust</span>") == 3, "the student, and what it is compared with on all test cases"
+    assert tiles.count("only 2 patients: too narrow to trust</span>") == 1, "ellipses are there on two"
+    assert 'teacher - gold <span class="soft">(its masks as it drew them, before refinement)</span>' in text
+    assert "while the filter report's Dice is of masks as refinement cut them" in text
+
+
 def test_a_call_for_several_cases_is_shared_out_among_them(student: Student) -> None:
     image = np.zeros((1, 12, 22, 18), np.float32)
     image[0, 3:6] = 1

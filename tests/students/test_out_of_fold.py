@@ -50,6 +50,16 @@ def test_a_mask_of_something_else_agrees_less_than_any_right_one(tmp_path: Path,
     assert judged[wrong]["oof_dice/3"] < min(scores["oof_dice/3"] for case, scores in judged.items() if case != wrong)
 
 
+def test_a_case_that_every_student_has_seen_is_marked_as_not_judged(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    archive, plan = make_archive(tmp_path), plan_in(tmp_path, steps=1)
+    one, _ = train_folds(archive, plan)
+    seen = set(one.card.training_patients)
+    judged = dict(judge_out_of_fold(archive, plan, [one], lambda case, _: archive[case].labels("teacher/r1").read() == 3))
+    unknown = {record.id for record in archive.cases() if record.patient in seen}
+    assert unknown
+    assert {case for case, scores in judged.items() if np.isnan(scores["oof_dice/3"])} == unknown
+
+
 def test_students_that_are_there_are_not_trained_again(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
     archive, plan = make_archive(tmp_path), plan_in(tmp_path, steps=1)
     first = [(student.path / "model.safetensors").stat().st_mtime_ns for student in train_folds(archive, plan)]

@@ -279,3 +279,52 @@ def test_the_left_ventricle_of_a_real_picture_is_found_by_what_three_others_look
     subject, gold = case(names[20])
     [mask] = masks_of(source, subject)[1]
     assert dice(mask, gold) > 0.6
+
+
+def two_discs(**second: int) -> np.ndarray:
+    """A volume ``(3, 60, 80)`` of two equal discs on a ground of 40: the first on the upper left of the first slice, the second as told."""
+    y, x = np.mgrid[0:60, 0:80]
+    volume = np.full((3, 60, 80), 40, np.uint8)
+    volume[0, (y - 15) ** 2 + (x - 18) ** 2 < 80] = 100
+    told = {"z": 0, "y": 15, "x": 60, "value": 100, "ground": 40} | second
+    place = volume[told["z"]]
+    place[(y - told["y"]) ** 2 + (x - told["x"]) ** 2 < 150] = told["ground"]
+    place[(y - told["y"]) ** 2 + (x - told["x"]) ** 2 < 80] = told["value"]
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("look", "second"),
+    [
+        pytest.param(Look(y=(0.6, 0.9)), {"y": 45}, id="further down"),
+        pytest.param(Look(z=(0.8, 1.2)), {"z": 2}, id="on another slice"),
+        pytest.param(Look(x=(0.6, 0.9)), {"y": 15}, id="on the other side"),
+        pytest.param(Look(percentile=(99.0, 100.0)), {"value": 180}, id="among the brightest"),
+        pytest.param(Look(intensity=(170, 190)), {"value": 180}, id="brighter"),
+    ],
+)
+def test_each_trait_alone_tells_two_discs_apart(look: Look, second: dict[str, int]) -> None:
+    look = look.model_copy(update={"area": (200.0, 320.0)})
+    volume = two_discs(**second)
+    found = masks_of(source_for(disc=look), subject_of(volume, classes=(DISC,)))
+    expected = volume == {"value": 100, **second}["value"]
+    assert len(found[1]) == 1
+    if "value" in second:
+        assert dice(found[1][0], expected[0]) > 0.95
+    else:
+        z, y = second.get("z", 0), second.get("y", 15)
+        assert dice(found[1][0], volume[z] == 100) > 0.4
+        assert found[1][0][y, 60]
+
+
+def test_contrast_is_that_of_the_rim_inside_with_the_rim_outside() -> None:
+    noise = np.random.default_rng(0).normal(0, 4, (1, 60, 80))
+    volume = (two_discs()[:1] + noise).astype(np.float32)
+    surroundings = Surroundings(subject_of(volume).record, volume[None])
+    y, x = np.mgrid[0:60, 0:80]
+    disc, nothing = ((y - 15) ** 2 + (x - 18) ** 2 < 80), ((y - 45) ** 2 + (x - 40) ** 2 < 80)
+    clear, unclear = (
+        surroundings.traits(next(iter(pieces_of(np.asarray(each[None], np.int32)))))[TRAITS.index("contrast")] for each in (disc, nothing)
+    )
+    assert clear > 0.9
+    assert unclear < 0.3

@@ -9,9 +9,11 @@ import pytest
 
 from distill.errors import PlanError
 from distill.label_plan import LabelPlan
+from distill.prompts import exemplar
 from distill.prompts.exemplar import ExemplarSource, choose_exemplars, exemplar_source
 from distill.prompts.exemplar_options import ExemplarOptions
 from distill.prompts.sources import SourceContext, Subject
+from distill.prompts.variations import vary
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 
 HERE = Path(__file__).parent
@@ -193,3 +195,32 @@ def test_exemplars_are_not_encoded_where_nobody_asks(context: SourceContext, mon
 
     monkeypatch.setattr(context.teacher, "encode", encode)
     assert exemplar_source(context, ExemplarOptions(variations=1)).fingerprint
+
+
+def test_each_exemplar_is_also_seen_in_so_many_other_ways_and_its_mask_moves_along(
+    context: SourceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[np.ndarray]] = []
+    encode = exemplar.encode_slices
+
+    def watched(teacher: object, pictures: list[np.ndarray], *others: object) -> object:
+        shown.append(list(pictures))
+        return encode(teacher, pictures, *others)
+
+    monkeypatch.setattr(exemplar, "encode_slices", watched)
+    source = exemplar_source(context, ExemplarOptions(variations=3, slices=2, count=2, presence=False))
+    source.propose(subject_of(context, "new"))
+    exemplars = max(shown, key=len)
+    slices = len(exemplars) // 4
+    assert len(exemplars) == 4 * slices > 4
+    assert len({picture.tobytes() for picture in exemplars}) == len(exemplars)
+
+
+def test_a_variation_moves_picture_and_mask_together() -> None:
+    _, mask = volume(3)
+    picture = np.repeat(np.where(mask[3], 220, 40).astype(np.uint8)[..., None], 3, axis=2)
+    seen = [vary(picture, {1: mask[3]}, np.random.default_rng(n)) for n in range(6)]
+    for each in seen:
+        bright = each.picture[..., 0] > 110
+        assert 2 * (bright & each.masks[1]).sum() / (bright.sum() + each.masks[1].sum()) > 0.9
+    assert any((each.masks[1] != mask[3]).mean() > 0.02 for each in seen)

@@ -29,6 +29,10 @@ def point(x: float, y: float, *, positive: bool = True) -> Prompt:
     return Prompt(case="case", class_id=1, kind="point", slice=2, points_xy_px=((x, y),), positive=positive)
 
 
+def scribble(*places: tuple[float, float]) -> Prompt:
+    return Prompt(case="case", class_id=1, kind="scribble", slice=2, points_xy_px=places)
+
+
 def mask_of(*boxes: tuple[int, int, int, int]) -> Prompt:
     mask = np.zeros((30, 40), bool)
     for x0, y0, x1, y1 in boxes:
@@ -76,8 +80,11 @@ def test_neighbours_whose_boxes_overlap_at_a_corner_are_two_pieces() -> None:
         pytest.param([box(2, 2, 12, 12), box(3, 1, 13, 12)], id="boxes of two people"),
         pytest.param([box(2, 2, 12, 12), mask_of((4, 4, 10, 10))], id="a box and a mask in it"),
         pytest.param([box(2, 2, 12, 12), mask_of((3, 3, 6, 6), (8, 8, 11, 11))], id="a box and a mask in two parts in it"),
-        pytest.param([mask_of((4, 4, 10, 10)), point(20, 20)], id="a mask and a point elsewhere"),
-        pytest.param([box(2, 2, 12, 12), point(30, 20), point(3, 25, positive=False)], id="a box and points elsewhere"),
+        pytest.param([mask_of((4, 4, 10, 10)), point(15, 15)], id="a mask and a point near it"),
+        pytest.param(
+            [box(2, 2, 12, 12), point(21, 20), point(3, 25, positive=False)], id="a box, a point near it, and a negative one elsewhere"
+        ),
+        pytest.param([box(2, 2, 12, 12), scribble((8, 8), (30, 20), (38, 28))], id="a box and a scribble that begins in it"),
         pytest.param([box(2, 2, 12, 12), mask_of((2, 2, 12, 12))], id="a mask and its tight box"),
         pytest.param([point(4, 4), point(30, 20), point(10, 10)], id="points alone"),
         pytest.param([box(2, 2, 12, 12), mask_of((4, 4, 10, 10), (20, 20, 21, 21))], id="a box, a mask, and a speck of it elsewhere"),
@@ -172,6 +179,40 @@ def test_a_point_goes_to_the_piece_whose_box_holds_it(order: tuple[int, ...]) ->
     assert first.points is None
     assert second.points is not None
     assert (second.points + 0.5).tolist() == [[25, 16]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 39), st.floats(0, 29)), min_size=1, max_size=4), st.randoms())
+def test_a_positive_point_further_from_every_box_than_it_is_long_is_a_piece_of_its_own(
+    places: list[tuple[float, float]], chance: object
+) -> None:
+    prompts = [box(2, 2, 8, 10), *(point(*place) for place in places)]
+    far = [(x, y) for x, y in places if not (-4 <= x <= 14 and -6 <= y <= 18)]
+    (first, *others) = told(*prompts)
+    assert len(others) == len(far)
+    assert first.box is not None
+    assert first.box.tolist() == [2, 2, 8, 10]
+    assert [each.box for each in others] == [None] * len(far)
+    chance.shuffle(prompts)  # type: ignore[attr-defined]
+    again = told(*prompts)[1:]
+    assert [each.points.tolist() for each in again if each.points is not None] == [
+        each.points.tolist() for each in others if each.points is not None
+    ]
+    assert (piece_inputs(RECORD, prompts, [1]) != {}) == bool(far)
+
+
+def test_clicks_of_one_prompt_go_each_where_it_is_and_a_scribble_stays_whole() -> None:
+    both = Prompt(case="case", class_id=1, kind="point", slice=2, points_xy_px=((5, 5), (30, 20)))
+    assert len(told(box(2, 2, 8, 8), both)) == 2
+    near, far = told(box(2, 2, 8, 8), scribble((28, 20), (34, 26)), point(32, 4, positive=False))
+    assert near.point_labels is not None
+    assert far.points is not None
+    assert (near.point_labels.tolist(), len(far.points)) == ([0], 2)
+
+
+def test_a_point_in_a_3d_box_is_about_it_on_its_first_and_last_slice_too() -> None:
+    whole = Prompt(case="case", class_id=1, kind="box3d", box_zyxzyx_px=(2, 4, 10, 40, 14, 30))
+    assert len(told(whole, point(10.5, 4.5))) == 1
 
 
 def test_in_boxes_within_each_other_a_point_goes_to_the_piece_whose_mask_holds_it() -> None:

@@ -133,7 +133,9 @@ def test_options_that_cannot_be_meant_say_why(given: dict[str, object], message:
 
 
 def test_a_checkpoint_must_be_named() -> None:
-    with pytest.raises(PlanError, match=r"needs prompts\.text\.checkpoint: weights of the architecture that prompts\.text\.model names"):
+    with pytest.raises(
+        PlanError, match=r"the source text has no checkpoint\.\nAdd prompts: \{text: \{model: ViT-B-32, checkpoint: WEIGHTS\}\}"
+    ):
         make_text(SimpleNamespace(classes=(RED,)), TextOptions(model="ViT-B-32"))  # type: ignore[arg-type]
 
 

@@ -248,3 +248,53 @@ def test_a_picture_without_any_object_has_no_pieces(preset: str) -> None:
     grey = subject.volume_czyx[0].astype(np.float32)
     assert find_pieces(subject.record, grey, np.ones(grey.shape, bool), PRESETS[preset]).max() <= 1
     assert find_pieces(subject.record, grey, np.ones(grey.shape, bool), ThresholdRule(window=(1, None), split_px=5)).max() == 0
+
+
+def abdomen() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A trunk under a coat of fat, with a spine, specks of chalk and a bubble of gas, ``(12, 60, 80)`` HU, and where each of them is."""
+    z, y, x = np.mgrid[0:12, 0:60, 0:80]
+    trunk, flesh = (((y - 30) / 26) ** 2 + ((x - 40) / 36) ** 2 < 1), (((y - 30) / 20) ** 2 + ((x - 40) / 30) ** 2 < 1)
+    where = {
+        "fat": trunk & ~flesh,
+        "bones": (y - 42) ** 2 + (x - 40) ** 2 < 20,
+        "calcifications": ((y - 24) ** 2 + (x - 22) ** 2 < 3) & (z > 4) & (z < 7),
+        "bowel-gas": ((y - 22) ** 2 + (x - 52) ** 2 < 30) & (z > 2) & (z < 9),
+    }
+    volume = np.where(trunk, 40, -1000)
+    for name, value in {"fat": -90, "bones": 400, "calcifications": 600, "bowel-gas": -980}.items():
+        volume[where[name]] = value
+    return (volume + np.random.default_rng(0).normal(0, 3, volume.shape)).astype(np.int16), where
+
+
+@pytest.mark.parametrize("preset", ["fat", "bones", "calcifications", "bowel-gas"])
+def test_a_preset_for_ct_finds_its_tissue_and_nothing_else(preset: str) -> None:
+    volume, where = abdomen()
+    subject = subject_of(volume)
+    found = find_pieces(subject.record, volume.astype(np.float32), body_mask(volume.astype(np.float32), "CT"), PRESETS[preset])
+    assert dice(found > 0, where[preset]) > 0.85
+    assert not any((found[region] > 0).any() for name, region in where.items() if name != preset)
+
+
+@pytest.mark.parametrize(("preset", "value"), [("bright-lesions", 250), ("dark-lesions", 10)])
+def test_a_lesion_is_found_in_the_body_where_it_is_the_brightest_or_the_darkest_thing(preset: str, value: int) -> None:
+    volume = np.full((8, 60, 80), 2, np.int16)
+    y, x = np.mgrid[0:60, 0:80]
+    volume[:, ((y - 30) / 26) ** 2 + ((x - 40) / 36) ** 2 < 1] = 100
+    volume[:, ((y - 30) / 26) ** 2 + ((x - 40) / 36) ** 2 < 0.5] = 140
+    lesion = np.zeros(volume.shape, bool)
+    lesion[2:6, (y - 26) ** 2 + (x - 50) ** 2 < 26] = True
+    volume[lesion] = value
+    noisy = (volume + np.random.default_rng(0).normal(0, 2, volume.shape)).astype(np.float32)
+    record = subject_of(volume, modality="MR").record
+    assert dice(find_pieces(record, noisy, body_mask(noisy, "MR"), PRESETS[preset]) > 0, lesion) > 0.9
+
+
+def test_the_body_in_mr_is_its_outline_with_what_is_dark_inside_and_without_the_air_around() -> None:
+    y, x = np.mgrid[0:60, 0:80]
+    trunk = ((y - 30) / 22) ** 2 + ((x - 40) / 32) ** 2 < 1
+    picture = np.where(trunk, 120.0, 3.0)
+    picture[((y - 30) / 10) ** 2 + ((x - 28) / 8) ** 2 < 1] = 4.0
+    noisy = np.abs(picture + np.random.default_rng(0).normal(0, 3, (4, 60, 80))).astype(np.float32)
+    found = body_mask(noisy, "MR")
+    assert dice(found, np.broadcast_to(trunk, noisy.shape)) > 0.9
+    assert found[:, 22:38, 22:34].all()

@@ -72,6 +72,35 @@ def test_a_mapping_merges_classes_and_marks_what_to_ignore(scans: Archive, tmp_p
     assert np.array_equal(scans["P1-a"].labels("gold").read(), labels(1, 1, IGNORE).T)
 
 
+def test_objects_with_a_number_each_are_one_class_however_many_there_are(scans: Archive, tmp_path: Path) -> None:
+    (tmp_path / "gold").mkdir()
+    numbered = np.arange(20, dtype=np.uint16).reshape(4, 5) * 100 + 55
+    numbered[0] = [0, 1, 255, 65535, 0]
+    Image.fromarray(numbered).save(tmp_path / "gold" / "P3-a.png")
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping={"above 0": 1}).added == 1
+    found = scans["P3-a"].labels("gold")
+    assert np.array_equal(found.read()[0], numbered > 0)
+    assert found.history.parameters == {"value_above_0": 1}
+
+
+def test_values_that_are_named_go_before_all_others_above_zero(scans: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "gold" / "P1-a.nii.gz", labels(7, 3, 255, 254))
+    mapping: dict[int | str, int] = {"above 0": 1, 3: 0, 255: IGNORE}
+    import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping=mapping)
+    assert np.array_equal(scans["P1-a"].labels("gold").read(), labels(1, 0, IGNORE, 1).T)
+
+
+def test_a_mapping_of_all_above_zero_brings_files_in_anew_and_a_word_that_is_no_value_is_refused(
+    scans: Archive, tmp_path: Path, write_nifti: WriteNifti
+) -> None:
+    write_nifti(tmp_path / "gold" / "P1-a.nii.gz", labels(1))
+    import_labels(scans, tmp_path / "gold", classes=ORGAN)
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping={1: 1, "above 0": 1}).added == 1
+    assert import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping={1: 1, "above 0": 1}).unchanged == 1
+    with pytest.raises(IngestError, match="the mapping of label values names 'rest', which is no value"):
+        import_labels(scans, tmp_path / "gold", classes=ORGAN, mapping={"rest": 1})
+
+
 def test_pictures_of_labels_go_in_by_their_grey_values_or_palette(scans: Archive, tmp_path: Path) -> None:
     (tmp_path / "gold").mkdir()
     ids = np.zeros((4, 5), np.uint8)
