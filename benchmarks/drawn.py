@@ -29,23 +29,26 @@ DATASETS = ("hippocampus", "cardiac")
 CLASS = 1
 
 
-def drawn_archive(dataset: str, folder: Path, reuse: Path | None = None) -> tuple[Recipe, Archive]:
+def drawn_archive(dataset: str, folder: Path, reuse: Path | None = None, source: str = "weak") -> tuple[Recipe, Archive]:
     """Return a recipe of docs/recipes and its archive, ingested and labelled in ``folder``.
 
     Args:
         dataset: its name.
         folder: where archive and results are written; what is there already is used.
         reuse: an archive of the same recipe that is copied instead of being made; it is not changed.
+        source: where the prompts come from instead of from people.
     """
-    archive = folder / dataset / "archive.zarr"
+    archive = folder / (dataset if source == "weak" else f"{dataset}-{source}") / "archive.zarr"
     if reuse is not None and not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(reuse, archive)
         shutil.copy(f"{reuse}.catalog.sqlite", f"{archive}.catalog.sqlite")
-    recipe = load_recipe(RECIPES / f"{dataset}.yaml").model_copy(update={"archive": str(archive), "results": folder / dataset / "results"})
+    recipe = load_recipe(RECIPES / f"{dataset}.yaml").model_copy(update={"archive": str(archive), "results": archive.parent / "results"})
+    recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"source": (source,)})})
     if reuse is None:
         stages.ingest(recipe)
         for shard in stages.shards_to_label(recipe, size=10**6):
+            stages.propose(recipe, shard)
             stages.label(recipe, shard)
     return recipe, stages.open_archive(recipe)
 

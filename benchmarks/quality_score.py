@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,12 @@ def correlations(archive: Archive, scores: dict[str, dict[str, float]], truth: d
     return {name: correlation(values, dices, patient) for name, values in columns(scores, cases).items() if values.std() > 0}
 
 
-def volumes(recipe: Recipe, archive: Archive, scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+def volumes(recipe: Recipe, archive: Archive, scores: dict[str, dict[str, float]], wanted: Container[str]) -> dict[str, dict[str, float]]:
     """Return each score's correlation with the true Dice of whole volumes, a volume's score being the mean of its cases'; empty if each case is one."""
     parts: dict[str, list[tuple[str, int, int]]] = {}
     for case, mask, gold in drawn_and_gold(recipe, archive):
+        if case not in wanted:
+            continue
         parts.setdefault(volume_of(case), []).append((case, int((mask & gold).sum()), int(mask.sum() + gold.sum())))
     if all(len(cases) == 1 for cases in parts.values()):
         return {}
@@ -104,6 +107,11 @@ def main() -> None:
         help="train two students for so many seconds each, on the planted labels too, to judge patients they have not seen",
     )
     parser.add_argument(
+        "--source",
+        default="weak",
+        help="where prompts come from; sources other than people are scored without the cases that thresholds learn from",
+    )
+    parser.add_argument(
         "--archive", type=Path, help="a folder with hippocampus/archive.zarr and cardiac/archive.zarr that were labelled before"
     )
     parser.add_argument("--work", type=Path, help="keep archives here")
@@ -115,9 +123,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.work or Path(scratch)
         for dataset in arguments.dataset or DATASETS:
-            recipe, archive = drawn_archive(dataset, folder, arguments.archive / dataset / "archive.zarr" if arguments.archive else None)
+            reuse = arguments.archive / dataset / "archive.zarr" if arguments.archive else None
+            recipe, archive = drawn_archive(dataset, folder, reuse, arguments.source)
             scores = scored(recipe, archive, reverse=arguments.reverse)
-            found, whole = correlations(archive, scores, true_dice(recipe, archive)), volumes(recipe, archive, scores)
+            seen = set() if arguments.source == "weak" else {record.id for record in archive.cases(part="calibration")}
+            truth = {case: value for case, value in true_dice(recipe, archive).items() if case not in seen}
+            found, whole = correlations(archive, scores, truth), volumes(recipe, archive, scores, truth)
             print(f"{dataset}: Spearman with true Dice, nothing planted (95 % interval); of patients' means")
             show(found)
             if whole:

@@ -22,17 +22,19 @@ from distill.audit_records import (
     Group,
     GroupRow,
     Kind,
+    RingRow,
     RiskCoverage,
     ScoreRank,
     Thresholds,
 )
 from distill.cleaning import ClassRule
 from distill.quality import normalised_aurc, spearman
+from distill.rings import Ring
 from distill.risk_coverage import risk_coverage
 from distill.subgroups import SIGNIFICANT, holm
 from storage import Archive, ClassInfo
 
-AUDIT = "3"
+AUDIT = "4"
 """Raised whenever the report's figures change."""
 MOST_DOTS = 400
 PREDICTED = "predicted_dice"
@@ -61,6 +63,7 @@ def audit(archive: Archive, plan: AuditPlan, *, progress: Callable[[int], None] 
         parts=dict(found.parts),
         population=whose,
         gold_cases=dict(found.gold),
+        gold_notes=_gold_notes(found),
         reviewed=len(archive.catalog.reviews(plan.source)),
         classes=tuple(classes),
         flags=tuple(_flag(each, row) for each in classes for row in each.groups if row.flagged),
@@ -177,7 +180,15 @@ def _dots(known: Sequence[Mask], confidence: str) -> tuple[Dot, ...]:
     name = _predictor(known, confidence)
     chosen = np.sort(np.random.default_rng(0).permutation(len(known))[:MOST_DOTS])
     return tuple(
-        Dot(case=mask.case, predicted=mask.scores[name], dice=mask.dice, verdict=mask.verdict) for mask in (known[int(n)] for n in chosen)
+        Dot(
+            case=mask.case,
+            predicted=mask.scores[name],
+            dice=mask.dice,
+            verdict=mask.verdict,
+            low=mask.scores.get(f"{name}_low"),
+            high=mask.scores.get(f"{name}_high"),
+        )
+        for mask in (known[int(n)] for n in chosen)
     )
 
 
@@ -200,7 +211,21 @@ def _thresholds(class_id: int, plan: AuditPlan) -> Thresholds:
         guaranteed=calibration is not None and calibration.guaranteed,
         unguaranteed="nothing was calibrated" if calibration is None else calibration.unguaranteed,
         guarantees=tuple(dict.fromkeys(each.statement for each in stated)),
+        ring=None if calibration is None or calibration.ring is None else _ring_row(calibration.ring),
         assumptions=tuple(dict.fromkeys(assumption for each in stated if each.feasible for assumption in each.assumptions)),
+    )
+
+
+def _ring_row(ring: Ring) -> RingRow:
+    return RingRow(
+        level=ring.outer.level + ring.inner.level,
+        patients=ring.outer.patients,
+        needed=max(ring.outer.needed, ring.inner.needed),
+        outer=ring.outer.threshold if ring.feasible else None,
+        inner=ring.inner.threshold if ring.feasible else None,
+        unit=ring.unit,
+        coverage=ring.coverage,
+        statement=ring.statement,
     )
 
 
@@ -227,6 +252,15 @@ def _warnings(found: Found, population: Sequence[Mask]) -> tuple[str, ...]:
     if not population:
         notes.append("The teacher has drawn nothing that could be filtered.")
     return tuple(notes)
+
+
+def _gold_notes(found: Found) -> tuple[str, ...]:
+    """Return what experts left open."""
+    partly, part = found.partly.total(), ", ".join(f"{count} {name}" for name, count in found.partly.items() if count)
+    notes = (
+        [f"In {partly} of these ({part}) a part was left open (255): figures against gold are about what they judged."] if partly else []
+    )
+    return (*notes, f"Gold of {found.left_open} more leaves everything open, and says nothing.") if found.left_open else tuple(notes)
 
 
 def _notes(population: Sequence[Mask]) -> tuple[str, ...]:

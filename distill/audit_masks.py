@@ -12,7 +12,8 @@ from distill.cleaning import ClassRule, clean_mask
 from distill.levels import count_levels
 from distill.quality import dice
 from distill.subgroups import Banding
-from storage import Archive, Case, CaseRecord, ClassInfo, Labels
+from distill.unknown import unknown_map
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Labels
 
 PAGE = 256
 """Cases per query of the catalog."""
@@ -48,7 +49,7 @@ class Mask:
     scores: Mapping[str, float]
     """Of this class, without its id."""
     dice: float
-    """With gold; NaN where there is none, or nothing to find and nothing drawn."""
+    """With gold, where that was judged; NaN where it says nothing of the mask, or there is nothing to find and nothing drawn."""
     gold: Gold
     ignored_share: float
     volume_mm3: float
@@ -75,6 +76,11 @@ class Found:
     drawn_gold: Counter[tuple[int, Group]] = field(default_factory=Counter)
     parts: Counter[str] = field(default_factory=Counter)
     gold: Counter[str] = field(default_factory=Counter)
+    """Part -> cases that an expert has drawn ..."""
+    partly: Counter[str] = field(default_factory=Counter)
+    """... of these, only in part ..."""
+    left_open: int = 0
+    """... and cases whose gold leaves everything open."""
     patients: set[str] = field(default_factory=set)
 
 
@@ -120,10 +126,11 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
     """Add the masks of one case; its voxels are read only if an expert has drawn it too."""
     labels = case.labels(plan.target)
     told = labels.history.parameters
+    asked = case.labels(plan.source) if plan.source in case.label_sets() else labels
     truth = case.labels(plan.gold) if plan.gold in case.label_sets() else None
+    gold = None if truth is None else truth.read()
     judged = None if truth is None else {info.id for info in truth.history.classes}
-    gold = truth.read() if truth is not None else None
-    found.gold[case.record.part] += truth is not None
+    _count_gold(case.record.part, gold, found)
     for info in plan.classes:
         scores = {name.rpartition("/")[0]: value for name, value in known.items() if name.endswith(f"/{info.id}")}
         if OWN not in scores:
@@ -131,8 +138,9 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
             continue
         reached, known_gold = float("nan"), _gold_of(judged, info.id)
         if gold is not None and known_gold == "known":
-            reached = _dice(case, labels, info.id, plan, gold == info.id)
-            _count(labels, info.id, gold == info.id, (info.id, case.record.part), found)
+            left_open = (gold == IGNORE) | (unknown_map(asked, info.id) > 0)
+            reached, known_gold = _dice(case, labels, info.id, plan, left_open, gold)
+            _count(labels, gold == info.id, ~left_open, (info.id, case.record.part), found)
         found.masks.append(
             Mask(
                 case=case.id,
@@ -151,6 +159,14 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
                 groups=groups,
             )
         )
+
+
+def _count_gold(part: Group, gold: np.ndarray | None, found: Found) -> None:
+    """Count a case that an expert has drawn, whole or in part."""
+    judged = gold is not None and bool((gold != IGNORE).any())
+    found.gold[part] += judged
+    found.partly[part] += judged and gold is not None and bool((gold == IGNORE).any())
+    found.left_open += gold is not None and not judged
 
 
 def _gold_of(judged: set[int] | None, class_id: int) -> Gold:
@@ -186,12 +202,24 @@ def judged_mask(case: Case, labels: Labels, class_id: int, rule: ClassRule) -> n
     return clean_mask(row >= np.rint(255 * threshold), rule, spacing)
 
 
-def _dice(case: Case, labels: Labels, class_id: int, plan: AuditPlan, gold: np.ndarray) -> float:
-    return dice(judged_mask(case, labels, class_id, plan.rules.get(class_id, ClassRule())), gold)
+def _dice(case: Case, labels: Labels, class_id: int, plan: AuditPlan, left_open: np.ndarray, gold: np.ndarray) -> tuple[float, Gold]:
+    """Return the Dice of a mask with gold ids, and whether these say anything of it.
+
+    Args:
+        case: whose mask.
+        labels: refined ones.
+        class_id: of the class.
+        plan: how masks are cut.
+        left_open: ``(z, y, x)`` bool where nobody drew, and where nobody asked the teacher or its track was lost, which refinement ignores.
+        gold: the expert's ids.
+    """
+    mask, drawn = judged_mask(case, labels, class_id, plan.rules.get(class_id, ClassRule())), gold == class_id
+    told = (drawn & ~left_open).any() or (mask & ~left_open).any() or not left_open.any()
+    return dice(mask, drawn, left_open), "known" if told else "left open by the expert"
 
 
-def _count(labels: Labels, class_id: int, gold: np.ndarray, key: tuple[int, Group], found: Found) -> None:
-    row = _row(labels, class_id)
-    if row is not None:
-        found.levels[key] = found.levels.get(key, 0) + count_levels(row, gold).counts
+def _count(labels: Labels, drawn: np.ndarray, judged: np.ndarray, key: tuple[int, Group], found: Found) -> None:
+    row = _row(labels, key[0])
+    if row is not None and judged.any():
+        found.levels[key] = found.levels.get(key, 0) + count_levels(row, drawn, judged=judged).counts
         found.drawn_gold[key] += 1

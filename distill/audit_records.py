@@ -131,6 +131,28 @@ class Dot(_Record):
     predicted: float
     dice: float
     verdict: str
+    low: float | None = None
+    """Of the error bars, where a Dice is predicted."""
+    high: float | None = None
+
+
+class RingRow(_Record):
+    """How far from its edge a mask is to be believed (``distill.rings``)."""
+
+    level: float
+    """Share of new patients for whom one of the two sides may fail."""
+    patients: int
+    """Gold patients there are ..."""
+    needed: int
+    """... and how many it takes."""
+    outer: float | None
+    """Grown by so much, a mask covers ``coverage`` of the object; None where nothing can be said."""
+    inner: float | None
+    """Of what is left of a mask that is shrunk by so much, ``coverage`` is the object."""
+    unit: Literal["mm", "px"]
+    coverage: float
+    statement: str
+    """All of it in words, with the cut that it is about; or why nothing can be said."""
 
 
 class Thresholds(_Record):
@@ -157,10 +179,12 @@ class Thresholds(_Record):
     unguaranteed: str = ""
     """Why nothing is guaranteed of the accepted masks."""
     guarantees: tuple[str, ...]
+    ring: RingRow | None = None
+    """Of masks as the recipe itself would cut them; None without calibration, or where prompts were learnt from its gold."""
     assumptions: tuple[str, ...]
 
 
-Gold = Literal["known", "case not drawn by an expert", "class not looked for by the expert"]
+Gold = Literal["known", "case not drawn by an expert", "class not looked for by the expert", "left open by the expert"]
 """Whether there is anything to hold a mask against."""
 
 
@@ -233,6 +257,8 @@ class FilterReport(_Record):
     """In words: whose masks the kept fractions are about."""
     gold_cases: dict[str, int]
     """By part."""
+    gold_notes: tuple[str, ...] = ()
+    """What experts left open in these cases, and in others."""
     reviewed: int
     """Masks with a person's verdict that counts."""
     classes: tuple[ClassAudit, ...]

@@ -2,10 +2,10 @@
 
 The filters and their order are segment-anything's (Kirillov et al. 2023, ``SamAutomaticMaskGenerator``), so the same weights give
 the same masks. What differs is the order of work: a candidate that its predicted IoU already rules out is never upscaled, points
-of many crops and pictures share decoder calls, and masks are thresholded, measured and boxed once, at picture resolution.
+of many crops and pictures share encoder and decoder calls, and masks are thresholded, measured and boxed once, at picture resolution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
@@ -16,8 +16,10 @@ import torch
 from torchvision.ops import nms
 
 from distill.errors import PromptError
-from distill.teachers.base import DrawsSelectively, Embeddings, Promising, PromptBatch, Teacher
+from distill.teachers.base import DrawsSelectively, Embeddings, Promising, PromptBatch, Teacher, sizes_of
 
+MASKS_AT_ONCE = 192
+"""Masks that are brought to picture resolution together: the candidates of 64 points."""
 EDGE_PX = 20.0
 """A mask whose box comes this near to a crop's border, but not to the picture's, is cut off and belongs to another crop."""
 
@@ -27,7 +29,8 @@ class GridSettings:
     """How densely a picture is asked and what is kept; defaults are segment-anything's."""
 
     points_per_side: int = 32
-    points_per_call: int = 64
+    points_per_call: int | None = None
+    """Of all pictures that were encoded together; None is what the teacher takes at once, on a CPU 64."""
     least_predicted_iou: float = 0.88
     least_stability: float = 0.95
     stability_offset: float = 1.0
@@ -45,7 +48,12 @@ class GridSettings:
 
     def __post_init__(self) -> None:
         """Refuse grids without points."""
-        if self.points_per_side < 1 or self.points_per_call < 1 or self.crop_points_divisor < 1 or self.crop_layers < 0:
+        if (
+            self.points_per_side < 1
+            or (self.points_per_call is not None and self.points_per_call < 1)
+            or self.crop_points_divisor < 1
+            or self.crop_layers < 0
+        ):
             message = f"points_per_side, points_per_call and crop_points_divisor must be at least 1 and crop_layers at least 0, but are {self.points_per_side}, {self.points_per_call}, {self.crop_points_divisor}, {self.crop_layers}."
             raise PromptError(message)
 
@@ -66,18 +74,38 @@ class Candidate:
     crop_xyxy_px: tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Crop:
+    """A part of a picture that is shown to the teacher by itself, or all of it."""
+
+    image: int
+    picture_px: tuple[int, int]
+    box: tuple[int, int, int, int]
+    points: np.ndarray
+    """``(P, 2)`` xy in the crop."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Candidates of one crop as parallel arrays; boxes are inclusive, as the filters were defined on them."""
+    """Candidates of one crop; boxes are inclusive, as the filters were defined on them."""
 
-    masks: np.ndarray
+    masks: list[np.ndarray]
     boxes: np.ndarray
     iou: np.ndarray
     stability: np.ndarray
     points: np.ndarray
 
     def take(self, rows: np.ndarray) -> "_Found":
-        return _Found(self.masks[rows], self.boxes[rows], self.iou[rows], self.stability[rows], self.points[rows])
+        """Return some of them."""
+        return _Found([self.masks[n] for n in rows], self.boxes[rows], self.iou[rows], self.stability[rows], self.points[rows])
+
+
+_NOTHING = _Found([], np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0), np.zeros((0, 2)))
+
+
+def _joined(parts: Sequence[_Found]) -> _Found:
+    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "iou", "stability", "points"))
+    return _Found([mask for part in parts for mask in part.masks], *arrays)
 
 
 def find_objects(teacher: Teacher, image: np.ndarray, settings: GridSettings | None = None) -> list[Candidate]:
@@ -91,24 +119,50 @@ def find_objects(teacher: Teacher, image: np.ndarray, settings: GridSettings | N
     Raises:
         PromptError: if the teacher does not answer points.
     """
+    return find_objects_in(teacher, [image], settings)[0]
+
+
+def find_objects_in(teacher: Teacher, images: Sequence[np.ndarray], settings: GridSettings | None = None) -> list[list[Candidate]]:
+    """Return what ``find_objects`` does of each of several pictures, which share encoder and decoder calls as large as the teacher takes them.
+
+    Args:
+        teacher: one that was trained with points.
+        images: each ``(H, W, 3)`` uint8 RGB, of any sizes.
+        settings: grid and filters.
+
+    Raises:
+        PromptError: if the teacher does not answer points.
+    """
     settings = settings or GridSettings()
     if "point" not in teacher.profile.prompts:
         message = f"the profile {teacher.profile.name!r} was not trained with points, so it cannot segment everything. Use a teacher that answers points, such as 'bundled' or SAM."
         raise PromptError(message)
-    height, width = image.shape[:2]
-    found: list[Candidate] = []
-    for crop, layer in crop_boxes((height, width), settings.crop_layers, settings.crop_overlap):
-        x0, y0, x1, y1 = crop
-        embeddings = teacher.encode([np.ascontiguousarray(image[y0:y1, x0:x1])])
+    crops = [crop for n, image in enumerate(images) for crop in _crops_of(n, image.shape[:2], settings)]
+    found: list[list[Candidate]] = [[] for _ in images]
+    at_once = sizes_of(teacher).pictures
+    for start in range(0, len(crops), at_once):
+        some = crops[start : start + at_once]
+        for crop, inside in zip(some, _ask_grids(teacher, images, some, settings), strict=True):
+            found[crop.image] += _in_picture(inside, crop)
+    return [_distinct(each, settings) for each in found]
+
+
+def _crops_of(image: int, size_px: tuple[int, int], settings: GridSettings) -> list[_Crop]:
+    """Return the whole picture and its crops, each with its grid."""
+    crops = []
+    for box, layer in crop_boxes(size_px, settings.crop_layers, settings.crop_overlap):
         grid = point_grid(max(1, int(settings.points_per_side / settings.crop_points_divisor**layer)))
-        inside = _ask_grid(teacher, embeddings, grid * np.array([x1 - x0, y1 - y0]), crop, (height, width), settings)
-        found += _in_picture(inside, crop, (height, width))
+        points = grid * np.array([box[2] - box[0], box[3] - box[1]])
+        crops.append(_Crop(image=image, picture_px=size_px, box=box, points=points))
+    return crops
+
+
+def _distinct(found: list[Candidate], settings: GridSettings) -> list[Candidate]:
+    """Drop what other crops found too, and specks."""
     if settings.crop_layers and found:
         smallest_first = [1.0 / _area(each.crop_xyxy_px) for each in found]
         found = [found[n] for n in _nms(_inclusive_boxes(found), np.array(smallest_first), settings.crop_nms_iou)]
-    if settings.least_region_px:
-        found = _without_specks(found, settings)
-    return found
+    return _without_specks(found, settings) if settings.least_region_px else found
 
 
 def point_grid(per_side: int) -> np.ndarray:
@@ -133,45 +187,61 @@ def crop_boxes(size_px: tuple[int, int], layers: int, overlap_share: float) -> l
     return boxes
 
 
-def _ask_grid(
-    teacher: Teacher,
-    embeddings: Embeddings,
-    points: np.ndarray,
-    crop: tuple[int, int, int, int],
-    picture_px: tuple[int, int],
-    settings: GridSettings,
-) -> _Found:
-    parts = []
-    for start in range(0, len(points), settings.points_per_call):
-        batch = points[start : start + settings.points_per_call]
-        prompts = PromptBatch(
-            image_index=np.zeros(len(batch), np.int64),
-            points_xy_px=batch[:, None].astype(np.float32),
-            point_labels=np.ones((len(batch), 1), np.float32),
-        )
-        parts.append(_survivors(teacher, embeddings, prompts, batch, crop, picture_px, settings))
-    found = _Found(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Found.__slots__))
-    return found.take(_nms(found.boxes, found.iou, settings.nms_iou))
+def _ask_grids(teacher: Teacher, images: Sequence[np.ndarray], crops: Sequence[_Crop], settings: GridSettings) -> list[_Found]:
+    """Encode some crops in one call, ask about all their points in calls of one size, and return what passes of each crop."""
+    sizes = sizes_of(teacher)
+    shown = [np.ascontiguousarray(images[crop.image][crop.box[1] : crop.box[3], crop.box[0] : crop.box[2]]) for crop in crops]
+    embeddings = teacher.encode(shown + [shown[-1]] * (sizes.padded(len(shown), sizes.pictures) - len(shown)))
+    points = np.concatenate([crop.points for crop in crops])
+    which = np.repeat(np.arange(len(crops)), [len(crop.points) for crop in crops])
+    most = settings.points_per_call or sizes.prompts
+    parts: list[list[_Found]] = [[_NOTHING] for _ in crops]
+    for start in range(0, len(points), most):
+        some = slice(start, start + most)
+        count = sizes.padded(len(points[some]), most) if sizes.padding == "power" else most
+        for n, found in _survivors(teacher, embeddings, which[some], points[some], crops, settings, count=count):
+            parts[n].append(found)
+    joined = [_joined(each) for each in parts]
+    return [found.take(_nms(found.boxes, found.iou, settings.nms_iou)) for found in joined]
 
 
 def _survivors(
     teacher: Teacher,
     embeddings: Embeddings,
-    prompts: PromptBatch,
+    which: np.ndarray,
     points: np.ndarray,
-    crop: tuple[int, int, int, int],
-    picture_px: tuple[int, int],
+    crops: Sequence[_Crop],
     settings: GridSettings,
-) -> _Found:
+    *,
+    count: int,
+) -> Iterator[tuple[int, _Found]]:
+    """Ask one call's points ``(P, 2)``, each about the crop that ``which (P,)`` says, and yield what passes, crop by crop.
+
+    The call is filled up with repeats to ``count`` points: an answer's last bits may depend on the size of its call.
+    """
+    rows = np.minimum(np.arange(count), len(points) - 1)
+    prompts = PromptBatch(
+        image_index=which[rows], points_xy_px=points[rows, None].astype(np.float32), point_labels=np.ones((count, 1), np.float32)
+    )
     found = _promising(teacher, embeddings, prompts, settings.least_predicted_iou)
-    rows, iou = found.prompt.cpu().numpy(), found.iou.cpu().numpy()
-    logits = teacher.upsample(found.low_res_logits, embeddings.sizes_px[0], embeddings.input_sizes_px[0])[:, 0].float().cpu().numpy()
+    point, iou = found.prompt.cpu().numpy(), found.iou.cpu().numpy()
+    asked = point < len(points)
+    for n in np.unique(which[point[asked]]):
+        mine = np.flatnonzero(asked & (which[np.minimum(point, len(points) - 1)] == n))
+        for part in (mine[start : start + MASKS_AT_ONCE] for start in range(0, len(mine), MASKS_AT_ONCE)):
+            drawn = found.low_res_logits[torch.from_numpy(part).to(found.low_res_logits.device)]
+            logits = teacher.upsample(drawn, embeddings.sizes_px[n], embeddings.input_sizes_px[n])[:, 0].float().cpu().numpy()
+            yield int(n), _passed(logits, iou[part], points[point[part]], crops[n], settings)
+
+
+def _passed(logits: np.ndarray, iou: np.ndarray, points: np.ndarray, crop: _Crop, settings: GridSettings) -> _Found:
+    """Return those of a crop's masks ``(K, H, W)`` that are stable and not cut off."""
     stability = stability_scores(logits, settings.stability_offset)
     keep = stability >= settings.least_stability if settings.least_stability > 0 else np.ones(len(logits), bool)
     masks = logits[keep] > 0
     boxes = inclusive_boxes(masks)
-    whole = ~_cut_off(boxes, crop, picture_px)
-    return _Found(masks[whole], boxes[whole], iou[keep][whole], stability[keep][whole], points[rows][keep][whole])
+    whole = ~_cut_off(boxes, crop.box, crop.picture_px)
+    return _Found(list(masks[whole]), boxes[whole], iou[keep][whole], stability[keep][whole], points[keep][whole])
 
 
 def _promising(teacher: Teacher, embeddings: Embeddings, prompts: PromptBatch, least_iou: float) -> Promising:
@@ -217,17 +287,16 @@ def _nms(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
     return kept
 
 
-def _in_picture(found: _Found, crop: tuple[int, int, int, int], picture_px: tuple[int, int]) -> list[Candidate]:
-    x0, y0, x1, y1 = crop
+def _in_picture(found: _Found, crop: _Crop) -> list[Candidate]:
+    x0, y0, x1, y1 = crop.box
     candidates = []
     for n, inside in enumerate(found.masks):
         mask = inside
-        if (y1 - y0, x1 - x0) != picture_px:
-            mask = np.zeros(picture_px, bool)
+        if (y1 - y0, x1 - x0) != crop.picture_px:
+            mask = np.zeros(crop.picture_px, bool)
             mask[y0:y1, x0:x1] = inside
-        candidates.append(
-            _candidate(mask, float(found.iou[n]), float(found.stability[n]), tuple(found.points[n] + np.array([x0, y0])), crop)
-        )
+        point = tuple(found.points[n] + np.array([x0, y0]))
+        candidates.append(_candidate(mask, float(found.iou[n]), float(found.stability[n]), point, crop.box))
     return candidates
 
 

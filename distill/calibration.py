@@ -13,7 +13,7 @@ hard class would take all others with it; but the result carries a warning with 
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -25,13 +25,14 @@ from distill.errors import CalibrationError
 from distill.evidence import Evidence, GoldCase, count_cut, evidence_of, gold_cases
 from distill.gold_gaps import open_in_words, undrawn_in_words
 from distill.intensity import IntensitySpec
+from distill.prompt_mix import PromptMix
 from distill.reliability import QualityFit, TemperatureFit, fit_quality, fit_temperature
 from distill.rings import Ring, ring
 from distill.risk_control import mask_guarantee, missed_guarantee, voxel_guarantee
 from distill.thresholds import dices, mean_bias, tuned
 from storage import Archive, ClassInfo
 
-CALIBRATION = "4"
+CALIBRATION = "5"
 """Raised whenever calibration finds other figures or writes down more of them."""
 SMOOTHING_MM = (0.0, 0.7, 1.0, 1.4, 2.0)
 LEAST_PATIENTS = 3
@@ -87,6 +88,7 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
     guarantee: Wanted = "none",
     taught: Sequence[str] = (),
     unheard: Collection[str] = (),
+    prompted: Mapping[int, PromptMix] | None = None,
     intensity: IntensitySpec | None = None,
 ) -> dict[int, ClassCalibration]:
     """Set each class's rule on the cases of the ``calibration`` part that carry gold and the source label set.
@@ -103,6 +105,7 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
             are patients enough and a threshold that holds the level; otherwise as for ``none``, and the warning says that nothing is guaranteed.
         taught: sources of prompts that learnt from gold of these very patients; nothing is guaranteed of others then, whoever asks.
         unheard: scores that must not predict the Dice, such as those of tests that are no longer asked: new masks have none.
+        prompted: how calibration and archive cases were prompted, by class; nothing is guaranteed where no source prompted both.
         intensity: grey values by which a rule mends edges.
 
     Raises:
@@ -116,7 +119,10 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
         rule = (rules or {}).get(info.id, ClassRule())
         looks = (intensity or IntensitySpec()) if rule.rectify_edges else None
         cases = gold_cases(archive, info.id, source=source, gold=gold, intensity=looks)
-        asked = _Asked(risk=risk, guarantee=guarantee, smoothing_mm=tuple(smoothing_mm), taught=tuple(taught), unheard=frozenset(unheard))
+        mix = (prompted or {}).get(info.id, PromptMix())
+        asked = _Asked(
+            risk=risk, guarantee=guarantee, smoothing_mm=tuple(smoothing_mm), taught=tuple(taught), unheard=frozenset(unheard), mix=mix
+        )
         found[info.id] = _calibrate_class(cases, info.id, rule, asked)
     return found
 
@@ -130,16 +136,24 @@ class _Asked:
     smoothing_mm: tuple[float, ...]
     taught: tuple[str, ...]
     unheard: frozenset[str]
+    mix: PromptMix
+
+    @property
+    def void(self) -> str:
+        """Why nothing can be guaranteed of new patients, however many there are; empty where something may be."""
+        if self.taught:
+            return f"the prompts of {' and '.join(self.taught)} were learnt from gold of calibration patients"
+        return f"no source of prompts is that of both: {self.mix.in_words()}" if self.mix.shares_no_source else ""
 
 
 def _calibrate_class(there: list[GoldCase], class_id: int, start: ClassRule, asked: _Asked) -> ClassCalibration:
     judged = [case for case in there if case.judged.any()]
     cases = [case for case in judged if case.gold.any()]
-    patients, gaps = len({case.patient for case in cases}), (open_in_words(there), undrawn_in_words(judged))
+    patients, undrawn = len({case.patient for case in cases}), undrawn_in_words(judged)
     if patients < LEAST_PATIENTS:
-        return _with_gaps(_uncalibrated(class_id, start, patients, asked), *gaps)
+        return _with_gaps(_uncalibrated(class_id, start, patients, asked), open_in_words(there), undrawn)
     evidence = [each for each in (evidence_of(case, start) for case in judged) if each.told]
-    guarantees = () if asked.taught else guarantees_of(evidence, start, asked.risk)
+    guarantees = () if asked.void else guarantees_of(evidence, start, asked.risk)
     promised = next((each for each in guarantees if each.kind == "mask" and each.feasible and asked.guarantee == "mask"), None)
     rule, note, warning = (
         _fixed(start, promised, evidence)
@@ -148,6 +162,7 @@ def _calibrate_class(there: list[GoldCase], class_id: int, start: ClassRule, ask
     )
     why = "" if promised is not None else _why_none(guarantees, asked)
     refused = f"no guarantee: {why}" if why and asked.guarantee == "mask" else ""
+    strange = "" if asked.mix.shares_no_source and refused else asked.mix.in_words()
     found = ClassCalibration(
         class_id=class_id,
         rule=rule,
@@ -157,16 +172,16 @@ def _calibrate_class(there: list[GoldCase], class_id: int, start: ClassRule, ask
         volume_bias_before=mean_bias(cases, start),
         volume_bias_after=mean_bias(cases, rule),
         note=note,
-        warning="; ".join(each for each in (refused, warning) if each),
+        warning="; ".join(each for each in (refused, warning, strange) if each),
         remedy=_remedy(guarantees, asked) if refused else "",
         guaranteed=promised is not None,
         unguaranteed=why,
         temperature=_temperature(judged, rule),
         quality=_quality(cases, rule, asked.unheard),
         guarantees=guarantees,
-        ring=None if asked.taught else _ring(evidence, start, "mm" if all(case.spacing_known for case in judged) else "px"),
+        ring=None if asked.void else _ring(evidence, start, "mm" if all(case.spacing_known for case in judged) else "px"),
     )
-    return _with_gaps(found, *gaps)
+    return _with_gaps(found, open_in_words(there, len(judged) - len(evidence)), undrawn)
 
 
 def _with_gaps(found: ClassCalibration, left_open: str, undrawn: str) -> ClassCalibration:
@@ -248,8 +263,8 @@ def _fixed(start: ClassRule, promised: Guarantee, evidence: Sequence[Evidence]) 
 
 def _why_none(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
     """Say why nothing is guaranteed of the masks that are accepted."""
-    if asked.taught:
-        return f"the prompts of {' and '.join(asked.taught)} were learnt from gold of calibration patients"
+    if asked.void:
+        return asked.void
     if asked.guarantee == "none":
         return "the same patients chose the thresholds (refine: {guarantee: mask} asks for a guarantee)"
     return guarantees[0].statement.removeprefix("No guarantee: ").rstrip(".")
@@ -259,6 +274,8 @@ def _remedy(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
     """Say what may be done about a guarantee that cannot be given."""
     if asked.taught:
         return "take prompts from other sources (prompts.source), or leave refine.guarantee out"
+    if asked.void:
+        return "prompt calibration cases as those of the archive, or leave refine.guarantee out"
     if guarantees[0].patients < guarantees[0].needed:
         return _more_patients(guarantees[0].patients, asked.risk)
     return "raise refine.risk, or try better prompts, another teacher or more members"

@@ -8,7 +8,9 @@ import numpy as np
 
 from distill.answers import Answer, united
 from distill.intensity import IntensitySpec, Window, choose_window, picture_of
+from distill.prompts.axes import AXES, Axis, asked_axes, turned_record
 from distill.prompts.choice import source_of
+from distill.prompts.ends import Direction, open_ends
 from distill.prompts.hints import hints_by_slice
 from distill.prompts.schedule import SlicePlan, schedule_slices
 from distill.uncertainty import EnsembleSummary
@@ -22,6 +24,8 @@ class Stop:
     z: int
     reason: str
     """A slug that reports count by: ``organ-ended``, ``area-ratio``, ``centroid-jump``, ``iou-below-tau``, ``outgrown``."""
+    track: int = 0
+    """Which piece."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +57,10 @@ class ClassWork:
     """``down`` and ``up``: Dice at the slice where a track began, between its mask and the one that the way back ends with."""
     unknown: set[int] = field(default_factory=set)
     """Slices of tracks whose way back did not meet their beginning."""
+    open_ends: frozenset[Direction] = frozenset()
+    """Towards which ends the prompts leave slices that are not asked, and do not say that the object has ended (``distill.prompts.ends``)."""
+    axis: int = 0
+    """Of the case, which comes first in all of these: that across which the prompts were drawn (``distill.prompts.axes``)."""
     vote: np.ndarray = field(init=False)
     """``(z, y, x)`` uint8: share of the members that say yes, 255 = all."""
     mutual_information: np.ndarray = field(init=False)
@@ -66,6 +74,10 @@ class ClassWork:
     def absent(self) -> set[int]:
         """Slices that were asked or reached, and on which the class is not."""
         return set().union(*(track.absent for track in self.tracks.values())) - self.summaries.keys()
+
+    def in_case(self, name: str) -> np.ndarray:
+        """Return one of the volumes as the case has its axes, ``(z, y, x)``."""
+        return np.moveaxis(getattr(self, name), 0, self.axis)
 
     @property
     def most_pieces(self) -> int:
@@ -101,7 +113,9 @@ class CaseWork:
     sources: tuple[str, ...] = ()
     """Who prompted, as recipes name them."""
     axis: int = 0
-    """The case's spatial axis that comes first here, other than z where it was turned (``distill.planes``)."""
+    """How the case is turned: its spatial axis that comes first here; three times that plus an axis of this one, where ``distill.planes`` turned it again."""
+    turned: tuple["CaseWork", ...] = ()
+    """The same case with another axis first, and the classes that are asked along it."""
 
     def picture(self, z: int) -> np.ndarray:
         """Return slice ``z`` as the teacher sees it, ``(H, W, 3)`` uint8."""
@@ -110,10 +124,24 @@ class CaseWork:
     def fresh(self) -> "CaseWork":
         """Return the same questions without any answer."""
         classes = {
-            key: ClassWork(plans=known.plans, probability=np.zeros(known.probability.shape, np.float32))
+            key: ClassWork(
+                plans=known.plans, probability=np.zeros(known.probability.shape, np.float32), open_ends=known.open_ends, axis=known.axis
+            )
             for key, known in self.classes.items()
         }
-        return replace(self, classes=classes)
+        return replace(self, classes=classes, turned=tuple(work.fresh() for work in self.turned))
+
+    @property
+    def targets(self) -> dict[int, ClassWork]:
+        """Return all classes, along whichever axis they are asked."""
+        return dict(self.classes) | {key: target for work in self.turned for key, target in work.classes.items()}
+
+
+def by_axis(works: Iterable[CaseWork]) -> list[list[CaseWork]]:
+    """Return cases as they are, and then, axis by axis, those that are asked about other slices too; what is asked together looks the same way."""
+    given = list(works)
+    turned = [each for work in given for each in work.turned]
+    return [given, *([each for each in turned if each.axis == axis] for axis in sorted({each.axis for each in turned}))]
 
 
 def prepare_case(
@@ -136,22 +164,43 @@ def prepare_case(
         propagate: plan the whole volume, not only the gaps between prompts and as much again beyond them.
     """
     given = [prompt for prompt in prompts if prompt.class_id in classes]
-    volume = archive[record.id].read()
-    hints = hints_by_slice(record, given)
-    shape_zyx = record.shape_czyx[1:]
-    planned = {
+    volume, axes = archive[record.id].read(), asked_axes(given)
+    own = {axis: [prompt for prompt in given if axes.get(prompt.class_id) == axis] for axis in AXES}
+    planned = {axis: _planned(turned_record(record, axis), each, classes, axis, propagate=propagate) for axis, each in own.items()}
+    window = choose_window(record, volume, intensity)
+    turned = tuple(
+        CaseWork(
+            record=turned_record(record, axis),
+            volume_czyx=np.moveaxis(volume, n + 1, 1),
+            window=window,
+            classes=planned[axis],
+            axis=n,
+        )
+        for n, axis in enumerate(AXES)
+        if n and planned[axis]
+    )
+    drawn = {key for each in planned.values() for key in each}
+    return CaseWork(
+        record=record,
+        volume_czyx=volume,
+        window=window,
+        classes=planned["z"],
+        said_absent={prompt.class_id: prompt.confidence for prompt in given if prompt.kind == "absent" and prompt.class_id not in drawn},
+        sources=tuple(sorted({source_of(prompt) for prompt in given})),
+        turned=turned,
+    )
+
+
+def _planned(record: CaseRecord, prompts: list[Prompt], classes: Collection[int], axis: Axis, *, propagate: bool) -> dict[int, ClassWork]:
+    """Plan the classes that are asked along one axis, which comes first in the record's shape."""
+    hints, shape = hints_by_slice(record, prompts, axis), record.shape_czyx[1:]
+    return {
         key: ClassWork(
-            plans=schedule_slices(hints[key], shape_zyx[0], reach=shape_zyx[0] if propagate else None),
-            probability=np.zeros(shape_zyx, np.float32),
+            plans=schedule_slices(hints[key], shape[0], reach=shape[0] if propagate else None),
+            probability=np.zeros(shape, np.float32),
+            open_ends=frozenset() if propagate else open_ends(hints[key], (each for each in prompts if each.class_id == key), shape[0]),
+            axis=AXES.index(axis),
         )
         for key in classes
         if key in hints
     }
-    return CaseWork(
-        record=record,
-        volume_czyx=volume,
-        window=choose_window(record, volume, intensity),
-        classes=planned,
-        said_absent={prompt.class_id: prompt.confidence for prompt in given if prompt.kind == "absent" and prompt.class_id not in planned},
-        sources=tuple(sorted({source_of(prompt) for prompt in given})),
-    )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from distill.embedding_store import FORMAT, STORED_AS, EmbeddingCache, EmbeddingCachePlan, Entry, Storage
-from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, Teacher
+from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, PromptBatch, Teacher
 from distill.teachers.transfer import transfer_to
 
 __all__ = ["CachedTeacher", "EmbeddingCache", "EmbeddingCachePlan", "Entry", "Storage", "cache_inputs", "with_cache"]
@@ -68,15 +68,16 @@ class CachedTeacher:
     def encode(self, images: Sequence[np.ndarray]) -> Embeddings:
         """Encode pictures ``(H, W, 3)``, those that are not cached.
 
-        The missing ones are padded with repeats to as many as were given: an encoder's last bits may depend on the size of its batch,
-        and must not depend on what was cached.
+        The missing ones are padded with repeats to as many as were given, unless the teacher says that it needs none: an encoder's last bits may depend
+        on the size of its batch, and must not depend on what was cached.
         """
         keys = [self._key(image) for image in images]
         found = self._kept(list(dict.fromkeys(keys)))
         missing = [n for n, key in enumerate(keys) if key not in found and keys.index(key) == n]
         self.hits, self.misses = self.hits + len(found), self.misses + len(missing)
         if missing:
-            padded = missing + [missing[-1]] * (len(images) - len(missing))
+            sizes: CallSizes = getattr(self.teacher, "call_sizes", CallSizes())
+            padded = missing if sizes.padding == "none" else missing + [missing[-1]] * (len(images) - len(missing))
             encoded = self.teacher.encode([images[n] for n in padded])
             here = encoded.features[: len(missing)].detach().to("cpu", STORED_AS[self.cache.plan.storage])
             fresh = {keys[n]: Entry(here[at].contiguous(), _facts(encoded, at)) for at, n in enumerate(missing)}

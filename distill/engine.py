@@ -33,6 +33,8 @@ class LabelSummary:
     """Cases that already had these labels."""
     without_prompts: tuple[str, ...]
     """Cases that nobody prompted, and that have no labels therefore."""
+    set_aside: dict[str, int] = field(default_factory=dict)
+    """Case -> how many of its prompts were not asked, since their class is asked along another axis."""
     withdrawn: Withdrawn = field(default_factory=Withdrawn)
     """Labels that were taken back, since nobody prompts their cases any more."""
     quarantined: tuple[str, ...]
@@ -91,6 +93,7 @@ class _LabelRun:
             done=job.finished,
             skipped=sum(case not in due and case not in quarantined for case in job.prints),
             without_prompts=inputs.unprompted,
+            set_aside=inputs.set_aside,
             withdrawn=withdrawn,
             quarantined=quarantined,
             unfinished=len(set(todo) - set(quarantined)) + len(withdrawn.held),

@@ -4,7 +4,7 @@ Where gold is ``IGNORE`` nobody said what is there: such a voxel counts neither 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -15,6 +15,7 @@ from distill.levels import LevelCounts, count_levels
 from distill.quality import dice
 from distill.rings import RING_COVERAGE, inner_radius, outer_radius
 from distill.semantic import grey_volume
+from distill.unknown import unknown_map
 from storage import IGNORE, Archive, LabelSetNotFoundError
 from storage.case import Part
 
@@ -77,7 +78,8 @@ def gold_cases(
 ) -> list[GoldCase]:
     """Read the cases of one part that carry probabilities and agreement of a class, and gold that knows the class.
 
-    Gold that is ``IGNORE`` everywhere says nothing of any mask; such cases are among them, with nothing judged.
+    Gold that is ``IGNORE`` everywhere says nothing of any mask; such cases are among them, with nothing judged. Nor is a mask judged on slices about which the teacher was
+    not asked, or where its track was lost: refinement ignores them.
 
     Args:
         archive: Where from.
@@ -106,7 +108,7 @@ def gold_cases(
                 patient=record.patient,
                 levels=np.asarray(labels.probability[order.index(class_id)], np.uint8),
                 gold=ids == class_id,
-                judged=ids != IGNORE,
+                judged=(ids != IGNORE) & (unknown_map(labels, class_id) == 0),
                 scores=scores,
                 spacing_zyx_mm=case.spacing_zyx_mm,
                 spacing_known=record.geometry.spacing_known,
@@ -128,7 +130,8 @@ def cut_mask(case: GoldCase, rule: ClassRule) -> Bool[np.ndarray, "z y x"]:
 
 
 def _cut(case: GoldCase, rule: ClassRule) -> tuple[np.ndarray, np.ndarray]:
-    smooth = smooth_probability(case.probability, rule, case.spacing_zyx_mm)
+    lengths = rule if case.spacing_known else replace(rule, smooth_mm=0.0)
+    smooth = smooth_probability(case.probability, lengths, case.spacing_zyx_mm)
     if rule.rectify_edges and case.grey is not None:
         smooth = rectify_edges(smooth, case.grey)
     return smooth, clean_mask(smooth >= rule.threshold, rule, case.spacing_zyx_mm if case.spacing_known else None)

@@ -155,7 +155,7 @@ def fuse_case(case: Case, labels: Sequence[Labels], plan: FusePlan) -> Fused:
     shape = case.record.shape_czyx[1:]
     stack = np.zeros((len(plan.classes), *shape), np.float32)
     scores = _averaged([each.scores for each in labels])
-    between = np.zeros(shape, np.float32)
+    between = np.zeros_like(stack)
     believed: dict[str, float] = {}
     voxel_mm3 = float(np.prod(case.spacing_zyx_mm))
     for n, info in enumerate(plan.classes):
@@ -165,7 +165,7 @@ def fuse_case(case: Case, labels: Sequence[Labels], plan: FusePlan) -> Fused:
         votes = drawn > _TOP // 2
         mean = drawn.mean(axis=0, dtype=np.float32)
         consensus = staple(votes, np.rint(mean).astype(np.uint8))
-        np.maximum(between, disagreement(drawn.astype(np.float32) / _TOP), out=between)
+        between[n] = disagreement(drawn.astype(np.float32) / _TOP)
         stack[n] = consensus.posterior if plan.rule == "staple" else mean / _TOP
         scores[f"teacher_agreement/{info.id}"] = pairwise_dice(votes)
         scores[f"volume_mm3/{info.id}"] = float((stack[n] > 0.5).sum()) * voxel_mm3
@@ -176,7 +176,7 @@ def fuse_case(case: Case, labels: Sequence[Labels], plan: FusePlan) -> Fused:
         np.where(stack.max(axis=0) > 0.5, ids, 0).astype(np.uint8),
         np.rint(_TOP * stack).astype(np.uint8),
         np.rint(_TOP * binary_entropy(stack).max(axis=0) / LN2).astype(np.uint8),
-        _maps(labels, between),
+        _maps(labels, [info.id for info in plan.classes], between),
         scores,
         believed,
     )
@@ -201,22 +201,36 @@ def disagreement(probabilities: np.ndarray) -> np.ndarray:
     return between
 
 
-def _maps(labels: Sequence[Labels], between: np.ndarray) -> dict[str, np.ndarray]:
+def _maps(labels: Sequence[Labels], classes: Sequence[int], between: np.ndarray) -> dict[str, np.ndarray]:
     """Return the maps of all members together: what members of one teacher contradict each other in, and what teachers do (they add up).
 
     What any of them has lost track of is unknown.
+
+    Args:
+        labels: of each teacher.
+        classes: ids.
+        between: ``(k, z, y, x)`` in nats, how much teachers contradict each other about each class.
     """
-    votes, doubts = ([each.map(name) for each in labels] for name in ("vote", "mutual_information"))
     found: dict[str, np.ndarray] = {}
-    if all(each is not None for each in doubts):
-        within = np.mean([np.asarray(each[...], np.float32) for each in doubts if each is not None], axis=0)
+    if all("mutual_information" in each.maps for each in labels):
+        within = _stacked(labels, "mutual_information", classes).mean(axis=0, dtype=np.float32)
         found["mutual_information"] = np.rint(np.clip(within + _TOP * between / LN2, 0, _TOP)).astype(np.uint8)
-    unknown = [np.asarray(each[...]) for each in (label.map("unknown") for label in labels) if each is not None]
-    if unknown:
-        found["unknown"] = np.maximum.reduce(unknown)
-    if all(each is not None for each in votes):
-        found["vote"] = np.rint(np.mean([np.asarray(each[...], np.float32) for each in votes if each is not None], axis=0)).astype(np.uint8)
-    return found
+    if any("unknown" in each.maps for each in labels):
+        found["unknown"] = _stacked(labels, "unknown", classes).max(axis=0)
+    if all("vote" in each.maps for each in labels):
+        found["vote"] = np.rint(_stacked(labels, "vote", classes).mean(axis=0, dtype=np.float32)).astype(np.uint8)
+    return {name: each[0] if len(classes) == 1 else each for name, each in found.items()}
+
+
+def _stacked(labels: Sequence[Labels], name: str, classes: Sequence[int]) -> np.ndarray:
+    """Return a map of every teacher and class, ``(J, k, z, y, x)`` uint8; 0 where one has none."""
+    stacked = np.zeros((len(labels), len(classes), *labels[0].ids.shape), np.uint8)
+    for each, row in zip(labels, stacked, strict=True):
+        for n, class_id in enumerate(classes):
+            said = each.class_map(name, class_id)
+            if said is not None:
+                row[n] = said
+    return stacked
 
 
 def _averaged(scores: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ so that volumes of which only some slices were drawn are worth a warning.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,12 +16,21 @@ LEAST_SLICES = 3
 """So many single slices, one above the other with nothing between, are no accident."""
 
 
-def open_in_words(cases: Sequence[GoldCase]) -> str:
-    """Say of how many cases only a part was judged, or nothing at all; empty where experts left nothing open."""
+def open_in_words(cases: Sequence[GoldCase], beside: int = 0) -> str:
+    """Say of how many cases only a part was judged, or nothing at all; empty where experts left nothing open.
+
+    Args:
+        cases: With gold of the class.
+        beside: Masks that lie where nothing was judged.
+    """
     none = sum(not case.judged.any() for case in cases)
     part = sum(not case.judged.all() for case in cases) - none
-    said = [f"gold of {part} of {len(cases)} calibration cases is of a part, and counts there alone"] if part else []
-    return "; ".join([*said, f"gold of {none} of {len(cases)} leaves everything open (255), and they are left out"] if none else said)
+    said = (
+        f"of {part} of {len(cases)} calibration cases only what an expert drew and the teacher was asked about counts" if part else "",
+        f"{beside} of their masks lie where nothing was judged, and are left out" if beside else "",
+        f"gold of {none} of {len(cases)} leaves everything open (255), and they are left out" if none else "",
+    )
+    return "; ".join(each for each in said if each)
 
 
 def undrawn_in_words(cases: Sequence[GoldCase]) -> str:
@@ -48,4 +58,4 @@ def _on_single_slices(gold: np.ndarray, judged: np.ndarray) -> bool:
     if len(here) < LEAST_SLICES or (np.diff(here) < 2).any():
         return False
     between = [z for z in range(here[0], here[-1]) if z not in here]
-    return bool(judged[between].any()) and all((gold[a] & gold[b]).any() for a, b in zip(here[:-1], here[1:], strict=True))
+    return bool(judged[between].any()) and all((gold[a] & gold[b]).any() for a, b in pairwise(here))

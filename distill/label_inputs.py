@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from distill.embedding_cache import cache_inputs
 from distill.intensity import intensity_inputs
 from distill.label_plan import ENGINE, LabelPlan
+from distill.planes import plane_inputs
+from distill.prompts.axes import axis_inputs, set_aside
 from distill.prompts.choice import chosen_prompts
-from distill.prompts.hints import piece_inputs, usable_prompts
+from distill.prompts.hints import piece_inputs, point_inputs, usable_prompts
 from distill.teachers.checkpoints import inspect_checkpoint
+from distill.unasked import unasked_inputs
 from storage import Archive, CaseRecord, Prompt, fingerprint
 
 
@@ -24,6 +27,8 @@ class LabelInputs:
     """Prompted case -> fingerprint of everything its labels depend on."""
     teacher: str
     """Fingerprint of the weights."""
+    set_aside: dict[str, int]
+    """Case -> how many of the sources' prompts are not asked, since their class is asked along another axis."""
 
     @property
     def unprompted(self) -> tuple[str, ...]:
@@ -47,7 +52,8 @@ def label_inputs(archive: Archive, plan: LabelPlan, cases: Sequence[str] | None 
         for case, record in records.items()
         if _usable(prompts.get(case, []), plan)
     }
-    return LabelInputs(records=records, prompts=prompts, prints=prints, teacher=teacher)
+    aside = {case: len(found) for case, each in prompts.items() if (found := set_aside(_of_plan(each, plan)))}
+    return LabelInputs(records=records, prompts=prompts, prints=prints, teacher=teacher, set_aside=aside)
 
 
 def label_fingerprint(plan: LabelPlan, record: CaseRecord, prompts: list[Prompt], teacher: str) -> str:
@@ -61,13 +67,22 @@ def label_fingerprint(plan: LabelPlan, record: CaseRecord, prompts: list[Prompt]
         classes=plan.classes,
         profile=plan.profile or "",
         **piece_inputs(record, prompts, [info.id for info in plan.classes]),
+        **point_inputs(prompts, [info.id for info in plan.classes]),
+        **plane_inputs(record, plan.ask),
+        **axis_inputs(prompts, [info.id for info in plan.classes]),
+        **unasked_inputs(record, prompts, [info.id for info in plan.classes], limit_mm=plan.unasked_mm, propagate=plan.ask.propagate),
         **({} if plan.precision == "auto" else {"precision": plan.precision}),  # the base is part of the teacher's hash
         **intensity_inputs(plan.intensity, record),
         **cache_inputs(plan.embedding_cache),
     )
 
 
-def _usable(prompts: list[Prompt], plan: LabelPlan) -> bool:
-    """Say whether any usable prompt (``usable_prompts``) is about a class of the plan, on an axial slice."""
+def _of_plan(prompts: list[Prompt], plan: LabelPlan) -> list[Prompt]:
+    """Return the prompts about a plan's classes."""
     wanted = {info.id for info in plan.classes}
-    return any(prompt.class_id in wanted and prompt.axis == "z" for prompt in prompts)
+    return [prompt for prompt in prompts if prompt.class_id in wanted]
+
+
+def _usable(prompts: list[Prompt], plan: LabelPlan) -> bool:
+    """Say whether any usable prompt (``usable_prompts``) is about a class of the plan."""
+    return bool(_of_plan(prompts, plan))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
-from distill.casework import CaseWork, prepare_case
+from distill.casework import CaseWork, by_axis, prepare_case
 from distill.devices import has_died, made_current
 from distill.embedding_memory import EmbeddingMemory
 from distill.label_plan import LabelPlan
@@ -98,7 +98,7 @@ class LabelJob:
             return
         self.held.discard(case)
         self.finished += 1
-        self.slices += sum(len(target.summaries) for target in work.classes.values())
+        self.slices += sum(len(target.summaries) for target in work.targets.values())
 
 
 def run_pass(job: LabelJob, stations: Sequence[Station], records: Sequence[CaseRecord]) -> None:
@@ -234,11 +234,12 @@ class _Pass:
         """Ask about a window; if that fails, ask case by case, so that one poisoned case is found and the others go on."""
         ask, memory = self.job.plan.ask, EmbeddingMemory()
         try:
-            run_wavefront(teacher, window, ask, check=self._go_on, memory=memory)
-            if ask.propagate:
-                check_round_trips(teacher, window, ask, check=self._go_on, memory=memory)
-            if ask.planes == "three":
-                ask_other_planes(teacher, window, ask, check=self._go_on, memory=memory)
+            for works in by_axis(window):
+                run_wavefront(teacher, works, ask, check=self._go_on, memory=memory)
+                if ask.propagate:
+                    check_round_trips(teacher, works, ask, check=self._go_on, memory=memory)
+                if ask.planes == "three":
+                    ask_other_planes(teacher, works, ask, check=self._go_on, memory=memory)
         except _StopError:
             raise
         except Exception as error:

@@ -26,6 +26,9 @@ class LabelPlan:
     """Of a LoRA delta: the checkpoint it was trained on."""
     precision: Precision = "auto"
     ask: AskSettings = field(default_factory=AskSettings)
+    unasked_mm: float = 200.0
+    """Beyond the last slice that was asked, where nothing says that the object has ended, slices are unknown for so far and background from there on
+    (``distill.unasked``); an adult's liver is some 200 mm high."""
     intensity: IntensitySpec = field(default_factory=IntensitySpec)
     embedding_cache: EmbeddingCachePlan | None = None
     window: int = 8

@@ -6,10 +6,13 @@ from scipy import ndimage
 from distill.casework import CaseWork, ClassWork
 from distill.embedding_cache import cache_inputs
 from distill.label_plan import ENGINE, LabelPlan
+from distill.prompts.axes import AXES
 from distill.prompts.choice import ABSENT
 from distill.propagation import told
 from distill.quality import dice
+from distill.unasked import shown, unasked_slices
 from distill.uncertainty import LN2, binary_entropy
+from distill.unknown import DISBELIEVED, UNASKED
 from storage import Archive, LabelHistory
 
 _CROSS = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])[:, None, None]
@@ -26,11 +29,11 @@ def store_labels(archive: Archive, plan: LabelPlan, work: CaseWork, *, teacher: 
         teacher: fingerprint of the weights.
         inputs: fingerprint of everything the labels depend on.
     """
-    shape_zyx = work.record.shape_czyx[1:]
+    shape_zyx, targets = work.record.shape_czyx[1:], work.targets
     stack = np.zeros((len(plan.classes), *shape_zyx), np.float32)
     for n, info in enumerate(plan.classes):
-        if info.id in work.classes:
-            stack[n] = work.classes[info.id].probability
+        if info.id in targets:
+            stack[n] = targets[info.id].in_case("probability")
     best = stack.argmax(axis=0)
     ids = np.where(stack.max(axis=0) > 0.5, np.array([c.id for c in plan.classes], np.uint8)[best], 0).astype(np.uint8)
     doubt = binary_entropy(stack).max(axis=0) / LN2
@@ -39,27 +42,35 @@ def store_labels(archive: Archive, plan: LabelPlan, work: CaseWork, *, teacher: 
         ids,
         probability_kzyx=np.rint(255 * stack).astype(np.uint8),
         uncertainty_zyx=np.rint(255 * doubt).astype(np.uint8),
-        maps={name: _largest(name, work) for name in ("mutual_information", "vote")} | _unknown(work),
+        maps={name: _by_class(_said(name, work, plan)) for name in ("mutual_information", "vote")} | _unknown(work, plan),
         scores=measure(work),
     )
 
 
-def _unknown(work: CaseWork) -> dict[str, np.ndarray]:
-    """Return the map ``unknown``, 255 on slices where nobody should learn about some class; none where there is no such slice."""
-    slices = sorted({z for target in work.classes.values() for z in target.unknown})
-    if not slices:
-        return {}
-    unknown = np.zeros(work.record.shape_czyx[1:], np.uint8)
-    unknown[slices] = 255
-    return {"unknown": unknown}
+def _unknown(work: CaseWork, plan: LabelPlan) -> dict[str, np.ndarray]:
+    """Return the map ``unknown`` (``distill.unknown``); none where everything is known."""
+    unknown = np.zeros((len(plan.classes), *work.record.shape_czyx[1:]), np.uint8)
+    for about, info in zip(unknown, plan.classes, strict=True):
+        if info.id in work.targets:
+            target = work.targets[info.id]
+            turned = np.moveaxis(about, target.axis, 0)
+            turned[sorted(unasked_slices(work, target, plan.unasked_mm))] = UNASKED
+            turned[sorted(target.unknown)] = DISBELIEVED
+    return {"unknown": _by_class(unknown)} if unknown.any() else {}
 
 
-def _largest(name: str, work: CaseWork) -> np.ndarray:
-    """Return a map of all classes together, ``(z, y, x)`` uint8: the largest value at each voxel."""
-    largest = np.zeros(work.record.shape_czyx[1:], np.uint8)
-    for target in work.classes.values():
-        np.maximum(largest, getattr(target, name), out=largest)
-    return largest
+def _said(name: str, work: CaseWork, plan: LabelPlan) -> np.ndarray:
+    """Return a map of every class of the plan, ``(k, z, y, x)`` uint8; 0 of those that were not asked about."""
+    said = np.zeros((len(plan.classes), *work.record.shape_czyx[1:]), np.uint8)
+    for n, info in enumerate(plan.classes):
+        if info.id in work.targets:
+            said[n] = work.targets[info.id].in_case(name)
+    return said
+
+
+def _by_class(map_kzyx: np.ndarray) -> np.ndarray:
+    """Return a map as it is stored: without its first axis where there is one class."""
+    return map_kzyx[0] if len(map_kzyx) == 1 else map_kzyx
 
 
 def _history(plan: LabelPlan, work: CaseWork, teacher: str, inputs: str) -> LabelHistory:
@@ -71,8 +82,14 @@ def _history(plan: LabelPlan, work: CaseWork, teacher: str, inputs: str) -> Labe
         prompt_source=", ".join(work.sources) or "weak",
         parameters={
             **plan.ask.history(),
-            **{f"{name}/{key}": text for key, target in work.classes.items() for name, text in told(target).items()},
-            **{f"pieces/{key}": most for key, target in work.classes.items() if (most := target.most_pieces) > 1},
+            **{f"{name}/{key}": text for key, target in work.targets.items() for name, text in told(target).items()},
+            **{
+                f"unasked/{key}": text
+                for key, target in work.targets.items()
+                if (text := shown(unasked_slices(work, target, plan.unasked_mm)))
+            },
+            **{f"axis/{key}": AXES[target.axis] for key, target in work.targets.items() if target.axis},
+            **{f"pieces/{key}": most for key, target in work.targets.items() if (most := target.most_pieces) > 1},
             **work.window.history(),
             **cache_inputs(plan.embedding_cache),
         },
@@ -88,7 +105,7 @@ def measure(work: CaseWork) -> dict[str, float]:
     """
     voxel_mm3 = float(np.prod(work.record.geometry.spacing_zyx_mm))
     scores: dict[str, float] = {f"{ABSENT}/{class_id}": confidence for class_id, confidence in work.said_absent.items()}
-    for class_id, target in work.classes.items():
+    for class_id, target in work.targets.items():
         masks = target.probability > 0.5
         found = slice_scores(target) | doubt_scores(target, masks)
         found["slice_consistency"] = _slice_consistency(target, masks)

@@ -14,7 +14,7 @@ import torch
 from distill.answers import Answer
 from distill.patches import Region
 from distill.teachers.transfer import Arriving, transfer_to
-from distill.uncertainty import LN2, EnsembleSummary, pairwise_dice, summarise
+from distill.uncertainty import LN2, EnsembleSummary, Weights, pairwise_dice, summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class _Place:
 class Members:
     """Collects ensembles, and gives their answers back in the order in which they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Weights = "equal") -> None:
+        self._weights = weights
         self._ready: list[Answer] = []
         self._there: list[torch.Tensor] = []
         self._places: list[_Place] = []
@@ -46,12 +47,12 @@ class Members:
             size_px: (height, width) of the picture.
             candidates: ``(C, h, w)`` logits of the candidates for the unjittered box.
         """
-        place = _Place(region, size_px)
+        place, weights = _Place(region, size_px), weights_of(logits, iou, self._weights)
         if is_far(logits):
-            self._there += [*reduced(logits, candidates), iou]
+            self._there += [*reduced(logits, candidates, weights), iou]
             self._places.append(place)
             return
-        summary = summarise(logits.numpy())
+        summary = summarise(logits.numpy(), None if weights is None else weights.numpy())
         if candidates is not None:
             summary = replace(summary, multimask_dice=pairwise_dice(candidates.numpy() > 0))
         self._ready.append(Answer(summary=summary, region=region, size_px=size_px, iou=_mean(iou.tolist())))
@@ -79,12 +80,30 @@ def is_far(tensor: torch.Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def reduced(logits: torch.Tensor, candidates: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def weights_of(logits: torch.Tensor, iou: torch.Tensor, kind: Weights) -> torch.Tensor | None:
+    """Return what each member counts ``(E,)``, in sum 1; None where all count alike. Where nothing speaks for any of them they do so too.
+
+    Args:
+        logits: ``(E, h, w)``.
+        iou: ``(E,)`` predicted.
+        kind: by what.
+    """
+    if kind == "equal":
+        return None
+    share = iou.double().clamp(min=0) if kind == "predicted_iou" else _dice_of_pairs(logits > 0).sum(dim=1) - 1
+    total = share.sum()
+    return torch.where(total > 0, share / total.clamp(min=1e-9), 1 / len(share)).to(logits.dtype)
+
+
+def reduced(
+    logits: torch.Tensor, candidates: torch.Tensor | None = None, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute what ``summarise`` does, within rounding, with nothing that waits for the device: no branch and no copy of a number.
 
     Args:
         logits: ``(E, h, w)`` float32.
         candidates: ``(C, h, w)``; their agreement is one more figure.
+        weights: ``(E,)``; see ``summarise``.
 
     Returns:
         The mean probability ``(h, w)`` float32; vote and mutual information ``(2, h, w)`` uint8; pairwise Dice, stability, area and, where there are
@@ -92,8 +111,11 @@ def reduced(logits: torch.Tensor, candidates: torch.Tensor | None = None) -> tup
     """
     clipped = logits.clamp(-30, 30)
     probabilities = torch.sigmoid(clipped)
-    mean = probabilities.mean(dim=0)
-    own_entropy = (torch.nn.functional.softplus(-clipped) + (1 - probabilities) * clipped).mean(dim=0)
+    entropies = torch.nn.functional.softplus(-clipped) + (1 - probabilities) * clipped
+    if weights is None:
+        mean, own_entropy = probabilities.mean(dim=0), entropies.mean(dim=0)
+    else:
+        mean, own_entropy = (torch.tensordot(weights, each, 1) for each in (probabilities, entropies))
     certain = mean.clamp(1e-6, 1 - 1e-6)
     entropy = -(certain * certain.log() + (1 - certain) * torch.log1p(-certain))
     yes = logits > 0
@@ -108,14 +130,18 @@ def reduced(logits: torch.Tensor, candidates: torch.Tensor | None = None) -> tup
 
 def _pairwise_dice(masks: torch.Tensor) -> torch.Tensor:
     """Return the mean Dice over all pairs of ``(E, h, w)`` bool masks, as ``distill.uncertainty.pairwise_dice`` defines it."""
-    flat = masks.flatten(1).float()
-    if len(flat) < 2:
+    if len(masks) < 2:
         return torch.ones((), dtype=torch.float64, device=masks.device)
+    return _dice_of_pairs(masks).triu(1).sum() / (len(masks) * (len(masks) - 1) / 2)
+
+
+def _dice_of_pairs(masks: torch.Tensor) -> torch.Tensor:
+    """Return the Dice of each mask with each, ``(E, E)`` float64; two empty ones agree."""
+    flat = masks.flatten(1).float()
     shared = (flat @ flat.T).double()
     sizes = shared.diagonal()
     total = sizes[:, None] + sizes[None]
-    dice = (2 * shared / total.clamp(min=1)).masked_fill(total == 0, 1.0)
-    return dice.triu(1).sum() / (len(flat) * (len(flat) - 1) / 2)
+    return (2 * shared / total.clamp(min=1)).masked_fill(total == 0, 1.0)
 
 
 def _summary(probability: np.ndarray, maps: np.ndarray, figures: np.ndarray) -> EnsembleSummary:

@@ -22,6 +22,7 @@ from distill.questions import AskSettings
 from distill.teachers.base import Teacher
 from distill.uncertainty import LN2, binary_entropy, in_bytes
 from distill.wavefront import run_wavefront
+from storage import CaseRecord
 
 ANISOTROPY = 1.5
 """Up to this ratio of the largest to the smallest spacing, slices across the others are worth looking at."""
@@ -32,9 +33,20 @@ AGREEMENT_POWER = 8
 
 
 def near_isotropic(work: CaseWork) -> bool:
-    """Say whether coronal and sagittal slices of a case look like slices at all."""
-    spacing = work.record.geometry.spacing_zyx_mm
-    return max(spacing) / min(spacing) <= ANISOTROPY and min(work.record.shape_czyx[1:]) >= LEAST_SIDE_PX
+    """Say whether coronal and sagittal slices of a case look like slices at all; where nobody knows how far slices are apart, nobody knows that either."""
+    return work.record.geometry.spacing_known and is_alike(work.record)
+
+
+def is_alike(record: CaseRecord) -> bool:
+    """Say whether the spacing that is stored, known or not, is near isotropic, and the volume large enough."""
+    spacing = record.geometry.spacing_zyx_mm
+    return max(spacing) / min(spacing) <= ANISOTROPY and min(record.shape_czyx[1:]) >= LEAST_SIDE_PX
+
+
+def plane_inputs(record: CaseRecord, settings: AskSettings) -> dict[str, str]:
+    """Return what a label's fingerprint takes in where planes were once asked across pages of unknown distance, and nothing elsewhere."""
+    left_out = settings.planes == "three" and not record.geometry.spacing_known and is_alike(record)
+    return {"pages": "1"} if left_out else {}
 
 
 def ask_other_planes(
@@ -107,7 +119,7 @@ def _turn(work: CaseWork, axis: int) -> CaseWork:
         key: _prompted_by(np.moveaxis(target.probability, axis, 0), in_pieces=target.most_pieces > 1)
         for key, target in work.classes.items()
     }
-    return CaseWork(record=record, volume_czyx=volume, window=work.window, classes=classes, axis=axis)
+    return CaseWork(record=record, volume_czyx=volume, window=work.window, classes=classes, axis=3 * work.axis + axis)
 
 
 def _prompted_by(rough: np.ndarray, *, in_pieces: bool) -> ClassWork:

@@ -28,7 +28,7 @@ def stop_of(ask: Ask, answer: Answer, settings: AskSettings) -> Stop | None:
         reason = lost_because(known[0].mask, answer.mask, settings)
         if reason is None and summary.area_px > settings.stop_outgrown * _first_area(ask, before):
             reason = OUTGROWN
-    return None if reason is None else Stop(z=ask.plan.z, reason=reason)
+    return None if reason is None else Stop(z=ask.plan.z, reason=reason, track=ask.plan.track)
 
 
 def _first_area(ask: Ask, otherwise: int) -> int:

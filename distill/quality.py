@@ -263,9 +263,11 @@ def score_mask(
 def error_transfer(
     teacher: Integer[np.ndarray, "*space"], student: Integer[np.ndarray, "*space"], gold: Integer[np.ndarray, "*space"]
 ) -> ErrorTransfer:
-    """Return which part of the teacher's errors a student corrects or repeats, and which errors it adds."""
+    """Return which part of the teacher's errors a student corrects or repeats, and which errors it adds; nothing is an error where gold is ``IGNORE``."""
     _check_pair(teacher, gold)
     _check_pair(student, gold)
+    known = gold != IGNORE
+    teacher, student, gold = teacher[known], student[known], gold[known]
     teacher_wrong, student_wrong = teacher != gold, student != gold
     wrong, right = _count(teacher_wrong), _count(~teacher_wrong)
     return ErrorTransfer(

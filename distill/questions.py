@@ -13,7 +13,7 @@ from distill.prompts.hints import box_of
 from distill.prompts.resample import Resampling, resampling_of
 from distill.prompts.schedule import SlicePlan
 from distill.teachers.base import Embeddings, PromptBatch, Teacher
-from distill.uncertainty import OUTSIDE, clip_box, jitter_boxes, seed_for
+from distill.uncertainty import OUTSIDE, Weights, clip_box, jitter_boxes, seed_for
 from distill.views import View, views_of
 
 
@@ -39,6 +39,8 @@ class AskSettings:
     """Positive points of each member, drawn anew from those that were given or from inside the rough mask; 0 leaves given points as they are."""
     multimask: bool = False
     """Ask for the candidates of the unjittered box too, whose disagreement is a score."""
+    weights: Weights = "equal"
+    """What each member counts in the mean probability (``distill.members``)."""
     planes: Literal["axial", "three"] = "three"
     """``three`` also asks coronal and sagittal slices of volumes that are near isotropic (see ``distill.planes``)."""
     box_margin: float = 0.10

@@ -39,7 +39,7 @@ __all__ = [
     "worst",
 ]
 
-REFINE = "5"
+REFINE = "6"
 """Raised whenever refinement's answers change."""
 
 
@@ -85,7 +85,9 @@ def refine_archive(
         done=len(worked.done),
         skipped=worked.skipped,
         quarantined=worked.quarantined,
-        unsized=sum(plan_for(plan, record) != plan for record in records),
+        unsized=sum(not record.geometry.spacing_known for record in records)
+        if any(rule.volume_mm3 is not None for rule in plan.rules.values())
+        else 0,
         verdicts=counts,
         reasons=reasons,
         seconds=time.monotonic() - began,
@@ -131,7 +133,8 @@ def _refine(case: Case, plan: RefinePlan, heard: Hearsay, mark: str) -> None:
 
 def _history(case: Case, plan: RefinePlan, refined: Refined, print_: str) -> LabelHistory:
     source = case.labels(plan.source).history
-    rules = {info.id: plan.rules.get(info.id, ClassRule()) for info in plan.classes}
+    own = plan_for(plan, case.record).rules
+    rules = {info.id: own.get(info.id, ClassRule()) for info in plan.classes}
     decided: dict[str, str | float | int | bool | list[float]] = {MADE_OF: source.fingerprint}
     for class_id, verdict in refined.verdicts.items():
         decided |= {
@@ -157,12 +160,13 @@ def count_verdicts(archive: Archive, label_set: str, cases: Sequence[str]) -> tu
     reasons: Counter[str] = Counter()
     for case in cases:
         try:
-            parameters = archive[case].labels(label_set).history.parameters
+            history = archive[case].labels(label_set).history
         except LabelSetNotFoundError:
             continue
+        parameters = history.parameters
         verdicts = {
             info.id: Verdict(keep=keep, reason=str(parameters.get(f"reason/{info.id}", "")))
-            for info in archive[case].labels(label_set).history.classes
+            for info in history.classes
             for keep in KEEPS
             if parameters.get(f"verdict/{info.id}") == keep
         }

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import ndimage
 
-from distill.cleaning import ClassRule, clean_mask, part, rectify_edges, smooth_probability
+from distill.cleaning import ClassRule, Parted, filled, part, rectify_edges, smooth_probability
 from distill.errors import PlanError
 from distill.intensity import IntensitySpec
 from distill.prompts.choice import ABSENT
 from distill.semantic import grey_volume
+from distill.unknown import DISBELIEVED, UNASKED, unknown_map
 from distill.verdicts import DROPPED, IDENTITY, LOST, Verdict, judge, judge_absence, overall_verdict
 from storage import IGNORE, Case, CaseRecord, ClassInfo, Labels
 
@@ -58,10 +59,12 @@ class Refined:
 
 
 def plan_for(plan: RefinePlan, record: CaseRecord) -> RefinePlan:
-    """Return the plan as it holds for one case: volumes are not judged where the spacing is unknown, since a pixel then has no size."""
+    """Return the plan as it holds for one case: without a known spacing volumes are not judged, and stacks not smoothed, since a pixel has no size."""
     if record.geometry.spacing_known:
         return plan
-    return replace(plan, rules={key: replace(rule, volume_mm3=None) for key, rule in plan.rules.items()})
+    is_stack = record.shape_czyx[1] > 1  # single pictures never are
+    rules = {key: replace(rule, volume_mm3=None, smooth_mm=0.0 if is_stack else rule.smooth_mm) for key, rule in plan.rules.items()}
+    return replace(plan, rules=rules)
 
 
 def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> Refined:
@@ -79,18 +82,20 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
     unknown: dict[int, np.ndarray] = {}
     verdicts: dict[int, Verdict] = {}
     scores: dict[str, float] = {}
+    left_open = {info.id: unknown_map(labels, info.id) for info in plan.classes}
+    disbelieved = {key: each == DISBELIEVED for key, each in left_open.items()}
+    nobody_knows = np.logical_or.reduce([each > 0 for each in left_open.values()])
     for info in plan.classes:
-        drawn = drawn_mask(case, plan, info.id)
+        drawn, pieces = _drawn(case, plan, info.id) or (None, None)
         if f"{ABSENT}/{info.id}" in labels.scores:
             verdicts[info.id] = judge_absence(labels.scores[f"{ABSENT}/{info.id}"])
             continue
-        if drawn is None:
+        if drawn is None or pieces is None:
             verdicts[info.id] = Verdict(keep="reject", reason="not-prompted")
             continue
         rule = plan.rules.get(info.id, ClassRule())
         known = _of_class(dict(labels.scores) | dict(heard.scores), info.id)
         parts[info.id] = drawn
-        pieces = part(drawn[0] >= rule.threshold, rule, _known_spacing(case))
         unknown[info.id] = np.asarray(ndimage.binary_dilation(pieces.dropped, iterations=2)) | pieces.gaps
         known |= {DROPPED: float(pieces.dropped.sum() / max(drawn[1].sum(), 1))} if pieces.dropped.any() else {}
         verdicts[info.id] = judge(
@@ -99,8 +104,8 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
         kept = {name: known[name] for name in ("pairwise_dice", "quality", DROPPED, *IDENTITY) if name in known}
         kept["volume_mm3"] = float(drawn[1].sum() * np.prod(case.spacing_zyx_mm))
         scores |= {f"{name}/{info.id}": value for name, value in kept.items()}
-    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_vote(labels, plan), unknown=unknown)
-    ids[unknown_slices(labels)] = IGNORE
+    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_votes(labels, plan), unknown=unknown, disbelieved=disbelieved)
+    ids[nobody_knows & (ids == 0)] = IGNORE
     overall = overall_verdict(verdicts)
     blank = np.zeros(ids.shape, np.float32)
     cut = np.stack([parts[info.id][0] if info.id in parts else blank for info in plan.classes])
@@ -110,13 +115,6 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
         verdicts,
         scores | {"accepted": float(overall == "accept"), "ignored_share": float((ids == IGNORE).mean())},
     )
-
-
-def unknown_slices(labels: Labels) -> np.ndarray:
-    """Return the slices ``(z,)`` bool about which nothing is known: a mask was carried there, and did not lead back to where it came from."""
-    unknown = labels.map("unknown")
-    depth = labels.ids.shape[0]
-    return np.zeros(depth, bool) if unknown is None else np.asarray(np.asarray(unknown[:]).reshape(depth, -1).any(axis=1))
 
 
 def class_probability(case: Case, plan: RefinePlan, class_id: int) -> np.ndarray | None:
@@ -146,15 +144,23 @@ def drawn_mask(case: Case, plan: RefinePlan, class_id: int) -> tuple[np.ndarray,
     Raises:
         PlanError: if the source label set has no probabilities.
     """
-    plan = plan_for(plan, case.record)
+    drawn = _drawn(case, plan_for(plan, case.record), class_id)
+    return None if drawn is None else drawn[0]
+
+
+def _drawn(case: Case, plan: RefinePlan, class_id: int) -> tuple[tuple[np.ndarray, np.ndarray], Parted] | None:
+    """Return what ``drawn_mask`` does by the plan of a case, and what became of the pieces."""
     probability = class_probability(case, plan, class_id)
     if probability is None:
         return None
     rule = plan.rules.get(class_id, ClassRule())
-    smooth = smooth_probability(probability, rule, case.spacing_zyx_mm)
+    asked = unknown_map(case.labels(plan.source), class_id) != UNASKED
+    smooth = smooth_probability(probability, rule, case.spacing_zyx_mm, asked)
     if rule.rectify_edges:
         smooth = rectify_edges(smooth, grey_volume(case.record, case.read(), plan.intensity))
-    return smooth, clean_mask(smooth >= rule.threshold, rule, _known_spacing(case))
+    spacing = _known_spacing(case)
+    pieces = part(smooth >= rule.threshold, rule, spacing)
+    return (smooth, filled(pieces.kept, rule, spacing)), pieces
 
 
 def _known_spacing(case: Case) -> tuple[float, float, float] | None:
@@ -167,11 +173,11 @@ def _of_class(scores: Mapping[str, float], class_id: int) -> dict[str, float]:
     return {first: scores[name] for name, (first, _, last) in parts.items() if last == str(class_id)}
 
 
-def _vote(labels: Labels, plan: RefinePlan) -> np.ndarray | None:
-    """Return the share of members that say yes, 0 to 1, where a rule asks for it and it was kept."""
-    wanted = any(rule.disputed_from is not None for rule in plan.rules.values())
-    stored = labels.map("vote") if wanted else None
-    return None if stored is None else np.asarray(stored[:], np.float32) / np.float32(255)
+def _votes(labels: Labels, plan: RefinePlan) -> dict[int, np.ndarray]:
+    """Return the share of members that say yes, 0 to 1, of the classes whose rule asks for it, where it was kept."""
+    wanted = [info.id for info in plan.classes if info.id in plan.rules and plan.rules[info.id].disputed_from is not None]
+    stored = {key: labels.class_map("vote", key) for key in wanted}
+    return {key: np.asarray(each, np.float32) / np.float32(255) for key, each in stored.items() if each is not None}
 
 
 def compose(
@@ -180,8 +186,9 @@ def compose(
     plan: RefinePlan,
     shape: tuple[int, int, int],
     *,
-    vote: np.ndarray | None = None,
+    vote: Mapping[int, np.ndarray] | None = None,
     unknown: Mapping[int, np.ndarray] | None = None,
+    disbelieved: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Put the classes of one case together.
 
@@ -193,8 +200,9 @@ def compose(
         verdicts: by class id.
         plan: classes and rules.
         shape: of the case.
-        vote: ``(z, y, x)`` share of the ensemble's members that say yes, for rules about disputed voxels.
+        vote: class id -> ``(z, y, x)`` share of the ensemble's members that say yes, for rules about disputed voxels.
         unknown: class id -> bool ``(z, y, x)``: where large pieces were taken away from its mask, and the gaps in it (``distill.cleaning.Parted``).
+        disbelieved: class id -> bool ``(z, y, x)``: where its mask is no object (``distill.unknown``), and other classes' masks stand as if it were not there.
     """
     ids = np.zeros(shape, np.uint8)
     margin = np.zeros(shape, np.float32)
@@ -204,12 +212,13 @@ def compose(
         if verdicts[class_id].keep == "reject":
             ignore |= np.True_ if verdicts[class_id].reason in LOST else surroundings(smooth > 0.02)
             continue
-        above = np.where(mask, smooth - rule.threshold + 1e-6, 0)
+        held = mask if disbelieved is None or class_id not in disbelieved else mask & ~disbelieved[class_id]
+        above = np.where(held, smooth - rule.threshold + 1e-6, 0)
         ids = np.where(above > margin, class_id, ids).astype(np.uint8)
         margin = np.maximum(margin, above)
         band = np.abs(smooth - rule.threshold) < rule.ignore_band
-        if rule.disputed_from is not None and vote is not None:
-            band |= np.minimum(vote, 1 - vote) >= rule.disputed_from
+        if rule.disputed_from is not None and vote is not None and class_id in vote:
+            band |= np.minimum(vote[class_id], 1 - vote[class_id]) >= rule.disputed_from
         # Only doubt that touches the object: a small, removed component is background by decision, not by doubt.
         ids[band & mask & (ids == class_id)] = IGNORE
         if unknown is not None and class_id in unknown:

@@ -15,6 +15,8 @@ from scipy.spatial import cKDTree
 
 from distill.semantic import body_box
 
+REVERSE = "2"
+"""Raised whenever the same masks and gold lead to other answers."""
 _SCALES_PX = (1.0, 2.0, 4.0)
 _PLACE = 2.0
 """Weight of the place in the body, 0 to 1 across it, beside grey values of unit variance: a tenth of the body weighs a fifth of a deviation."""
@@ -36,7 +38,7 @@ class Sample:
 def sample_of(
     mask: Bool[np.ndarray, "z y x"], grey: Float[np.ndarray, "z y x"], seed: int = 0, judged: Bool[np.ndarray, "z y x"] | None = None
 ) -> Sample | None:
-    """Draw voxels inside and outside a mask; None if it is empty.
+    """Draw voxels inside and outside a mask; None if it is empty, or if nothing but the object was judged.
 
     Args:
         mask: of the case to be judged, or gold.
@@ -47,7 +49,7 @@ def sample_of(
     rng = np.random.default_rng(seed)
     rest = ~mask if judged is None else ~mask & judged
     groups = [(np.flatnonzero(mask), _INSIDE), (np.flatnonzero(rest), _OUTSIDE)]
-    if not len(groups[0][0]):
+    if not len(groups[0][0]) or (judged is not None and not len(groups[1][0])):
         return None
     chosen = [rng.choice(where, min(most, len(where)), replace=False) for where, most in groups]
     weight = np.concatenate([np.full(len(some), len(where) / max(1, len(some))) for some, (where, _) in zip(chosen, groups, strict=True)])

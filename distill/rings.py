@@ -28,6 +28,9 @@ class Ring:
     inner: Guarantee
     feasible: bool
     statement: str
+    unit: Literal["mm", "px"] = "mm"
+    """Of both thresholds: ``px`` where the spacing is not known."""
+    coverage: float = RING_COVERAGE
 
 
 def outer_radius(
@@ -115,7 +118,7 @@ def ring(
         )
     else:
         said = " ".join(dict.fromkeys(side.statement for side in sides if not side.feasible))
-    return Ring(outer=sides[0], inner=sides[1], feasible=feasible, statement=said)
+    return Ring(outer=sides[0], inner=sides[1], feasible=feasible, statement=said, unit=unit, coverage=coverage)
 
 
 def _side(kind: Kind, scores: Sequence[float], level: float, doing: str, what: str, unit: str) -> Guarantee:

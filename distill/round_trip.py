@@ -7,13 +7,14 @@ nor background.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from distill.casework import CaseWork, ClassWork, Track
 from distill.embedding_memory import EmbeddingMemory
 from distill.patches import Patch
+from distill.prompts.ends import Direction
 from distill.prompts.hints import SliceHint, box_of
 from distill.prompts.schedule import SlicePlan
 from distill.quality import dice
@@ -22,8 +23,6 @@ from distill.teachers.base import Teacher
 from distill.uncertainty import OUTSIDE
 from distill.wavefront import run_wavefront
 
-Direction = Literal["down", "up"]
-"""Towards slice 0, or away from it."""
 _BACK: dict[str, Any] = {
     "boxes": 1,
     "flips": False,

@@ -10,11 +10,16 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from distill.automatic import Candidate
+from distill.embedding_cache import cache_inputs
+from distill.intensity import intensity_inputs
 from distill.prompts.everything_options import GridOptions
 from distill.prompts.nameless import masks_by_slice
-from distill.prompts.sources import Subject
+from distill.prompts.sources import SourceContext, Subject
 from distill.teachers.base import Teacher
+from storage import CaseRecord, fingerprint
 
+VERSION = "1"
+"""Raised whenever the same options cut other pieces."""
 LEAST_IOU = 0.5
 MOST_SMALL = 65_535
 """Numbers that fit into 16 bits."""
@@ -38,6 +43,19 @@ def supervoxels(teacher: Teacher, subject: Subject, grid: GridOptions) -> np.nda
         before = numbers[z - 1] if z else np.zeros_like(numbers[0])
         numbers[z], last = linked(before, here, last)
     return numbers.astype(np.uint16) if last <= MOST_SMALL else numbers
+
+
+def supervoxel_inputs(context: SourceContext, record: CaseRecord, grid: GridOptions) -> str:
+    """Return the fingerprint of all that the pieces of a case depend on: the scan, how it is shown, the teacher and the grid."""
+    teacher, plan = context.teacher, context.plan
+    return fingerprint(
+        version=VERSION,
+        case=[record.fingerprint, record.modality],
+        grid=grid.model_dump_json(),
+        teacher=[teacher.fingerprint, teacher.profile, plan.precision],
+        **intensity_inputs(plan.intensity, record),
+        **cache_inputs(plan.embedding_cache),
+    )
 
 
 def disjoint(candidates: Sequence[Candidate], shape_yx: tuple[int, ...]) -> np.ndarray:

@@ -8,11 +8,13 @@ members contradicting each other: what is left when the mean of their own entrop
 
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 LN2 = float(np.log(2.0))
+Weights = Literal["equal", "predicted_iou", "agreement"]
+"""What a member counts in the mean: all alike, by what the teacher says of it, or by its mean Dice with the others."""
 FAR_BELOW = -20.0
 """The logit of pixels where nothing is believed."""
 OUTSIDE = np.float32(1 / (1 + np.exp(-np.float32(FAR_BELOW))))
@@ -115,13 +117,22 @@ def in_bytes(share: np.ndarray) -> np.ndarray:
     return np.asarray(np.rint(255 * np.clip(share, 0, 1)), np.uint8)
 
 
-def summarise(logits: np.ndarray) -> EnsembleSummary:
-    """Fuse the members' logits ``(E, H, W)`` into one summary."""
+def summarise(logits: np.ndarray, weights: np.ndarray | None = None) -> EnsembleSummary:
+    """Fuse the members' logits ``(E, H, W)`` into one summary.
+
+    Args:
+        logits: of the members.
+        weights: ``(E,)`` of each member in the mean probability and its entropies, summing to 1. Default: all alike. Agreement, vote and stability count
+            members alike in any case.
+    """
     clipped = np.clip(logits, -30, 30)
     odds = np.exp(-clipped)
     probabilities = 1 / (1 + odds)
-    mean = probabilities.mean(axis=0).astype(np.float32)
-    own_entropy = (np.log1p(odds) + (1 - probabilities) * clipped).mean(axis=0)  # of p = sigmoid(l): log(1 + exp(-l)) + (1 - p) l
+    entropies = np.log1p(odds) + (1 - probabilities) * clipped  # of p = sigmoid(l): log(1 + exp(-l)) + (1 - p) l
+    if weights is None:
+        mean, own_entropy = probabilities.mean(axis=0).astype(np.float32), entropies.mean(axis=0)
+    else:
+        mean, own_entropy = (np.tensordot(weights, each, 1).astype(np.float32) for each in (probabilities, entropies))
     mean_logit = logits.mean(axis=0)
     outer = int((mean_logit > -1).sum())
     yes = logits > 0

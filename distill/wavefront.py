@@ -19,7 +19,7 @@ from distill.embedding_memory import EmbeddingMemory, Shown
 from distill.members import Members
 from distill.propagation import stop_of
 from distill.questions import Ask, AskSettings, Question, believed_region, can_be_asked, prompts_for, question_about
-from distill.teachers.base import CallSizes, Decoded, Embeddings, Teacher
+from distill.teachers.base import CallSizes, Decoded, Embeddings, Teacher, sizes_of
 from distill.teachers.batching import let_go, ran_out
 from distill.views import PLAIN, View
 
@@ -80,12 +80,6 @@ def run_wavefront(
     run = _Run(teacher=teacher, settings=settings, check=check, memory=memory or EmbeddingMemory(), lasts=lasts)
     for _, front in groupby(asks, key=lambda a: a.plan.distance):
         _ask_front(run, [ask for ask in front if not _is_left_out(teacher, ask)])
-
-
-def sizes_of(teacher: Teacher) -> CallSizes:
-    """Return how much a teacher wants to be asked at once, as it is now; the sizes of a CPU where it does not say."""
-    sizes: CallSizes = getattr(teacher, "call_sizes", CallSizes())
-    return sizes
 
 
 def _is_left_out(teacher: Teacher, ask: Ask) -> bool:
@@ -179,7 +173,7 @@ def _ask_ensembles(teacher: Teacher, views: _Views, questions: list[Question], s
         for n, embeddings in enumerate(views.embeddings)
     ]
     candidates = _candidates(teacher, views, questions, settings, count=count) if settings.multimask else None
-    members = Members()
+    members = Members(settings.weights)
     for n, question in enumerate(questions):
         rows = slice(n * settings.boxes, (n + 1) * settings.boxes)
         region = believed_region(question, settings.box_margin)

@@ -9,6 +9,7 @@ import numpy as np
 
 from distill.doubts import DOUBTS, DoubtSummary, add_priors, add_qualities, add_reverse
 from distill.refine import RefinePlan, drawn_mask
+from distill.reverse import REVERSE
 from flows.console import Follow
 from flows.once import perform_once
 from flows.plans import class_infos, fold_plan
@@ -51,7 +52,7 @@ def _once(archive: Archive, recipe: Recipe, name: str, test: Callable[[], DoubtS
         rules=plan.rules,
         intensity=recipe.intensity.model_dump(mode="json"),
         students=fold_plan(recipe).spec.model_dump(mode="json") if name == "student" else None,
-        gold=_gold(archive) if name == "reverse" else None,
+        gold=[REVERSE, _gold(archive)] if name == "reverse" else None,
     )
 
     def work() -> str:

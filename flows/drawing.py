@@ -1,6 +1,6 @@
 """The teacher's half of the label stage: draw, fuse where there are several, and say which labels went because nobody prompts them any more."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from distill import engine
@@ -50,6 +50,7 @@ def _drawn(archive: Archive, recipe: Recipe, cases: Sequence[str], follow: Progr
         "without a prompt, so without a label": len(unasked),
         "whose labels were withdrawn": len(summary.withdrawn.cases),
         "verdicts of people on withdrawn masks, kept": summary.withdrawn.verdicts,
+        "prompts not asked, across another axis than their class is asked along": sum(summary.set_aside.values()),
     }
     return StageResult(
         stage="label",
@@ -60,13 +61,28 @@ def _drawn(archive: Archive, recipe: Recipe, cases: Sequence[str], follow: Progr
         seconds=summary.seconds,
         output=plan.label_set,
         tally={what: count for what, count in counts.items() if count},
-        note=_withdrawal_note(recipe) if summary.withdrawn.cases else "",
+        note="; ".join(
+            [
+                *([_withdrawal_note(recipe)] if summary.withdrawn.cases else []),
+                *([_axis_note(summary.set_aside)] if summary.set_aside else []),
+            ]
+        ),
     )
 
 
 def _given_up_by_sources(archive: Archive, recipe: Recipe) -> set[str]:
     """Return the cases that a source of the recipe could not look at: they are counted as those already."""
     return {unit.unit for source in drawing_sources(recipe.prompts.source) for unit in archive.ledger.quarantined(stage_of(source))}
+
+
+def _axis_note(set_aside: Mapping[str, int]) -> str:
+    """Say which cases have prompts that were not asked, and what to do."""
+    cases = sorted(set_aside)
+    named = f"{', '.join(cases[:3])}{f' and {len(cases) - 3:,} more' if len(cases) > 3 else ''}"
+    return (
+        f"WARNING: {sum(set_aside.values()):,} prompts of {named} were not asked: a class is asked along one axis, "
+        "the axial one if it has prompts there; prompt each class of a case along one axis"
+    )
 
 
 def _withdrawal_note(recipe: Recipe) -> str:

@@ -83,6 +83,7 @@ def export_files(
     with BARS.shown():
         for n, (record, each) in enumerate(zip(records, targets, strict=True)):
             _write(archive[record.id], label_set, *each)
+            _remove_other_form(each)
             Follow("export")(n + 1, len(records))
     flat = sum(each[0].suffix == ".png" for each in targets)
     note = f"{counted(flat, 'picture', 'pictures')} as PNG, whose grey values are class ids, so labels look black; --to nifti writes NIfTI"
@@ -106,17 +107,31 @@ def _write(case: Case, label_set: str, labels: Path, image: Path | None = None) 
         (export_png_image if image.suffix == ".png" else export_image)(case, image)
 
 
+def _remove_other_form(written: Sequence[Path]) -> None:
+    """Take away what an earlier export wrote of the same as NIfTI, where it is PNG now, or the other way round; files of somebody else stay."""
+    for each in written:
+        was, now = (".nii.gz", ".png") if each.suffix == ".png" else (".png", ".nii.gz")
+        other = each.with_name(each.name.removesuffix(now) + was)
+        if other.is_file() and _is_own(other):
+            other.unlink()
+
+
 def _check_replaceable(targets: Sequence[Path]) -> None:
     """Refuse to write over scans and labels of somebody else, which often lie in folders of the same names.
 
     Raises:
         StageError: naming the first.
     """
-    from storage.export.nifti import is_export
-    from storage.export.png import is_png_export
-
-    strangers = [each for each in targets if each.exists() and not (is_png_export if each.suffix == ".png" else is_export)(each)]
+    strangers = [each for each in targets if each.exists() and not _is_own(each)]
     if strangers:
         more = f", and {len(strangers) - 1:,} more" if len(strangers) > 1 else ""
         message = f"{strangers[0]} would be lost{more}: no 'samdistill export' wrote it. Name another folder: -o FOLDER."
         raise StageError(message)
+
+
+def _is_own(path: Path) -> bool:
+    """Tell whether an export wrote this file."""
+    from storage.export.nifti import is_export
+    from storage.export.png import is_png_export
+
+    return (is_png_export if path.suffix == ".png" else is_export)(path)

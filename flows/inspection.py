@@ -73,25 +73,46 @@ def _archive(path: str, catalog: str | None) -> Inspection:
     facts["patients"] = len({record.patient for record in records})
     facts["modalities"] = ", ".join(sorted({record.modality for record in records}))
     outdated = find_outdated(archive)
-    gone: dict[Stage, int] = {"refine": len(outdated.refined), "train": len(outdated.students), "evaluate": len(outdated.reports)}
-    label_sets = Counter(archive.catalog.count_label_sets()) - Counter({PSEUDO_SET: gone["refine"]})
+    gone: dict[Stage, tuple[str, ...]] = {"refine": outdated.refined, "train": outdated.students, "evaluate": outdated.reports}
+    label_sets = Counter(archive.catalog.count_label_sets()) - Counter({PSEUDO_SET: len(outdated.refined)})
     facts |= {f"label set {name}": count for name, count in sorted(label_sets.items())}
     facts["students"] = ", ".join(student.name for student in archive.catalog.students() if student.name not in outdated.students)
     for stage, name in LEDGER_STAGES.items():
         things = "files" if stage == "ingest" else UNIT_NAMES[stage][1]
-        counts = _states(archive, stage, name, gone.get(stage, 0))
+        counts = _states(archive, stage, name, gone.get(stage, ()))
         facts[f"{stage} ({things})"] = ", ".join(f"{n:,} {state}" for state, n in counts.items()) or "none yet"
     if PSEUDO_SET in label_sets:
         facts[f"verdicts of {PSEUDO_SET}"] = _verdicts(archive, outdated.refined)
+    if aside := _set_aside(archive):
+        facts["prompts not asked"] = aside
     if outdated.words:
-        facts["outdated"] = f"{outdated.words}: labels have changed since. 'samdistill run RECIPE' makes this anew"
+        facts["outdated"] = f"{outdated.words}: {outdated.reason} since. 'samdistill run RECIPE' makes this anew"
     return Inspection(kind="archive", path=path, facts=facts, refused=_refused(archive))
 
 
-def _states(archive: Archive, stage: str, name: str, outdated: int) -> dict[str, int]:
+def _set_aside(archive: Archive) -> str:
+    """Say which prompts are not asked, since a class of a case is asked along one axis only."""
+    from distill.prompts.axes import set_aside
+    from distill.prompts.choice import source_of
+
+    counts: Counter[str] = Counter()
+    for case, prompts in archive.catalog.prompts_by_case(archive.catalog.cases_off_axis()).items():
+        for source in {source_of(prompt) for prompt in prompts}:
+            counts[case] += len(set_aside(prompt for prompt in prompts if source_of(prompt) == source))
+    named = [case for case, count in sorted(counts.items()) if count]
+    return (
+        f"{sum(counts.values()):,} of {named[0]}{f' and {len(named) - 1:,} more' if named[1:] else ''}, across another axis than their class"
+        if named
+        else ""
+    )
+
+
+def _states(archive: Archive, stage: str, name: str, outdated: Collection[str]) -> dict[str, int]:
     """Count the units of a stage by state; a file that was refused, or what is of other labels than are there, is done for the ledger alone."""
+    open_ = {*archive.ledger.unfinished(name, outdated), *(unit.unit for unit in archive.ledger.quarantined(name))}
     counts: dict[str, int] = dict(archive.ledger.counts(name))
-    counts |= {"done": counts["done"] - outdated, "outdated": outdated}
+    gone = min(counts["done"], len(set(outdated) - open_))  # another run may have begun anew with some of them since
+    counts |= {"done": counts["done"] - gone, "outdated": gone}
     if stage == "ingest":
         refused = _refused_files(archive, name)
         counts |= {"done": counts["done"] - refused, "refused": refused}

@@ -5,18 +5,20 @@ have run again, so that nothing is lost over a mistake in a recipe; but it says 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
+from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
 from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, PSEUDO_SET, counted
-from flows.stages import believed_cases, evaluation_fingerprint, outdated_cases, report_of, train_fingerprint
+from flows.stages import believed_cases, evaluation_fingerprint, report_of, train_fingerprint
 from storage import Archive, StudentRecord
 from students.errors import StudentError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outdated:
-    """What is there, and of other labels than are there now."""
+    """What is there, and of other labels than are there now, or by an older program."""
 
     refined: tuple[str, ...] = ()
     """Cases whose pseudo-labels are of masks that were drawn anew or taken back."""
@@ -24,6 +26,16 @@ class Outdated:
     """Those that learnt from labels which are gone or changed."""
     reports: tuple[str, ...] = ()
     """Of these students, or of test cases that were drawn anew."""
+    by_program: frozenset[str] = frozenset()
+    """Students whose labels are there as they were, but which this version of the program would train otherwise."""
+
+    @property
+    def reason(self) -> str:
+        """Say what has changed, as the beginning of a sentence that ends in ``since``."""
+        if not self.by_program:
+            return "labels have changed"
+        alone = not self.refined and self.by_program.issuperset((*self.students, *self.reports))
+        return "the program has changed" if alone else "labels and the program have changed"
 
     @property
     def words(self) -> str:
@@ -43,43 +55,56 @@ def find_outdated(archive: Archive) -> Outdated:
     """
     refined = outdated_cases(archive, archive.cases(with_labels=PSEUDO_SET))
     waiting = set(refined)
-    students = [record.name for record in archive.catalog.students() if _is_of_other_labels(archive, record, waiting)]
+    changed = {record.name: _change(archive, record, waiting) for record in archive.catalog.students()}
+    students = [name for name, change in changed.items() if change]
     scored = [
         record.name for record in archive.catalog.students() if archive.ledger.state(LEDGER_STAGES["evaluate"], record.name) == "done"
     ]
     tested = any(record.id in waiting for record in archive.cases(part="test")) if waiting else False
-    return Outdated(refined=tuple(refined), students=tuple(students), reports=tuple(name for name in scored if tested or name in students))
+    return Outdated(
+        refined=tuple(refined),
+        students=tuple(students),
+        reports=tuple(name for name in scored if tested or name in students),
+        by_program=frozenset(name for name, change in changed.items() if change == "program"),
+    )
 
 
-def _is_of_other_labels(archive: Archive, student: StudentRecord, waiting: set[str]) -> bool:
-    """Tell whether the labels that a student learnt from are not those that it would be taught with now."""
+def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Literal["labels", "program"] | None:
+    """Tell why a student would be taught anew: by labels that it would be taught with now, or by the trainer alone; None where it stands."""
     unit = archive.ledger.record(LEDGER_STAGES["train"], student.name)
     if unit is None or unit.state != "done" or student.label_set != PSEUDO_SET:
-        return False
+        return None
     believed = believed_cases(archive)
     if not believed or any(record.id in waiting for record in believed):
-        return True
+        return "labels"
     from students.checkpoint import read_card
+    from students.compact import TRAINER
 
     try:
         spec = read_card(student.path).spec
     except StudentError:
-        return False  # moved away: how it was trained is not known
-    return unit.fingerprint != train_fingerprint(archive, spec, believed)
+        return None  # moved away: how it was trained is not known
+    if unit.fingerprint == train_fingerprint(archive, spec, believed):
+        return None
+    earlier = (str(version) for version in range(1, int(TRAINER)))
+    return "program" if any(unit.fingerprint == train_fingerprint(archive, spec, believed, trainer=each) for each in earlier) else "labels"
 
 
 def outdated_words(archive: Archive, recipe: Recipe, recipe_file: str) -> str:
-    """Say what of a recipe's results is of other labels than are there now, and which command makes it anew; empty where all stands."""
+    """Say what of a recipe's results is of other labels than are there now, or of an older program, and which command makes it anew; empty where all stands."""
     found, own, report = find_outdated(archive), recipe.student.name, report_of(recipe)
     mine = Outdated(
         refined=found.refined,
         students=tuple(name for name in found.students if name == own),
         reports=(own,) if report and (own in found.reports or _is_of_other_answers(archive, recipe)) else (),
+        by_program=found.by_program & {own},
     )
     if not mine.words:
         return ""
     where = f" ({shortest(report)})" if mine.reports else ""
-    return f"Outdated, as labels have changed since: {mine.words}{where}. '{program()} run {typed(shortest(recipe_file))}' makes this anew."
+    alone = not (mine.refined or mine.students or own in found.reports)
+    reason = "the student, labels, prompts or settings have changed" if alone else mine.reason
+    return f"Outdated, as {reason} since: {mine.words}{where}. '{program()} run {typed(shortest(recipe_file))}' makes this anew."
 
 
 def _is_of_other_answers(archive: Archive, recipe: Recipe) -> bool:

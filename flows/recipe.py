@@ -194,8 +194,12 @@ class UncertaintyBlock(Block):
     """Positive points of each member, drawn anew from the given ones or from inside the rough mask; 0 takes those given as they are."""
     multimask: bool = False
     """Also ask for the teacher's candidates for each box, whose disagreement is a score."""
+    weights: Literal["equal", "predicted_iou", "agreement"] = "equal"
+    """What each member counts in the mean probability: all alike, by its predicted IoU, or by its mean Dice with the other members."""
     planes: Literal["axial", "three"] = "three"
     """``three`` also asks coronal and sagittal slices of volumes whose voxels are near isotropic."""
+    unasked_mm: float = Field(default=200.0, ge=0)
+    """How far beyond the last slice that was asked slices are unknown, where nothing says that the object has ended; further away they are background."""
 
 
 SemanticTest = Literal["prior", "student", "reverse"]

@@ -4,7 +4,8 @@ A decision is stored at once. It is refused where it would be about something el
 person who decided meanwhile; ``force`` overrules, and both decisions stay in the history.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,18 @@ class Waiting(BaseModel):
     why: str
     filter_says: str
     """What refinement decided, and its reason; or that it has not looked at these masks yet."""
+    predicted_dice: float | None = None
+    """With gold, as calibration predicts it of the mask that refinement cuts; None where it predicts nothing ..."""
+    predicted_low: float | None = None
+    """... and its error bars."""
+    predicted_high: float | None = None
+
+    @property
+    def predicted_words(self) -> str:
+        """The predicted Dice and its error bars; empty where nothing is predicted."""
+        if self.predicted_dice is None or self.predicted_low is None or self.predicted_high is None:
+            return ""
+        return f"{self.predicted_dice:.2f} ({self.predicted_low:.2f} to {self.predicted_high:.2f})"
 
 
 def waiting(desk: Desk, limit: int) -> list[Waiting]:
@@ -75,10 +88,14 @@ def waiting(desk: Desk, limit: int) -> list[Waiting]:
         )
         for each in queue
     )
-    shown = [_waiting(desk, each, "drawn again" if (each.case, each.class_id) in again else "to judge") for each in queue]
+    scores = desk.archive.catalog.scores(TEACHER_SET, [each.case for each in queue])
+    shown = [
+        _waiting(desk, each, "drawn again" if (each.case, each.class_id) in again else "to judge", scores.get(each.case, {}))
+        for each in queue
+    ]
     boxed = [(key, trace) for key, trace in traces.items() if not trace.is_drawn]
     return shown + [
-        _waiting(desk, Candidate(case=case, class_id=class_id, source="asked", why=trace.words), "waits for the teacher")
+        _waiting(desk, Candidate(case=case, class_id=class_id, source="asked", why=trace.words), "waits for the teacher", {})
         for (case, class_id), trace in boxed
     ]
 
@@ -89,7 +106,11 @@ def filter_words(case: Case, class_id: int) -> str:
     return f"{said} ({reason})" if said else "not refined yet"
 
 
-def _waiting(desk: Desk, each: Candidate, state: State) -> Waiting:
+def _waiting(desk: Desk, each: Candidate, state: State, scores: Mapping[str, float]) -> Waiting:
+    told = {
+        name: scores.get(f"{name}/{each.class_id}", math.nan) for name in ("predicted_dice", "predicted_dice_low", "predicted_dice_high")
+    }
+    dice, low, high = (None if math.isnan(value) else value for value in told.values())
     return Waiting(
         case=each.case,
         class_id=each.class_id,
@@ -98,6 +119,9 @@ def _waiting(desk: Desk, each: Candidate, state: State) -> Waiting:
         source=each.source,
         why=each.why,
         filter_says=filter_words(desk.archive[each.case], each.class_id),
+        predicted_dice=dice,
+        predicted_low=low,
+        predicted_high=high,
     )
 
 

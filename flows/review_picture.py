@@ -77,7 +77,9 @@ def _title(desk: Desk, case: Case, class_id: int) -> str:
     scores = [f"agreement {known[f'pairwise_dice/{class_id}']:.3f}{accepted}"]
     for name, words in (("predicted_dice", "predicted Dice"), ("quality", "quality"), ("prior", "prior"), ("oof_dice", "students' Dice")):
         value = known.get(f"{name}/{class_id}", math.nan)
-        scores += [] if math.isnan(value) else [f"{words} {value:.3f}"]
+        low, high = (known.get(f"{name}_{end}/{class_id}", math.nan) for end in ("low", "high"))
+        bars = "" if math.isnan(low) or math.isnan(high) else f" ({low:.2f} to {high:.2f})"
+        scores += [] if math.isnan(value) else [f"{words} {value:.3f}{bars}"]
     said = [each for each in desk.archive.catalog.reviews(TEACHER_SET) if (each.case, each.class_id) == (case.id, class_id)]
     people = "".join(f"; {each.by}: {'new box' if each.action == 'rebox' else each.verdict}, {each.at}" for each in said)
     return (

@@ -23,8 +23,10 @@ def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None
     to_judge = [each for each in queue if each.state != "waits for the teacher"]
     boxed = [each for each in queue if each.state == "waits for the teacher"]
     if to_judge:
-        rows = [(each.case, f"{each.class_id} {each.class_name}", each.why, each.filter_says) for each in to_judge]
-        show_table(f"{counted(len(to_judge), 'mask', 'masks')} to look at first", ("case", "class", "why", "the filter says"), rows)
+        rows = [(each.case, f"{each.class_id} {each.class_name}", each.why, each.filter_says, each.predicted_words) for each in to_judge]
+        heads = ("case", "class", "why", "the filter says", "predicted Dice")
+        wide = len(heads) if any(each.predicted_words for each in to_judge) else len(heads) - 1
+        show_table(f"{counted(len(to_judge), 'mask', 'masks')} to look at first", heads[:wide], [row[:wide] for row in rows])
     if boxed:
         boxes = [(each.case, f"{each.class_id} {each.class_name}", each.why) for each in boxed]
         show_table(

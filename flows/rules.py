@@ -1,7 +1,7 @@
 """The rules by which a recipe believes its teacher: what the recipe fixes, and what gold calibration cases decide."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from distill.calibration import CALIBRATION, SMOOTHING_MM, ClassCalibration, calibrate
 from distill.doubts import LEFT_BY
+from distill.prompt_mix import PromptMix, prompt_mixes
 from distill.refine import ClassRule, RefinePlan
 from distill.reliability import SCORES, predict_quality
 from flows.once import perform_once
@@ -56,7 +57,8 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
         labels: Calibration case -> fingerprint of the teacher's labels.
         gold: Calibration case -> fingerprint of the expert's.
     """
-    start = starting_rules(recipe)
+    start, prompted = starting_rules(recipe), _prompted(archive, recipe)
+    strange = {key: words for key, mix in prompted.items() if (words := mix.in_words())}
     result = perform_once(
         archive.ledger,
         stage=CALIBRATE,
@@ -71,9 +73,10 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
             scores=_scores(archive, recipe, labels),
             patients={record.id: record.patient for record in archive.cases(part="calibration", with_labels=TEACHER_SET)},
             **({"taught": taught} if (taught := taught_by_gold(recipe)) else {}),
+            **({"prompted": strange} if strange else {}),
         ),
         output=calibration_file(recipe),
-        work=lambda: _calibrate(archive, recipe),
+        work=lambda: _calibrate(archive, recipe, prompted),
     )
     return replace(result, note=calibration_note(recipe)) if result.skipped else result
 
@@ -91,7 +94,12 @@ def unheard_scores(recipe: Recipe) -> set[str]:
     return {score for test, scores in LEFT_BY.items() if test not in recipe.refine.semantic for score in scores}
 
 
-def _calibrate(archive: Archive, recipe: Recipe) -> str:
+def _prompted(archive: Archive, recipe: Recipe) -> dict[int, PromptMix]:
+    """How calibration and archive cases were prompted, by class."""
+    return prompt_mixes(archive, list(recipe.classes), recipe.prompts.source, TEACHER_SET)
+
+
+def _calibrate(archive: Archive, recipe: Recipe, prompted: Mapping[int, PromptMix]) -> str:
     smoothing_mm = SMOOTHING_MM if recipe.refine.consistency == "3d" else (0.0,)
     found = calibrate(
         archive,
@@ -103,6 +111,7 @@ def _calibrate(archive: Archive, recipe: Recipe) -> str:
         guarantee=recipe.refine.guarantee,
         taught=taught_by_gold(recipe),
         unheard=unheard_scores(recipe),
+        prompted=prompted,
         intensity=recipe.intensity,
     )
     path = calibration_file(recipe)

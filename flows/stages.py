@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.console import Follow
 from flows.errors import StageError
+from flows.made_of import outdated_cases, remember_sources
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
@@ -139,6 +140,7 @@ def refine(recipe: Recipe, shard: Shard) -> StageResult:
     plan = refine_plan(recipe, calibrated=is_calibrated(archive, recipe))
     summary = refine_archive(archive, plan, cases=shard.cases, progress=_follow("refine", shard))
     add_predicted_dice(archive, recipe, shard.cases)
+    remember_sources(archive, shard.cases)
     unsized = {"without known spacing, where volume_mm3 cannot be judged": summary.unsized} if summary.unsized else {}
     return StageResult(
         stage="refine",
@@ -180,11 +182,11 @@ def train(recipe: Recipe) -> StageResult:
     )
 
 
-def train_fingerprint(archive: Archive, spec: StudentSpec, records: Iterable[CaseRecord]) -> str:
-    """Everything a student depends on: how it is trained, and the labels of the cases it learns from."""
+def train_fingerprint(archive: Archive, spec: StudentSpec, records: Iterable[CaseRecord], *, trainer: str | None = None) -> str:
+    """Everything a student depends on: how it is trained, by which version of the trainer (this one), and the labels it learns from."""
     from students.compact import TRAINER
 
-    return fingerprint(trainer=TRAINER, spec=spec.model_dump(), labels=label_fingerprints(archive, records, PSEUDO_SET))
+    return fingerprint(trainer=trainer or TRAINER, spec=spec.model_dump(), labels=label_fingerprints(archive, records, PSEUDO_SET))
 
 
 def believed_cases(archive: Archive) -> list[CaseRecord]:
@@ -224,15 +226,6 @@ def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
             f"{', '.join(outdated[:3])}. Run 'samdistill refine RECIPE' first."
         )
         raise StageError(message)
-
-
-def outdated_cases(archive: Archive, records: Iterable[CaseRecord]) -> list[str]:
-    """Return the cases whose pseudo-labels are of masks that the teacher has drawn anew, or that were taken back, since."""
-    from distill.verdicts import MADE_OF
-
-    drawn = archive.catalog.fingerprints(TEACHER_SET)
-    made_of = {record.id: archive[record.id].labels(PSEUDO_SET).history.parameters.get(MADE_OF) for record in records}
-    return [case for case, source in made_of.items() if case not in drawn or source not in {None, drawn[case]}]
 
 
 def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
@@ -372,8 +365,9 @@ def open_archive(recipe: Recipe) -> Archive:
 
 
 def label_fingerprints(archive: Archive, records: Iterable[CaseRecord], label_set: str) -> dict[str, str]:
-    """Case id -> fingerprint of its labels: what a student or a score depends on."""
-    return {record.id: archive[record.id].labels(label_set).history.fingerprint for record in records}
+    """Case id -> fingerprint of its labels: what a student or a score depends on. Cases whose labels are gone by now are left out."""
+    known = archive.catalog.fingerprints(label_set)
+    return {record.id: known[record.id] for record in records if record.id in known}
 
 
 def _some(records: list[CaseRecord], recipe: Recipe) -> list[CaseRecord]:

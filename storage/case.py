@@ -116,6 +116,10 @@ class LabelHistory:
     """Fingerprint of the unit of work that wrote it: same inputs and parameters, same fingerprint."""
 
 
+MOST_POINTS = 4
+"""Of one point prompt or scribble a teacher is asked with so many points at most. Teachers are trained with few, and a fifth point of one object moves masks little."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One hint about one class on one slice (or in one volume), in voxel index coordinates of the archive array.

@@ -11,13 +11,27 @@ from storage.case import CaseRecord, LabelHistory, Part, Prompt
 from storage.case_rows import KEYS_PER_QUERY, case_record, case_row, check_known, digest
 from storage.database import Database, storable, upsert
 from storage.errors import LabelSetNotFoundError
-from storage.prompt_rows import Replaces, add_prompts, forget_prompts, prompt_row, prompts_from, read_prompts, replace_boxes, take_back
+from storage.prompt_rows import (
+    Replaces,
+    add_prompts,
+    cases_off_axis,
+    forget_prompts,
+    prompt_kinds,
+    prompt_row,
+    prompts_from,
+    read_prompts,
+    replace_boxes,
+    take_back,
+)
 from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
 from storage.reviews import add_verdict, listed, listing_row, verdicts
 from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow, ScoreRow, StudentRow, UnitRow
 
 _LABEL_STAGES = ("label:", "refine:", "gold/")
 """How the ledger's stages begin whose units are label sets of cases; ``gold`` alone is one too."""
+
+_MADE_OF = "made_of"
+"""Parameter of a label set's history that is kept here too: the fingerprint of the label set that it was made from."""
 
 
 class Catalog:
@@ -146,10 +160,20 @@ class Catalog:
         with self._database.reading() as connection:
             return read_prompts(connection, case_ids)
 
+    def cases_off_axis(self) -> list[str]:
+        """Return the cases with prompts on slices that are not axial, sorted."""
+        with self._database.reading() as connection:
+            return cases_off_axis(connection)
+
     def prompts_from(self, source: str) -> list[Prompt]:
         """Return all prompts of one source, such as the boxes of reviewers, by case, class and slice."""
         with self._database.reading() as connection:
             return prompts_from(connection, source)
+
+    def prompt_kinds(self) -> dict[tuple[str, int], frozenset[tuple[str, str]]]:
+        """Return case and class -> the sources and kinds of their prompts, of all cases that have some."""
+        with self._database.reading() as connection:
+            return prompt_kinds(connection)
 
     def delete_prompts(self, *, source: str) -> int:
         """Forget every prompt of one source, and return how many there were."""
@@ -167,9 +191,10 @@ class Catalog:
             "teacher": history.teacher,
             "round": history.round,
             "fingerprint": history.fingerprint,
+            "made_of": str(history.parameters.get(_MADE_OF, "")),
         }
         with self._database.writing() as connection:
-            upsert(connection, LabelSetRow, [row], update=["made_by", "teacher", "round", "fingerprint"])
+            upsert(connection, LabelSetRow, [row], update=["made_by", "teacher", "round", "fingerprint", "made_of"])
             upsert(connection, ScoreRow, _score_rows(case_id, history.label_set, scores), update=["value"])
 
     def add_scores(self, case_id: str, label_set: str, scores: Mapping[str, float]) -> None:
@@ -318,6 +343,20 @@ class Catalog:
         query = sa.select(LabelSetRow.case_id, LabelSetRow.fingerprint).where(LabelSetRow.name == label_set)
         with self._database.reading() as connection:
             return dict(connection.execute(query.order_by(LabelSetRow.case_id)).tuples().all())
+
+    def made_of(self, label_set: str) -> dict[str, str | None]:
+        """Return case -> fingerprint of the labels that its label set was made from; empty if of none, None where only the file knows."""
+        query = sa.select(LabelSetRow.case_id, LabelSetRow.made_of).where(LabelSetRow.name == label_set)
+        with self._database.reading() as connection:
+            return dict(connection.execute(query.order_by(LabelSetRow.case_id)).tuples().all())
+
+    def record_made_of(self, label_set: str, sources: Mapping[str, str]) -> None:
+        """Keep what files say that label sets were made from, by case; where it is known already, that stays."""
+        rows = [{"key": case_id, "value": source} for case_id, source in sources.items()]
+        missing = sa.and_(LabelSetRow.case_id == sa.bindparam("key"), LabelSetRow.name == label_set, LabelSetRow.made_of.is_(None))
+        with self._database.writing() as connection:
+            if rows:
+                connection.execute(sa.update(LabelSetRow).where(missing).values(made_of=sa.bindparam("value")), rows)
 
     def record_student(self, student: StudentRecord) -> None:
         """Insert or overwrite a student."""

@@ -68,10 +68,21 @@ class Labels:
         """Return an array that lies beside the class ids, as uint8; None where it was not kept.
 
         Label sets of teachers have ``vote`` (share of the ensemble's members that say yes, 255 = all) and ``mutual_information``
-        (how much of the entropy comes from members contradicting each other, 255 = ln 2), both ``(z, y, x)`` and the larger one where
-        classes differ.
+        (how much of the entropy comes from members contradicting each other, 255 = ln 2): ``(z, y, x)`` of a label set of one class,
+        ``(k, z, y, x)`` in the order of ``history.classes`` of one of several. :meth:`class_map` reads one class of either.
         """
         return self._open(name) if name in self.maps else None
+
+    def class_map(self, name: str, class_id: int) -> Shaped[np.ndarray, "z y x"] | None:
+        """Return what a map says about one class, as uint8; None where the map was not kept, or the label set is not about the class.
+
+        Label sets of several classes from before maps were kept by class have one for all of them, with the largest value at each
+        voxel: it is then what each class gets.
+        """
+        stored, order = self.map(name), [info.id for info in self.history.classes]
+        if stored is None or class_id not in order:
+            return None
+        return np.asarray(stored[order.index(class_id)] if stored.ndim == 4 else stored[...])
 
     @property
     def history(self) -> LabelHistory:
@@ -143,14 +154,21 @@ def check_labels(record: CaseRecord, history: LabelHistory, arrays: Mapping[str,
         message = f"{where}: class ids must be uint8 or uint16, but are {ids.dtype}."
         raise InvalidCaseError(message)
     for name, array in arrays.items():
-        expected = (len(history.classes), *zyx) if name == PROBABILITY else zyx
-        if array.shape != expected:
-            message = f"{where}: array {name!r} must have shape {expected}, but has {array.shape}. Axes are z, y, x."
+        allowed = _shapes_of(name, zyx, len(history.classes))
+        if array.shape not in allowed:
+            message = f"{where}: array {name!r} must have shape {' or '.join(map(str, allowed))}, but has {array.shape}. Axes are z, y, x."
             raise InvalidCaseError(message)
         if name != LEVEL and array.dtype != np.uint8:
             message = f"{where}: array {name!r} must be uint8, but is {array.dtype}."
             raise InvalidCaseError(message)
     _check_ids(where, history, ids)
+
+
+def _shapes_of(name: str, zyx: tuple[int, ...], classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes that an array may have: probabilities are by class, ids and entropy are not, other maps either."""
+    if name == PROBABILITY:
+        return ((classes, *zyx),)
+    return (zyx,) if name in (LEVEL, UNCERTAINTY) else (zyx, (classes, *zyx))
 
 
 def check_map_names(history: LabelHistory, names: Iterable[str]) -> None:

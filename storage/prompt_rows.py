@@ -45,6 +45,21 @@ def read_prompts(connection: sa.Connection, case_ids: list[str]) -> dict[str, li
     return found
 
 
+def prompt_kinds(connection: sa.Connection) -> dict[tuple[str, int], frozenset[tuple[str, str]]]:
+    """Return case and class -> the sources and kinds of their prompts, of all cases that have some."""
+    found: dict[tuple[str, int], set[tuple[str, str]]] = {}
+    for case_id, class_id, source, kind in connection.execute(
+        sa.select(PromptRow.case_id, PromptRow.class_id, PromptRow.source, PromptRow.kind).distinct()
+    ):
+        found.setdefault((case_id, class_id), set()).add((source, kind))
+    return {key: frozenset(kinds) for key, kinds in found.items()}
+
+
+def cases_off_axis(connection: sa.Connection) -> list[str]:
+    """Return the cases with prompts on slices that are not axial, sorted."""
+    return sorted(connection.scalars(sa.select(PromptRow.case_id).where(PromptRow.axis != "z").distinct()))
+
+
 def prompts_from(connection: sa.Connection, source: str) -> list[Prompt]:
     """Return all prompts of one source, by case, class and slice."""
     order = (PromptRow.case_id, PromptRow.class_id, PromptRow.axis, PromptRow.position, PromptRow.key)

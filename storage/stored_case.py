@@ -96,7 +96,7 @@ class Case:
             ids_zyx: Class ids, uint8 or uint16: 0 background, 255 ignore.
             probability_kzyx: uint8, 255 = certain, ``k`` in the order of ``history.classes``.
             uncertainty_zyx: uint8, 255 = an entropy of ln 2.
-            maps: More arrays ``(z, y, x)`` uint8 to keep beside the class ids, by name (``Labels.map``).
+            maps: More arrays ``(z, y, x)``, or ``(k, z, y, x)`` by class, uint8, to keep beside the class ids, by name (``Labels.map``).
             scores: Numbers about this label set; kept here and in the catalog.
 
         Raises:

@@ -89,6 +89,8 @@ class LabelSetRow(Base):
     teacher: Mapped[str] = mapped_column(String(NAME_LENGTH))
     round: Mapped[int]
     fingerprint: Mapped[str] = mapped_column(String(64))
+    made_of: Mapped[str | None] = mapped_column(String(64))
+    """Fingerprint of the label set that it was made from, empty where there is none; NULL where it was written before this was kept."""
 
 
 class ScoreRow(Base):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.audit_masks import judged_mask
-from distill.audit_records import Average, ClassAudit, FilterReport, PartRow, Share, Shown
+from distill.audit_records import Average, ClassAudit, Dot, FilterReport, PartRow, Share, Shown
 from distill.cleaning import ClassRule
 from distill.quality import few_words
 from storage import IGNORE, Archive, Case
@@ -85,6 +85,7 @@ def write_filter_page(
         share=share_words,
         average=average_words,
         known=known_words,
+        bars=bars_words,
         few=few_words,
     )
     _put(target.with_suffix(".json"), report.model_dump_json(indent=1) + "\n")
@@ -115,6 +116,17 @@ def _section(each: ClassAudit, report: FilterReport) -> Section:
         reliability=reliability_plot(each.calibration) if each.calibration is not None else "",
         dots=dot_plot(each.dots, each.predicted),
     )
+
+
+def bars_words(dots: Sequence[Dot]) -> str:
+    """Say what the error bars of the dots are, and how many hold the true Dice; nothing where no Dice is predicted."""
+    barred = [(dot.low, dot.dice, dot.high) for dot in dots if dot.low is not None and dot.high is not None]
+    if not barred:
+        return ""
+    if all(low <= 0 and high >= 1 for low, _, high in barred):
+        return "Error bars are from 0 to 1: there were too few gold patients to know more."
+    held = sum(low <= dice <= high for low, dice, high in barred)
+    return f"Bars are the error bars of the predicted Dice, nominally 90 %: {held} of {len(barred)} hold the true one."
 
 
 def share_words(share: Share) -> str:

@@ -48,15 +48,24 @@ def reliability_plot(plot: CalibrationPlot) -> str:
 
 
 def dot_plot(dots: Sequence[Dot], score: str) -> str:
-    """Return Dice over the score that judges, a dot per mask."""
+    """Return Dice over the score that judges, a dot per mask, with the error bars of a predicted Dice where they say anything."""
     if not dots:
         return ""
-    low_x, low_y = (_floor(min(values)) for values in ([each.predicted for each in dots], [each.dice for each in dots]))
+    barred = [(each, *ends) for each in dots if (ends := _bars(each)) is not None]
+    low_x, low_y = (
+        _floor(min(values)) for values in ([each.predicted for each in dots] + [low for _, low, _ in barred], [each.dice for each in dots])
+    )
     place, frame = _frame((low_x, 1.0), (low_y, 1.0), score, "Dice with gold")
     parts = []
+    for each, low, high in barred:
+        (x0, y), (x1, _) = place(low, each.dice), place(high, each.dice)
+        parts.append(f'<line class="bar {escape(each.verdict)}" x1="{x0:.1f}" x2="{x1:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for each in dots:
         x, y = place(each.predicted, each.dice)
-        title = f"<title>{escape(each.case)}: {escape(score)} {each.predicted:.3f}, Dice {each.dice:.3f}, {escape(each.verdict)}</title>"
+        bars = "" if each.low is None or each.high is None else f" ({each.low:.2f} to {each.high:.2f})"
+        title = (
+            f"<title>{escape(each.case)}: {escape(score)} {each.predicted:.3f}{bars}, Dice {each.dice:.3f}, {escape(each.verdict)}</title>"
+        )
         parts.append(f'<circle class="{escape(each.verdict)}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">{title}</circle>')
     verdicts = [name for name in ("accept", "ignore", "review", "reject") if any(each.verdict == name for each in dots)]
     parts += [
@@ -65,6 +74,13 @@ def dot_plot(dots: Sequence[Dot], score: str) -> str:
         for n, name in enumerate(verdicts)
     ]
     return _svg(frame, parts, 1, "Predicted and true quality")
+
+
+def _bars(dot: Dot) -> tuple[float, float] | None:
+    """Return the ends of a dot's error bars; nothing where there are none, or all that is said is 0 to 1."""
+    if dot.low is None or dot.high is None or (dot.low <= 0 and dot.high >= 1):
+        return None
+    return dot.low, dot.high
 
 
 def _frame(xs: tuple[float, float], ys: tuple[float, float], across: str, up: str) -> tuple[Place, list[str]]:

@@ -61,8 +61,8 @@ def open_classes(prompts: Iterable[Prompt], sources: Sequence[str], classes: Seq
 
 
 def _asks(prompt: Prompt) -> bool:
-    """Say whether a prompt says something by itself: what is not the object, and slices that nobody is asked about, say nothing."""
-    return prompt.positive and prompt.axis == "z"
+    """Say whether a prompt says something by itself: what is not the object says nothing."""
+    return prompt.positive
 
 
 def _place(prompt: Prompt) -> tuple[int, str, int | None]:

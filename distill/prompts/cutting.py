@@ -33,6 +33,13 @@ class Held:
     """``(H, W)`` float32."""
     mask: np.ndarray
     """``(H, W)`` bool."""
+    left_open: np.ndarray | None = None
+    """``(H, W)`` bool: pixels of which nobody said what they are; None where there are none."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every pixel was judged, so that the size of the mask is known."""
+        return self.left_open is None or not bool(self.left_open.any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +88,10 @@ def learn_cut(held: Sequence[Held], *, presence: bool = True) -> Cut:
     pool = np.concatenate([each.scores.ravel() for each in shown])
     share = float(np.mean([each.mask.mean() for each in shown]))
     cuts = np.unique(np.quantile(pool, np.linspace(max(0.0, 1 - 4 * share), HIGHEST_QUANTILE, CANDIDATES)))
-    means = [float(np.mean([dice(largest_piece(each.scores, cut), each.mask) for each in shown])) for cut in cuts]
+    means = [float(np.mean([dice(largest_piece(each.scores, cut), each.mask, each.left_open) for each in shown])) for cut in cuts]
     at = int(np.argmax(means))
-    boxes = np.array([box_of(each.mask) for each in shown])
+    sized = [each for each in shown if each.is_whole] or shown
+    boxes = np.array([box_of(each.mask) for each in sized])
     peaks = np.array([each.scores.max() for each in shown])
     peak, accuracy = _presence(peaks, np.array([each.scores.max() for each in missing])) if presence and missing else (None, np.nan)
     return Cut(
@@ -91,7 +99,7 @@ def learn_cut(held: Sequence[Held], *, presence: bool = True) -> Cut:
         peak=peak,
         spread=float(max(np.std(peaks), 1e-3)),
         usual_box_px=(float(np.median(boxes[:, 3] - boxes[:, 1])), float(np.median(boxes[:, 2] - boxes[:, 0]))),
-        usual_area_px=float(np.median([each.mask.sum() for each in shown])),
+        usual_area_px=float(np.median([each.mask.sum() for each in sized])),
         held_out_dice=means[at],
         presence_accuracy=accuracy,
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from distill.automatic import Candidate
 from distill.errors import PlanError
@@ -19,7 +20,7 @@ from distill.prompts.pieces import Piece, pieces_of, prompts_of
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.traits import Surroundings
 from distill.teachers.base import Teacher
-from storage import Archive, CaseRecord, ClassInfo, Prompt, fingerprint
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Prompt, fingerprint
 
 VERSION = "1"
 """Raised whenever the same options choose other masks."""
@@ -145,5 +146,15 @@ def read_exemplars(archive: Archive, classes: Sequence[ClassInfo], count: int) -
 def _exemplar(archive: Archive, record: CaseRecord, classes: Sequence[ClassInfo]) -> Exemplar:
     case = archive[record.id]
     around, gold = Surroundings(record, case.read()), case.labels(GOLD).read()
-    rows = {info.id: [around.traits(piece) for piece in pieces_of((gold == info.id).astype(np.int32))] for info in classes}
+    rows = {info.id: [around.traits(piece) for piece in _pieces(gold, info.id)] for info in classes}
     return Exemplar(patient=record.patient, traits={key: np.stack(found) for key, found in rows.items() if found})
+
+
+def _pieces(gold: np.ndarray, class_id: int) -> list[Piece]:
+    """Return the pieces of a class whose size is known; those that go on, perhaps, where gold leaves open what is there only if all do."""
+    found = list(pieces_of((gold == class_id).astype(np.int32)))
+    left_open = [gold[piece.z] == IGNORE for piece in found]
+    whole = [
+        piece for piece, near in zip(found, left_open, strict=True) if not (ndimage.binary_dilation(near) & piece.on(near.shape)).any()
+    ]
+    return whole or found

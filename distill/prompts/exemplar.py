@@ -28,6 +28,8 @@ from storage import IGNORE, Archive, CaseRecord, Labels, Prompt, fingerprint
 
 EXEMPLAR = "2"
 """Raised whenever the source's answers change."""
+OPEN = "2"
+"""Raised whenever the answers change where gold leaves something open."""
 GOLD = "gold"
 MOST_ENCODED = 240
 """Exemplar slices and variations that are encoded together at most."""
@@ -201,7 +203,7 @@ class ExemplarSource:
         labels = context.archive[record.id].labels(GOLD)
         gold, named = labels.read(), {info.id for info in labels.history.classes}
         judged = [class_id for class_id in self._classes if class_id in named]
-        for z in sorted({z for class_id in judged for z in _teaching_slices(gold == class_id, self._options.slices)}):
+        for z in sorted({z for class_id in judged for z in _teaching_slices(gold == class_id, gold == IGNORE, self._options.slices)}):
             masks = {class_id: gold[z] == class_id for class_id in (*judged, IGNORE)}
             yield _Slice(record=record, height=_height(z, len(gold)), seen=Variation(picture=subject.picture(z), masks=masks))
 
@@ -234,6 +236,8 @@ def _shown_by(gold: Labels) -> str:
     ids = gold.read()
     mark = blake2b(repr((ids.shape, ids.dtype.str, sorted(info.id for info in gold.history.classes))).encode(), digest_size=16)
     mark.update(np.ascontiguousarray(ids).data)
+    if (ids == IGNORE).any():
+        mark.update(OPEN.encode())
     return mark.hexdigest()
 
 
@@ -245,13 +249,18 @@ def _tells(shown: _Shown, class_id: int) -> bool:
 
 def _scored(shown: _Shown, class_id: int, by: Prototypes) -> Held:
     mask = shown.masks[class_id]
-    return Held(class_id=class_id, scores=enlarge(by.score(shown.example.cells, class_id), (mask.shape[0], mask.shape[1])), mask=mask)
+    scores = enlarge(by.score(shown.example.cells, class_id), (mask.shape[0], mask.shape[1]))
+    return Held(class_id=class_id, scores=scores, mask=mask, left_open=shown.masks[IGNORE])
 
 
-def _teaching_slices(mask: np.ndarray, count: int) -> list[int]:
-    """Return slices ``(z, y, x)`` bool shows something on, and as many of the others, evenly spread."""
-    here = mask.any(axis=(1, 2))
-    with_it, without = np.flatnonzero(here), np.flatnonzero(~here)
+def _teaching_slices(mask: np.ndarray, left_open: np.ndarray, count: int) -> list[int]:
+    """Return slices that a mask ``(z, y, x)`` bool shows something on, and as many of which it is known that it is not on them, evenly spread.
+
+    Slices of which only a part was judged are among the latter where no whole one was; those that nobody drew on teach nothing.
+    """
+    here, some, everything = mask.any(axis=(1, 2)), left_open.any(axis=(1, 2)), left_open.all(axis=(1, 2))
+    known = ~here & ~(some if (~here & ~some).any() else everything)
+    with_it, without = np.flatnonzero(here), np.flatnonzero(known)
     return [int(found[n]) for found in (with_it, without) for n in _evenly(len(found), count)]
 
 

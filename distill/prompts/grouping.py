@@ -9,7 +9,8 @@ question of its own. Whoever prompts does not number the pieces; where prompts l
   of its own, unless it is a speck, which belongs to the piece that it comes near, and to none where it is far from all. One
   that reaches from one box into others, as masks of neighbours that touch do, is shared out to those boxes, and widens none. A box around a whole mask, as sparse labels come with, says nothing about its pieces.
 - A positive point belongs to the piece whose mask holds it, or else to the box in which it is most central; a negative one to all boxes that it comes near. A positive
-  point further from every box than that box is long is a piece of its own, a scribble if all of it is: nothing there is believed of an answer about the box. Points of
+  point further from every box than that box is long is about another piece, a scribble if all of it is: nothing there is believed of an answer about the box. Far points
+  close to each other are about the same piece, and a negative point near no box belongs to the nearest of boxes and far pieces. Points of
   other pieces are no negative ones: on 10 pictures of nuclei the bundled teacher's Dice was 0.879 without and with them.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
 from distill.patches import Patch
 from distill.prompts.pieces import LEAST_PX, parts_of
@@ -33,6 +35,11 @@ FAR = 1.0
 """A positive point outside of a box widened by this share of its sides is not about what is in the box. Objects that lie further apart are taken for
 others from slice to slice too (``distill.prompts.tracks``); a point in a 3D box is never further than 0.75 from a slice of it, which shrinks to 0.4 of its
 sides; and boxes are drawn wrong by 5 to 10 %."""
+FAR_PX = 6.0
+"""Pixels; nothing nearer to a box is far from it. A box of 2 pixels is drawn wrong by as much as it is long. A guess."""
+TOGETHER = 0.5
+"""Far points no further apart than this share of the usual side of the slice's boxes (at least ``FAR_PX``) are about the same piece, and so are those linked
+by points between: clicks in the middles of two round neighbours that touch are further apart."""
 _ROWS = 256
 """Boxes that are compared with all others at once."""
 
@@ -55,7 +62,10 @@ def grouped(hints: Sequence[SliceHint]) -> tuple[SliceHint, ...]:
     pieces = _with_masks(located, [part for hint in masked for part in _taken_apart(hint)])
     far = [n for n, hint in enumerate(hints) if hint.box is None and _is_far(pieces, hint)]
     near = [hint for n, hint in enumerate(hints) if n not in far]
-    elsewhere = sorted((hints[n] for n in far), key=_place)
+    if far:
+        near, elsewhere = _negatives_to(_clusters([hints[n] for n in far], _boxes(pieces)), near, _boxes(pieces))
+    else:
+        elsewhere = []
     if len(pieces) < 2:
         return (joined(near), *elsewhere)
     pieces.sort(key=lambda piece: tuple(_box(piece)[[1, 0, 3, 2]].tolist()))
@@ -67,7 +77,54 @@ def _is_far(pieces: Sequence[SliceHint], hint: SliceHint) -> bool:
     if not pieces or hint.points is None or hint.point_labels is None or not hint.point_labels.all():
         return False
     boxes = _boxes(pieces)
-    return all(float(_away(boxes, point + 0.5).min()) > 1 + 2 * FAR for point in hint.points)
+    reach = np.maximum(FAR * (boxes[:, 2:] - boxes[:, :2]), FAR_PX)
+    return all(bool((_outside_px(boxes, point + 0.5) > reach).any(axis=1).all()) for point in hint.points)
+
+
+def _clusters(hints: Sequence[SliceHint], boxes: np.ndarray) -> list[SliceHint]:
+    """Join far points that are about the same piece (single linkage): close to each other, and closer than to any box."""
+    ordered = sorted(hints, key=_place)
+    owner = np.concatenate([np.full(len(_points(hint)), n) for n, hint in enumerate(ordered)])
+    places = np.concatenate([_points(hint) for hint in ordered]).astype(np.float64)
+    side = max(float(np.median(np.sqrt(areas_px(boxes)))), FAR_PX)
+    pairs = KDTree(places).query_pairs(TOGETHER * side, output_type="ndarray")
+    to_box = np.array([np.linalg.norm(_outside_px(boxes, place + 0.5), axis=1).min() for place in places])
+    between = np.linalg.norm(places[pairs[:, 0]] - places[pairs[:, 1]], axis=1)
+    linked = owner[pairs[between < to_box[pairs].min(axis=1)]]
+    count, which = connected_components(csr_array((np.ones(len(linked)), linked.T), shape=(len(ordered),) * 2), directed=False)
+    return [joined([hint for hint, group in zip(ordered, which, strict=True) if group == n]) for n in range(count)]
+
+
+def _negatives_to(clusters: Sequence[SliceHint], near: Sequence[SliceHint], boxes: np.ndarray) -> tuple[list[SliceHint], list[SliceHint]]:
+    """Give the far pieces those negative points that are near no box and nearer to them than to any.
+
+    Returns:
+        The other hints, without these points, and the far pieces with them.
+    """
+    stays: list[SliceHint] = []
+    given: list[list[SliceHint]] = [[each] for each in clusters]
+    for hint in near:
+        if hint.box is not None or hint.points is None or hint.point_labels is None or hint.point_labels.any():
+            stays.append(hint)
+            continue
+        for point, label in zip(hint.points, hint.point_labels, strict=True):
+            one = SliceHint(points=point[None], point_labels=label[None])
+            away = [float(np.linalg.norm(_points(each) - point, axis=1).min()) for each in clusters]
+            by_box = _away(boxes, point + 0.5).min() <= 1 + 2 * NEAR or np.linalg.norm(
+                _outside_px(boxes, point + 0.5), axis=1
+            ).min() <= min(away)
+            (stays if by_box else given[int(np.argmin(away))]).append(one)
+    return stays, [joined(each) for each in given]
+
+
+def _outside_px(boxes: np.ndarray, place_xy: np.ndarray) -> np.ndarray:
+    """Return how far along x and y a place lies outside of boxes ``(N, 4)``, ``(N, 2)``."""
+    outside: np.ndarray = np.maximum(np.maximum(boxes[:, :2] - place_xy, place_xy - boxes[:, 2:]), 0)
+    return outside
+
+
+def _points(hint: SliceHint) -> np.ndarray:
+    return np.zeros((0, 2), np.float32) if hint.points is None else hint.points
 
 
 def _place(hint: SliceHint) -> tuple[float, ...]:

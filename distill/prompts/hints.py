@@ -6,6 +6,7 @@ something positive prompts the same class; alone they prompt neither slice nor c
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -13,16 +14,15 @@ from distill.patches import Patch
 from distill.prompts.choice import ABSENT, REVIEW
 from distill.prompts.grouping import grouped
 from distill.prompts.slice_hint import SliceHint, box_of
-from storage.case import CaseRecord, Prompt
+from storage.case import MOST_POINTS, CaseRecord, Prompt
 from storage.rle import decode as decode_rle
 
 __all__ = ["SliceHint", "box_of", "extreme_hint", "hints_by_slice", "piece_inputs", "recist_hint", "usable_prompts"]
 
-PIECES = "3"
+PIECES = "4"
 """Raised whenever several pieces of a class on a slice are asked otherwise."""
 POLE_FLOOR = 0.4
 """A 3D box never shrinks below this share of its sides, even at its first and last slice."""
-MAX_SCRIBBLE_POINTS = 4
 INWARD_PX = 2.0
 """How far extreme points are moved inward."""
 RECIST_MARGIN = 0.08
@@ -65,19 +65,21 @@ def _passes_through(box: Prompt, prompt: Prompt) -> bool:
     return (box.class_id, box.axis, axis) == (class_id, "z", "z") and np.floor(low) <= z < np.ceil(high)
 
 
-def hints_by_slice(record: CaseRecord, prompts: Iterable[Prompt]) -> dict[int, dict[int, tuple[SliceHint, ...]]]:
-    """Gather axial prompts as ``{class id: {slice: hints}}``, one hint per piece (``distill.prompts.grouping``).
+def hints_by_slice(
+    record: CaseRecord, prompts: Iterable[Prompt], axis: Literal["z", "y", "x"] = "z"
+) -> dict[int, dict[int, tuple[SliceHint, ...]]]:
+    """Gather the prompts across one axis as ``{class id: {slice: hints}}``, one hint per piece (``distill.prompts.grouping``).
 
     Every hint has something positive, see ``usable_prompts``. What is about one piece is joined: the box around its boxes, points and
     scribbles together; a rough mask gives its box as well. 3D boxes become a box per slice that shrinks elliptically towards the poles, except on
-    slices where a reviewer drew. Prompts along other axes are left out: this version asks about axial slices.
+    slices where a reviewer drew. Prompts across other axes are left out (``distill.prompts.axes``); the record is that of the case with this axis first.
     """
     gathered: dict[int, dict[int, list[SliceHint]]] = {}
     given = usable_prompts(prompts)
     redrawn = {_place(prompt) for prompt in given if prompt.source == REVIEW and prompt.kind not in ("box3d", ABSENT)}
     for prompt in given:
         slices = gathered.setdefault(prompt.class_id, {})
-        for z, hint in _as_hints(record, prompt) if prompt.axis == "z" else ():
+        for z, hint in _as_hints(record, prompt) if prompt.axis == axis else ():
             if prompt.kind != "box3d" or prompt.source == REVIEW or (prompt.class_id, "z", z) not in redrawn:
                 slices.setdefault(z, []).append(hint)
     return {class_id: {z: grouped(hints) for z, hints in sorted(slices.items())} for class_id, slices in gathered.items() if slices}
@@ -112,7 +114,7 @@ def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHi
         return [(z, SliceHint(box=np.asarray(prompt.box_xyxy_px, np.float32)))]
     if prompt.kind in _POINT_KINDS and prompt.points_xy_px:
         points = np.asarray(prompt.points_xy_px, np.float32) - HALF_PX
-        points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_SCRIBBLE_POINTS)).round().astype(int)]
+        points = points[spread(points, MOST_POINTS)]
         signs = np.full(len(points), float(prompt.positive), np.float32)
         parts = [slice(None)] if prompt.kind == "scribble" else [slice(n, n + 1) for n in range(len(points))]
         return [(z, SliceHint(points=points[part], point_labels=signs[part])) for part in parts]
@@ -122,6 +124,27 @@ def _as_hints(record: CaseRecord, prompt: Prompt) -> Iterable[tuple[int, SliceHi
     if prompt.kind == "mask" and prompt.mask_rle and prompt.mask_size_yx is not None:
         return _mask_hint(z, decode_rle(prompt.mask_rle, prompt.mask_size_yx))
     return []
+
+
+def spread(points: np.ndarray, count: int) -> list[int]:
+    """Return which ``count`` of some points ``(n, 2)`` cover them best, in their order: the most central one, and each next the furthest from those before.
+
+    Farthest-point sampling (Gonzalez 1985): no point is further from a chosen one than twice the least that is possible.
+    """
+    if len(points) <= count:
+        return list(range(len(points)))
+    chosen = [int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())]
+    while len(chosen) < count:
+        away = np.linalg.norm(points[:, None] - points[chosen], axis=2).min(axis=1)
+        away[chosen] = -1
+        chosen.append(int(away.argmax()))
+    return sorted(chosen)
+
+
+def point_inputs(prompts: Iterable[Prompt], classes: Collection[int]) -> dict[str, str]:
+    """Return what a label's fingerprint takes in where some of a prompt's points are left out, and nothing elsewhere."""
+    many = any(prompt.class_id in classes and prompt.kind in _POINT_KINDS and len(prompt.points_xy_px) > MOST_POINTS for prompt in prompts)
+    return {"points": "spread"} if many else {}
 
 
 def extreme_hint(ends: np.ndarray) -> SliceHint:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distill.automatic import Candidate, GridSettings, find_objects
+from distill.automatic import Candidate, GridSettings, find_objects_in
 from distill.prompts.everything_options import GridOptions
 from distill.prompts.pieces import Piece
 from distill.prompts.sources import Subject
-from distill.teachers.base import Teacher
+from distill.teachers.base import Teacher, sizes_of
 
 BUNDLED = "samdistill-conv"
 SOFT, HARD = (0.35, 0.25), (0.7, 0.85)
@@ -38,10 +38,13 @@ def masks_by_slice(teacher: Teacher, subject: Subject, grid: GridOptions) -> Ite
         least_region_px=grid.least_px,
     )
     _, depth, height, width = subject.record.shape_czyx
-    for z in range(depth):
-        picture = subject.picture(z)
-        found = [] if picture.min() == picture.max() else find_objects(teacher, picture, settings)
-        yield z, [each for each in found if grid.least_px <= each.area_px <= MOST_OF_SLICE * height * width and each.area_px]
+    together = sizes_of(teacher).pictures
+    for start in range(0, depth, together):
+        pictures = {z: subject.picture(z) for z in range(start, min(depth, start + together))}
+        shown = [z for z, picture in pictures.items() if picture.min() != picture.max()]
+        found = dict(zip(shown, find_objects_in(teacher, [pictures[z] for z in shown], settings), strict=True))
+        for z in pictures:
+            yield z, [each for each in found.get(z, []) if grid.least_px <= each.area_px <= MOST_OF_SLICE * height * width and each.area_px]
 
 
 def piece_of(candidate: Candidate, z: int) -> Piece:

@@ -8,7 +8,7 @@ Where a class has several pieces on a slice, each goes its own way, from piece t
 does not have is asked about on the slices that are nearer to it than to that slice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,8 +50,7 @@ def schedule_slices(hints: Mapping[int, SliceHint | Sequence[SliceHint]], depth:
     """
     prompted = sorted(hints)
     if reach is None:
-        gaps = [b - a for a, b in pairwise(prompted)]
-        reach = int(np.median(gaps)) - 1 if gaps else depth
+        reach = usual_reach(prompted, depth)
     pieces = {z: (each,) if isinstance(each, SliceHint) else tuple(each) for z, each in hints.items()}
     plans: list[SlicePlan] = []
     for number, track in enumerate(tracks_of(pieces)):
@@ -60,6 +59,12 @@ def schedule_slices(hints: Mapping[int, SliceHint | Sequence[SliceHint]], depth:
         above = min(reach, depth - 1 - last) if last == prompted[-1] else _nearer(last, prompted[prompted.index(last) + 1])
         plans.extend(_along(track, number, below, above))
     return sorted(plans, key=lambda plan: (plan.distance, plan.z, plan.track))
+
+
+def usual_reach(slices: Iterable[int], depth: int) -> int:
+    """Return how many slices beyond the outermost prompts are asked if nothing else is said: one less than the usual gap between them."""
+    gaps = [b - a for a, b in pairwise(sorted(slices))]
+    return int(np.median(gaps)) - 1 if gaps else depth
 
 
 def _nearer(low: int, high: int) -> int:

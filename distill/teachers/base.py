@@ -225,3 +225,9 @@ class Teacher(Protocol):
     ) -> Prediction:
         """Segment one picture; see ``Prediction`` for shapes."""
         ...
+
+
+def sizes_of(teacher: Teacher) -> CallSizes:
+    """Return how much a teacher wants to be asked at once, as it is now; the sizes of a CPU where it does not say."""
+    sizes: CallSizes = getattr(teacher, "call_sizes", CallSizes())
+    return sizes

@@ -164,12 +164,14 @@ def decode_promising(
     Returns:
         The prompts drawn ``(K,)``, their logits ``(K, M, 4h, 4w)`` and predicted IoU ``(P, M)`` of all prompts.
     """
+    on_cpu = embeddings.device.type == "cpu"
     with in_float32(embeddings):
-        sparse, _ = sam.prompt_encoder(points=(points, point_labels), boxes=None, masks=None)
+        hints = _encode_in_passes if on_cpu and len(image_index) else _encode_at_once
+        sparse, _ = hints(sam.prompt_encoder, (points, point_labels), None, None)
     sparse = sparse.to(sam.prompt_encoder.no_mask_embed.weight.dtype)
     if folds(sam.mask_decoder, sparse.shape[1]):
         # Small grids need more prompts per pass to keep a CPU busy: on 32 x 32, passes of 32 took 0.9 of the time of passes of 8.
-        step = CPU_CHUNK * max(1, FULL_GRID // embeddings[0, 0].numel()) if embeddings.device.type == "cpu" else len(image_index)
+        step = CPU_CHUNK * max(1, FULL_GRID // embeddings[0, 0].numel()) if on_cpu else len(image_index)
         return decode_confident(sam, embeddings, image_index, sparse, chunk=step, least_iou=least_iou)
     logits, iou = decode_prompts(sam, embeddings, image_index, points=points, point_labels=point_labels)
     good = (iou[:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]

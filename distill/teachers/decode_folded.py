@@ -131,20 +131,29 @@ def decode_confident(
 
     def decode(starts: Iterator[int]) -> None:
         for n in starts:
-            some = slice(n, n + chunk)
+            some, asked = slice(n, n + chunk), slice(n, min(n + chunk, count))
             think = partial(folded_cpu.think, plan) if kind == "cpu" else plan.think
-            tokens, image = think(seen.some(some), sparse[some].float(), sam.mask_decoder.num_mask_tokens)
-            scores = plan.judge(tokens)
+            tokens, image = think(seen.some(asked), sparse[some].float(), sam.mask_decoder.num_mask_tokens)
+            scores = plan.judge(tokens)[: len(image)]
             good = (scores[:, 1:] > least_iou).any(dim=1).nonzero()[:, 0]
-            parts[n] = good + n, draw(plan, tokens[good], image[good]) if len(good) else nothing, scores
+            parts[n] = good + n, draw(plan, tokens, image, good) if len(good) else nothing, scores
 
-    def draw(plan: Plan, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        return folded_cpu.draw(plan, plan.hyper(tokens), image, size, None) if kind == "cpu" else plan.draw(tokens, image, size)
+    def draw(plan: Plan, tokens: torch.Tensor, image: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+        if kind == "cpu":
+            return folded_cpu.draw(plan, plan.hyper(tokens)[good], image[good], size, None)
+        return plan.draw(tokens[good], image[good], size)
+
+    count = len(sparse)
+    if kind == "cpu" and count:
+        sparse = sparse[whole_passes(count, chunk)]
 
     nothing = images.new_zeros(0, sam.mask_decoder.num_mask_tokens, 4 * size[0], 4 * size[1], dtype=torch.float32)
     with torch.autocast(kind, enabled=False), fast_float32() if kind == "cpu" else nullcontext():
-        seen = plan.see(rows_of(images.float() + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)), image_index)
-        _in_passes(decode, len(sparse), chunk, kind)
+        rows, row_index, _ = _told_rows(
+            images.float(), image_index, sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).float(), None
+        )
+        seen = plan.see(rows, row_index)
+        _in_passes(decode, count, chunk, kind)
     ordered = [parts[n] for n in sorted(parts)]
     drawn, logits, judged = (torch.cat([part[k] for part in ordered]) for k in range(3))
     return drawn, logits, judged
@@ -176,15 +185,17 @@ def _in_passes(decode: Callable[[Iterator[int]], None], prompts: int, chunk: int
 def _told_rows(
     images: torch.Tensor, image_index: torch.Tensor, dense: torch.Tensor, dense_index: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Add mask embeddings to images, each pair once.
+    """Add mask embeddings to images, each pair once, and on a CPU only those that somebody asks about.
 
     Returns:
         The sums as rows ``(R, n, C)``; which of them each prompt is about ``(P,)``; and None, or, where finding the pairs would mean to wait for a GPU, the
         mask embeddings' rows, which are then still to be added.
     """
+    on_cpu = images.device.type == "cpu"
     if dense_index is None:
-        return rows_of(images + dense), image_index, None
-    if images.device.type != "cpu":
+        asked, which = torch.unique(image_index, return_inverse=True) if on_cpu else (slice(None), image_index)
+        return rows_of(images[asked] + dense), which, None
+    if not on_cpu:
         return rows_of(images), image_index, rows_of(dense)
     pairs, which = torch.unique(image_index * len(dense) + dense_index, return_inverse=True)
     return rows_of(images[pairs // len(dense)] + dense[pairs % len(dense)]), which, None

@@ -16,6 +16,7 @@ from uuid import uuid4
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Extension
 from nibabel.spatialimages import HeaderDataError
 
 from storage.case import Geometry
@@ -26,6 +27,8 @@ _MILLIMETRES = 2
 """NIfTI's ``xyzt_units`` code for millimetres and no time."""
 _SCANNER = 1
 """NIfTI's form code for scanner coordinates."""
+_COMMENT = 6
+"""NIfTI's extension code for a comment."""
 _EXPORTED = "samdistill export"
 """Description in the header of what an export wrote, and so may write again."""
 _STORED = {"int64": "int32", "uint64": "uint32", "float16": "float32", "bool": "uint8"}
@@ -69,7 +72,17 @@ def is_export(path: Path | str) -> bool:
     return isinstance(header, nib.Nifti1Header) and bytes(header["descrip"].item()).decode("latin-1") == _EXPORTED
 
 
-def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str, *, description: str = "") -> Path:
+def note_of(path: Path | str) -> str:
+    """Return the comment that ``write_nifti`` left in a file; nothing where there is none, or the file cannot be read."""
+    try:
+        header = nib.load(path).header
+    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError):
+        return ""
+    notes = [each for each in getattr(header, "extensions", ()) if each.get_code() == _COMMENT]
+    return notes[0].get_content().rstrip(b"\0").decode("utf-8", "replace") if notes else ""
+
+
+def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str, *, description: str = "", note: str = "") -> Path:
     """Write an array ``(z, y, x)`` or ``(c, z, y, x)`` with a geometry; readers never see half a file.
 
     Args:
@@ -77,6 +90,7 @@ def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str, *, desc
         geometry: Where its voxels lie.
         path: Ends in ``.nii`` or ``.nii.gz``; missing folders are made, an existing file is replaced.
         description: For the header, at most 79 letters.
+        note: A comment of any length, as a header extension; none where it is empty.
 
     Raises:
         InvalidCaseError: if the path does not end in ``.nii`` or ``.nii.gz``, or the values fit no NIfTI data type.
@@ -91,6 +105,8 @@ def write_nifti(array: np.ndarray, geometry: Geometry, path: Path | str, *, desc
     try:
         image = _image(_storable(array), geometry)
         image.header["descrip"] = description
+        if note:
+            image.header.extensions.append(Nifti1Extension(_COMMENT, note.encode()))
         nib.save(image, unfinished)
         unfinished.replace(target)
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 
 from storage import rle
 from storage.archive import Archive
-from storage.case import IGNORE, CaseRecord, ClassInfo, Prompt
+from storage.case import IGNORE, MOST_POINTS, CaseRecord, ClassInfo, Prompt
 from storage.errors import IngestError
 from storage.ingest.images import read_label_image
 from storage.ingest.polygon import fill_polygons
@@ -23,6 +23,9 @@ _LOOKED_FOR = 50
 """Unknown cases of one import for which similar ids are looked up, at about 5 ms each; a file may have a hundred thousand."""
 _INSIDE_SHARE = 0.5
 """A box is clipped to the image if at least this share of it lies inside; one that is mostly outside was meant for another image."""
+
+_INWARD_PX = 2.0
+"""How far extreme points of a volume are moved inward: on the border itself a point says as much about the outside."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class Converter:
     """Rows so far whose case is not in the archive."""
     _renamed: Counter[tuple[int, str]] = field(default_factory=Counter)
     """(class id, the name a row gives it) -> how many rows, where the recipe calls it otherwise."""
+    _thinned: int = 0
+    """Rows so far of which not every point is asked."""
     _renumbered: dict[tuple[int, str], int] = field(default_factory=dict)
     """(COCO's number of a category, its name) -> the recipe's id of that name, where they differ."""
 
@@ -49,13 +54,15 @@ class Converter:
         """Convert one row.
 
         Raises:
-            IngestError: with the slug ``unknown-case``, ``unknown-class``, ``slice-missing``, ``slice-out-of-range``, ``not-finite``,
+            IngestError: with the slug ``unknown-case``, ``unknown-class``, ``slice-axis``, ``slice-missing``, ``slice-out-of-range``, ``not-finite``,
                 ``inverted-box``, ``box-outside-image``, ``point-outside-image``, ``bad-mask``, ``empty-mask`` or ``mask-file``.
         """
         record = self.record(row.case if row.case is not None else case_id_from_name(_last_part(row.image or "")))
         class_id = self.class_id(row.class_id, row.class_name)
         if isinstance(row, Box3dRow):
             return [self._prompt(row, record, class_id, slice_index=None, box_zyxzyx_px=_clip_3d(row, record))]
+        if isinstance(row, ExtremeRow) and row.extreme_points_ijk is not None:
+            return self._extremes_of_a_volume(row, row.extreme_points_ijk, record, class_id)
         index, size_yx = slice_and_size(row, record)
         if isinstance(row, BoxRow):
             x0, y0, x1, y1 = row.corners
@@ -64,6 +71,7 @@ class Converter:
             return [self._prompt(row, record, class_id, slice_index=index, box_xyxy_px=(x0, y0, x1, y1))]
         if isinstance(row, PointRow | ScribbleRow | ExtremeRow | RecistRow):
             _check_points(row.places, size_yx, record.id)
+            self._thinned += isinstance(row, PointRow | ScribbleRow) and len(row.places) > MOST_POINTS
             return [self._prompt(row, record, class_id, slice_index=index, points_xy_px=row.places)]
         mask = self._mask(row, size_yx, record.id)
         return [self._prompt(row, record, class_id, slice_index=index, mask_rle=rle.encode(mask), mask_size_yx=size_yx)]
@@ -127,7 +135,11 @@ class Converter:
             f"class {number} is {known[number]!r} in the recipe and {name!r} in {count:,} row{'s' if count > 1 else ''}, taken by number"
             for (number, name), count in sorted(self._renamed.items())
         )
-        return (*by_name, *by_number)
+        thinned = (
+            f"{self._thinned:,} row{'s have' if self._thinned > 1 else ' has'} more than {MOST_POINTS} points, of which the {MOST_POINTS} "
+            "that cover them best are asked; for more, write several rows"
+        )
+        return (*by_name, *by_number, *([thinned] if self._thinned else []))
 
     def _known_names(self) -> dict[str, int]:
         return {c.name: c.id for c in self.classes or ()} | dict(self.names)
@@ -152,6 +164,23 @@ class Converter:
             "positive": row.positive,
         }
         return Prompt(**(fields | {"source": self.source, "confidence": row.confidence} | content))  # type: ignore[arg-type]  # Prompt names its own fields
+
+    def _extremes_of_a_volume(
+        self, row: ExtremeRow, points_ijk: Sequence[tuple[float, float, float]], record: CaseRecord, class_id: int
+    ) -> list[Prompt]:
+        """Return the 3D box of six points, and each of them on its slice, moved 2 pixels towards the middle of the box."""
+        lower, upper = ([limit(values) for values in zip(*points_ijk, strict=True)] for limit in (min, max))
+        shown = f"the box of extreme_points_ijk {(*lower, *upper)}"
+        x0, y0, z0, x1, y1, z1 = _clip((*lower, *upper), record.shape_czyx[:0:-1], "ijk", shown, record.id)
+        found = [self._prompt(row, record, class_id, slice_index=None, kind="box3d", box_zyxzyx_px=(z0, y0, x0, z1, y1, x1))]
+        middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+        for i, j, k in points_ijk:
+            place = np.clip((i, j), (x0, y0), (x1, y1))
+            way = middle - place
+            x, y = place + way * min(_INWARD_PX / max(float(np.linalg.norm(way)), 1e-6), 0.5)
+            index = int(min(max(math.floor(k), math.floor(z0)), math.ceil(z1) - 1))
+            found.append(self._prompt(row, record, class_id, slice_index=index, kind="point", points_xy_px=((float(x), float(y)),)))
+        return found
 
     def _mask(self, row: MaskRow, size_yx: tuple[int, int], case: str) -> np.ndarray:
         try:
@@ -195,8 +224,11 @@ def slice_and_size(row: AnyRow, record: CaseRecord) -> tuple[int, tuple[int, int
     """Return the slice a row is about, and its rows and columns.
 
     Raises:
-        IngestError: ``slice-missing`` or ``slice-out-of-range``.
+        IngestError: ``slice-axis``, ``slice-missing`` or ``slice-out-of-range``.
     """
+    if row.axis != "z" and record.shape_czyx[1] == 1:
+        message = f"case {record.id} is a single picture, which has no slices along {row.axis}. Leave slice_axis out, or write k."
+        raise IngestError("slice-axis", message)
     depth, height, width = record.shape_czyx[1:]
     count, size_yx = {"z": (depth, (height, width)), "y": (height, (depth, width)), "x": (width, (depth, height))}[row.axis]
     index = row.slice

@@ -58,6 +58,7 @@ def _wanted(field: str) -> str:
     if field in _FOUR_PAIRS:
         return "four pairs of numbers"
     fixed = {
+        "extreme_points_ijk": "six triples of numbers",
         "slice": "a whole number from 0",
         "class_id": "a whole number from 1 to 254",
         "slice_axis": "k, j, i, z, y or x",

@@ -138,6 +138,9 @@ def _row_of_cells(cells: dict[str, str]) -> dict[str, object]:
     for name in _LISTS_OF_PAIRS & cells.keys():
         values = _split(cells[name])
         row[name] = list(zip(values[::2], values[1::2], strict=True)) if len(values) % 2 == 0 else values
+    if "extreme_points_ijk" in cells:
+        values = _split(cells["extreme_points_ijk"])
+        row["extreme_points_ijk"] = [values[n : n + 3] for n in range(0, len(values), 3)]
     if "polygons_xy" in cells:
         row["polygons_xy"] = [_split(part) for part in cells["polygons_xy"].split("|")]
     if cells.get("rle", "").startswith("["):

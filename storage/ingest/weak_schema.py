@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 Two = tuple[float, float]
+Three = tuple[float, float, float]
 Four = tuple[float, float, float, float]
 Six = tuple[float, float, float, float, float, float]
 
@@ -141,9 +142,10 @@ class ScribbleRow(_PointsRow):
 Fours = Annotated[tuple[Two, ...], Field(min_length=4, max_length=4)]
 
 
-def _enclose_something(places: tuple[Two, ...]) -> None:
+def _enclose_something(places: tuple[tuple[float, ...], ...]) -> None:
     if any(max(values) <= min(values) for values in zip(*places, strict=True)):
-        message = f"the four points enclose nothing: {', '.join(f'({x:g}, {y:g})' for x, y in places)}"
+        shown = ", ".join(f"({', '.join(f'{value:g}' for value in place)})" for place in places)
+        message = f"the {'four' if len(places) == 4 else 'six'} points enclose nothing: {shown}"
         raise ValueError(message)
 
 
@@ -151,17 +153,23 @@ class ExtremeRow(_Row):
     """The object's leftmost, topmost, rightmost and lowest point on a slice, in any order."""
 
     kind: Literal["extreme"]
-    extreme_points_xy: Fours
+    extreme_points_xy: Fours | None = None
+    extreme_points_ijk: Annotated[tuple[Three, ...], Field(min_length=6, max_length=6)] | None = None
+    """Of a volume: the outermost points along ``i``, ``j`` and ``k`` both ways, in any order; without a slice."""
 
     @model_validator(mode="after")
     def _encloses(self) -> "ExtremeRow":
-        _enclose_something(self.extreme_points_xy)
+        _exactly_one(self, "extreme_points_xy", "extreme_points_ijk")
+        if self.extreme_points_ijk is not None and (self.slice is not None or self.axis != "z"):
+            message = "extreme_points_ijk are of a volume: leave slice and slice_axis out"
+            raise ValueError(message)
+        _enclose_something(self.extreme_points_xy or self.extreme_points_ijk or ())
         return self
 
     @property
     def places(self) -> tuple[Two, ...]:
-        """The points as ``x, y``."""
-        return self.extreme_points_xy
+        """The points of a slice as ``x, y``."""
+        return self.extreme_points_xy or ()
 
 
 class RecistRow(_Row):

@@ -8,7 +8,10 @@ import pytest
 
 from distill.audit import audit
 from distill.audit_masks import AuditPlan
+from distill.calibration import ClassCalibration
+from distill.cleaning import ClassRule
 from distill.quality import aurc, normalised_aurc
+from distill.rings import Ring, ring
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -212,3 +215,33 @@ def test_probabilities_are_shown_as_they_are_cut_which_is_what_a_temperature_was
     organ = audit(archive, PLAN).classes[0]
     assert organ.calibration is not None
     assert [round(each.said, 3) for each in organ.calibration.before.bins] == [0.4], "and not the 0 and 1 that the teacher stored"
+
+
+def test_the_ring_of_calibration_is_in_the_report_with_its_level_patients_and_both_distances(archive: Archive) -> None:
+    add(archive, "a", part="test")
+    radii, patients = [0.5 + 0.1 * n for n in range(20)], [f"p{n:02}" for n in range(20)]
+    known = ring(radii, radii[::-1], patients, level=0.1, unit="px", subject="mask (cut at 0.50)")
+    row = audit(archive, calibrated(known)).classes[0].thresholds.ring
+    assert row is not None
+    assert (row.level, row.patients, row.needed, row.unit, row.coverage) == (0.1, 20, 19, "px", 0.9)
+    assert (row.outer, row.inner) == (known.outer.threshold, known.inner.threshold) == pytest.approx((2.4, 2.4))
+    few = ring(radii[:4], radii[:4], patients[:4], level=0.1)
+    row = audit(archive, calibrated(few)).classes[0].thresholds.ring
+    assert row is not None
+    assert (row.outer, row.inner, row.statement) == (None, None, few.statement)
+    assert audit(archive, calibrated(None)).classes[0].thresholds.ring is None
+
+
+def calibrated(known: Ring | None) -> AuditPlan:
+    found = ClassCalibration(
+        class_id=1,
+        rule=ClassRule(),
+        patients=20,
+        dice_before=0.8,
+        dice_after=0.8,
+        volume_bias_before=0.0,
+        volume_bias_after=0.0,
+        note="",
+        ring=known,
+    )
+    return replace(PLAN, calibrations={1: found})

@@ -1,6 +1,8 @@
 """Masks of everything are segment-anything's own, whatever the grid, the crops and the filters."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,24 @@ import pytest
 from segment_anything import SamAutomaticMaskGenerator
 
 from distill import load_teacher
-from distill.automatic import Candidate, GridSettings, crop_boxes, find_objects, point_grid, stability_scores, without_small_regions
+from distill.automatic import (
+    Candidate,
+    GridSettings,
+    crop_boxes,
+    find_objects,
+    find_objects_in,
+    point_grid,
+    stability_scores,
+    without_small_regions,
+)
 from distill.errors import PromptError
+from distill.prompts.everything_options import GridOptions
+from distill.prompts.nameless import masks_by_slice
+from distill.prompts.sources import Subject
+from distill.teachers.base import Embeddings, Promising, PromptBatch
 from distill.teachers.sam import SamTeacher
 
+ball_case = runpy.run_path(str(Path(__file__).with_name("ball_case.py")))["ball_case"]  # tests are no package
 LENIENT = GridSettings(points_per_side=6, least_predicted_iou=0.3, least_stability=0.5)
 
 
@@ -145,3 +161,59 @@ def test_a_grid_that_the_divisor_would_empty_keeps_one_point(teacher: SamTeacher
 def test_crops_of_a_picture_of_a_few_pixels_are_never_empty(size: tuple[int, int]) -> None:
     boxes = crop_boxes(size, 3, 512 / 1500)
     assert all(0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0] for (x0, y0, x1, y1), _ in boxes)
+
+
+class Watched:
+    """Passes everything on and notes how much it was asked at once."""
+
+    def __init__(self, teacher: SamTeacher) -> None:
+        self.teacher = teacher
+        self.pictures: list[int] = []
+        self.points: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.teacher, name)
+
+    def encode(self, images: list[np.ndarray]) -> Embeddings:
+        self.pictures.append(len(images))
+        return self.teacher.encode(images)
+
+    def decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float) -> Promising:
+        self.points.append((len(prompts), len(np.unique(prompts.image_index))))
+        return self.teacher.decode_promising(embeddings, prompts, least_iou)
+
+
+def same(one: list[Candidate], other: list[Candidate]) -> bool:
+    """Whether two pictures' masks and all that is known of them are the same to the last bit."""
+    told = [[(each.predicted_iou, each.stability, each.point_xy_px, each.crop_xyxy_px) for each in found] for found in (one, other)]
+    return told[0] == told[1] and all(np.array_equal(a.mask, b.mask) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("crops", [0, 1])
+def test_a_picture_has_the_same_masks_alone_and_among_others_of_other_sizes(bundled: SamTeacher, crops: int) -> None:
+    settings = replace(LENIENT, crop_layers=crops)
+    images = [blobs(), blobs(60, 60), blobs(96, 70)][: 3 - crops]
+    together = find_objects_in(bundled, images, settings)
+    assert min(map(len, together)) >= 4
+    for image, found in zip(images, together, strict=True):
+        assert same(found, find_objects(bundled, image, settings))
+
+
+def test_crops_and_pictures_share_calls_as_large_as_the_teacher_takes(bundled: SamTeacher) -> None:
+    teacher = Watched(bundled)
+    find_objects_in(teacher, [blobs()] * 3, replace(LENIENT, crop_layers=1))  # type: ignore[arg-type]
+    assert teacher.pictures == [8, 7]
+    assert [points for points, _ in teacher.points] == [64] * 9  # 8 and 7 grids of 36 points
+    assert max(pictures for _, pictures in teacher.points) >= 3
+
+
+def test_slices_of_a_case_share_calls_and_blank_ones_are_not_asked(bundled: SamTeacher) -> None:
+    teacher = Watched(bundled)
+    work, _ = ball_case("ball", 10, radius=5.0)
+    subject = Subject(record=work.record, volume_czyx=work.volume_czyx, window=work.window, classes=())
+    found = dict(masks_by_slice(teacher, subject, GridOptions(points_per_side=4)))  # type: ignore[arg-type]
+    assert sorted(found) == list(range(20))
+    shown = [z for z in range(20) if subject.picture(z).any()]
+    assert teacher.pictures == [sum(z < 8 for z in shown), sum(8 <= z < 16 for z in shown)]
+    assert len(teacher.points) == 3  # 16 points of each slice, 64 to a call
+    assert not any(found[z] for z in found if z not in shown)

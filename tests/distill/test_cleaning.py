@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import ndimage
 
-from distill.cleaning import ClassRule, clean_mask, part, rectify_edges
+from distill.cleaning import ClassRule, clean_mask, filled, part, rectify_edges
 
 SHAPE = (5, 12, 14)
 TWO_MM = (2.0, 2.0, 2.0)
@@ -81,6 +82,89 @@ def test_parts_of_a_long_object_hang_on_the_one_before() -> None:
         mask[:, :, start : start + 11] = True
     assert np.array_equal(clean_mask(mask, ClassRule(), (1.0, 1.0, 1.0)), mask)
     assert part(mask, ClassRule(piece_gap_mm=2), (1.0, 1.0, 1.0)).dropped[0, 0, [0, 14, 28]].sum() == 2
+
+
+def lattice(count: int, side: int = 6, gap: int = 2) -> np.ndarray:
+    """``count`` x ``count`` cubes side by side."""
+    mask = np.zeros((side, count * (side + gap), count * (side + gap)), bool)
+    for y in range(count):
+        for x in range(count):
+            mask[:, y * (side + gap) :, x * (side + gap) :][:, :side, :side] = True
+    return mask
+
+
+def test_each_piece_is_measured_once_around_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    whole = ndimage.distance_transform_edt
+
+    def counting(mask: np.ndarray, **given_options: object) -> np.ndarray:
+        measured.append(mask.size)
+        return np.asarray(whole(mask, **given_options))
+
+    monkeypatch.setattr(ndimage, "distance_transform_edt", counting)
+    mask = lattice(8)
+    found = part(mask, ClassRule(), (1.0, 1.0, 1.0))
+    assert np.array_equal(found.kept, mask)
+    assert len(measured) == 64
+    assert sum(measured) < 64 * 6 * (6 + 2 * 5) ** 2, "and not the whole crop for each"
+
+
+def rejoined_slowly(mask: np.ndarray, gap_mm: float, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the whole mask for each piece that joins the largest."""
+    pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    kept = clean_mask(mask, ClassRule(piece_gap_mm=0, holes="none"), spacing)
+    sizes = np.bincount(pieces.ravel())[1:]
+    wide = [mm for mm, at in zip(spacing, np.nonzero(mask), strict=True) if np.ptp(at) > 0]
+    reach = min(gap_mm, float(sizes.max() * np.prod(wide)) ** (1 / max(len(wide), 1)) / 2)
+    left = [n + 1 for n in range(count) if sizes[n] >= 0.1 * sizes.max() and not kept[pieces == n + 1].any()]
+    gaps = np.zeros(mask.shape, bool)
+    while left:
+        away = ndimage.distance_transform_edt(~kept, sampling=spacing)
+        mm, nearest = min((float(away[pieces == n].min()), n) for n in left)
+        if mm > reach * (1 + 1e-6):
+            break
+        left.remove(nearest)
+        gaps |= away + ndimage.distance_transform_edt(pieces != nearest, sampling=spacing) <= mm + min(spacing)
+        kept = kept | (pieces == nearest)
+    around = tuple(slice(at.min(), at.max() + 1) for at in np.nonzero(mask))
+    inside = np.zeros(mask.shape, bool)
+    inside[around] = True
+    return kept, gaps & ~kept & inside
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**30), st.floats(0.6, 0.95), st.sampled_from([2.0, 5.0, 9.0]), st.sampled_from([(1.0, 1.0, 1.0), (1.5, 0.9, 1.0)]))
+def test_what_rejoins_is_what_measuring_everything_finds(
+    seed: int, share: float, gap_mm: float, spacing: tuple[float, float, float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    grey = ndimage.gaussian_filter(rng.normal(size=(8, 17, 21)), 1.0)
+    mask = grey > np.quantile(grey, share)
+    found = part(mask, ClassRule(piece_gap_mm=gap_mm), spacing)
+    kept, gaps = rejoined_slowly(mask, gap_mm, spacing)
+    assert np.array_equal(found.kept, kept)
+    assert np.array_equal(found.gaps, gaps)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "side"),
+    [
+        pytest.param((8.0, 8.0, 8.0), 3, id="16 mm apart, one voxel of 8 mm between"),
+        pytest.param((4.0, 4.0, 4.0), 4, id="two lesions in PET, 8 mm apart"),
+        pytest.param((8.0, 4.0, 4.0), 4, id="8 mm apart in thick slices"),
+    ],
+)
+def test_a_lost_voxel_in_plane_is_as_far_as_it_is(spacing: tuple[float, float, float], side: int) -> None:
+    mask = np.zeros((9, 9, 12), bool)
+    mask[2 : 2 + side, 2 : 2 + side, 1 : 1 + side] = True
+    mask[2 : 2 + side, 2 : 2 + side, 2 + side : 2 + 2 * side] = True
+    assert part(mask, ClassRule(), spacing).kept.sum() == side**3
+
+
+def test_what_is_measured_of_pieces_serves_mask_and_doubt() -> None:
+    """``filled`` goes on where ``part`` ended."""
+    mask, rule = lattice(2), ClassRule()
+    assert np.array_equal(filled(part(mask, rule, TWO_MM).kept, rule, TWO_MM), clean_mask(mask, rule, TWO_MM))
 
 
 @settings(deadline=None)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from distill.teachers import folded_plan
 from distill.teachers.base import PromptBatch
 from distill.teachers.checkpoints import load_teacher
+from distill.teachers.folded_plan import Plan
 from distill.teachers.passes import whole_passes
 from distill.teachers.sam import SamTeacher
 
@@ -80,3 +82,42 @@ def test_a_picture_is_encoded_as_if_it_were_alone(teacher: SamTeacher, threads: 
     together = teacher.encode(shown).features
     for rows in ([0], [5], [1, 2], [4, 0, 3], [5, 4, 3, 2, 1]):
         assert torch.equal(teacher.encode([shown[n] for n in rows]).features, together[rows]), (threads, rows)
+
+
+def test_of_many_pictures_only_those_that_are_asked_about_are_projected(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, asked = teacher.encode(pictures()), questions("box")
+    whole, points = teacher.decode(seen, asked, multimask=False), questions("point 1")
+    drawn = teacher.decode_promising(seen, points, least_iou=-9.0)
+    projected: list[int] = []
+    own = Plan.see
+    monkeypatch.setattr(Plan, "see", lambda plan, rows, of: projected.append(len(rows)) or own(plan, rows, of))  # type: ignore[func-returns-value]
+    rows = [n for n in range(PROMPTS) if asked.image_index[n] in (1, 4)]
+    some = teacher.decode(seen, some_of(asked, rows), multimask=False)
+    assert torch.equal(some.low_res_logits, whole.low_res_logits[rows])
+    again = teacher.decode_promising(seen, some_of(points, list(range(PROMPTS))), least_iou=-9.0)
+    assert torch.equal(again.low_res_logits, drawn.low_res_logits)
+    assert projected == [2, PICTURES]
+
+
+def test_a_promising_point_is_answered_as_if_it_were_alone(teacher: SamTeacher, threads: int) -> None:
+    seen, asked = teacher.encode(pictures()), questions("point 1")
+    together = teacher.decode_promising(seen, asked, 0.3)
+    for rows in SUBSETS:
+        found = teacher.decode_promising(seen, some_of(asked, rows), 0.3)
+        places = [n for n, prompt in enumerate(together.prompt.tolist()) if prompt in rows]
+        places.sort(key=lambda n: (rows.index(int(together.prompt[n])), int(together.token[n])))
+        assert len(found.prompt) == len(places)
+        assert torch.equal(found.low_res_logits, together.low_res_logits[places]), (threads, rows)
+        assert torch.equal(found.iou, together.iou[places]), (threads, rows)
+    assert len(together.prompt) > PROMPTS / 4
+
+
+def test_pictures_that_nobody_asks_about_are_not_looked_at(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, asked = teacher.encode(pictures()), questions("box")
+    looked: list[int] = []
+    see = folded_plan.Plan.see
+    monkeypatch.setattr(folded_plan.Plan, "see", lambda plan, rows, of: looked.append(len(rows)) or see(plan, rows, of))
+    row = int(asked.image_index[0])
+    same = [n for n, picture in enumerate(asked.image_index) if picture == row]
+    teacher.decode(seen, some_of(asked, same), multimask=False)
+    assert looked == [1]

@@ -13,7 +13,7 @@ import torch
 from distill import embedding_cache
 from distill.embedding_cache import CachedTeacher
 from distill.embedding_store import EmbeddingCache, EmbeddingCachePlan, Storage
-from distill.teachers.base import Embeddings, PromptBatch, Teacher, TeacherProfile
+from distill.teachers.base import CallSizes, Embeddings, PromptBatch, Teacher, TeacherProfile
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.sam import SamTeacher
 
@@ -65,12 +65,23 @@ def test_another_process_finds_what_this_one_kept(tmp_path: Path) -> None:
     assert teacher.calls == []
 
 
-def test_missing_pictures_are_padded_to_the_size_of_the_call_so_that_bits_do_not_depend_on_the_cache(tmp_path: Path) -> None:
-    teacher = Counting()
+class CountingStranger(Counting):
+    """Does not say that it encodes each picture as if it were alone."""
+
+    @property
+    def call_sizes(self) -> CallSizes:
+        return CallSizes()
+
+
+@pytest.mark.parametrize(("kind", "calls"), [(Counting, [2, 1]), (CountingStranger, [2, 4])], ids=["ours", "a stranger"])
+def test_missing_pictures_of_strangers_are_padded_to_the_size_of_the_call_so_that_bits_do_not_depend_on_the_cache(
+    kind: type[Counting], calls: list[int], tmp_path: Path
+) -> None:
+    teacher = kind()
     cached = CachedTeacher(teacher, cache_in(tmp_path))
     cached.encode(pictures(1, 2))
     found = cached.encode(pictures(1, 5, 2, 5))
-    assert teacher.calls == [2, 4]
+    assert teacher.calls == calls
     assert torch.equal(found.features[1], found.features[3])
     assert found.sizes_px == ((41, 60), (45, 60), (42, 60), (45, 60))
 

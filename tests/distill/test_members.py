@@ -10,9 +10,9 @@ import torch
 
 from distill import members
 from distill.answers import united
-from distill.members import Members, reduced
+from distill.members import Members, reduced, weights_of
 from distill.teachers.transfer import Transfer
-from distill.uncertainty import summarise
+from distill.uncertainty import Weights, summarise
 
 late = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("late_streams.py"))))  # tests are no package
 
@@ -44,6 +44,37 @@ def test_what_a_gpu_puts_together_is_what_a_cpu_does(logits: torch.Tensor) -> No
     assert pairwise_dice == pytest.approx(expected.pairwise_dice, abs=1e-6)
     assert stability == pytest.approx(expected.stability, abs=1e-9)
     assert area_px == expected.area_px
+
+
+@pytest.mark.parametrize("kind", ["predicted_iou", "agreement"])
+def test_a_member_that_deserves_less_counts_less_and_where_it_is_computed_does_not_matter(kind: Weights) -> None:
+    right = torch.full((13, 17), -5.0)
+    right[3:9, 3:9] = 5.0
+    stray = torch.full((13, 17), -5.0)
+    stray[9:12, 10:16] = 5.0
+    logits, iou = torch.stack([right, right, right, stray]), torch.tensor([0.9, 0.9, 0.9, 0.1])
+    weights = weights_of(logits, iou, kind)
+    assert weights is not None
+    assert weights.sum() == pytest.approx(1)
+    assert weights[3] < 0.05 < weights[0]
+    plain, weighted = summarise(logits.numpy()), summarise(logits.numpy(), weights.numpy())
+    assert weighted.probability[10, 12] < 0.05
+    assert plain.probability[10, 12] > 0.2
+    assert weighted.probability[5, 5] > plain.probability[5, 5]
+    assert (weighted.pairwise_dice, weighted.stability) == (plain.pairwise_dice, plain.stability)
+    assert np.array_equal(weighted.vote, plain.vote)
+    probability, maps, _ = reduced(logits, None, weights)
+    assert np.abs(probability.numpy() - weighted.probability).max() < 1e-6
+    assert np.abs(maps[1].numpy().astype(int) - weighted.mutual_information).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["predicted_iou", "agreement"])
+def test_where_nothing_speaks_for_any_member_all_count_alike(kind: Weights) -> None:
+    apart = torch.full((2, 4, 6), -5.0)
+    apart[0, :2], apart[1, 2:] = 5.0, 5.0
+    assert torch.equal(weights_of(apart, torch.zeros(2), kind), torch.full((2,), 0.5))
+    assert weights_of(apart[:1], torch.tensor([0.7]), kind) == 1
+    assert weights_of(apart, torch.zeros(2), "equal") is None
 
 
 def collected(*, far: bool, monkeypatch: pytest.MonkeyPatch) -> Members:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.prompts.hints import SliceHint, hints_by_slice, usable_prompts
+from distill.prompts.hints import SliceHint, hints_by_slice, point_inputs, spread, usable_prompts
 from distill.prompts.schedule import schedule_slices
 from storage import CaseRecord, Geometry, Prompt
 from storage.rle import encode
@@ -184,3 +184,22 @@ def test_on_slices_where_a_reviewer_drew_a_box_through_the_volume_adds_nothing()
     assert redrawn.box is not None
     assert redrawn.box.tolist() == [10, 11, 14, 16]
     assert all(np.array_equal(hints[z][0].box, before[z][0].box) for z in before if z != 9)  # type: ignore[arg-type]
+
+
+def test_of_many_points_those_are_asked_that_cover_them_best() -> None:
+    crowd = [(10.0 + 0.1 * n, 10.0) for n in range(20)]
+    line = Prompt(case="case", class_id=1, kind="scribble", slice=3, points_xy_px=(*crowd, (30.5, 10.5), (30.5, 25.5)))
+    (hint,) = hints_by_slice(RECORD, [line])[1][3]
+    assert hint.points is not None
+    assert len(hint.points) == 4
+    assert {(30.0, 10.0), (30.0, 25.0)} <= {tuple(point) for point in hint.points.tolist()}
+    assert point_inputs([line], [1]), "labels that were drawn from other points are made anew"
+    assert not point_inputs([POSITIVE["a box"]], [1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), min_size=1, max_size=12), st.integers(1, 5))
+def test_points_are_spread_without_repeats_and_in_their_order(places: list[tuple[int, int]], count: int) -> None:
+    chosen = spread(np.array(places, np.float32), count)
+    assert chosen == sorted(chosen)
+    assert len(chosen) == min(len(places), count)
+    assert len({places[n] for n in chosen}) == min(len(set(places)), count) or len(places) <= count

@@ -95,6 +95,27 @@ def test_an_export_replaces_its_own_pictures_and_nobody_elses(archive: Archive, 
     assert (out / "labels" / "grey.png").read_bytes() == before
 
 
+def test_an_export_in_the_other_form_takes_the_place_of_the_first_and_of_nobody_elses_files(archive: Archive, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pictures, volumes = exported(archive, out), exported(archive, out, nifti=True)
+    assert {Path(name).suffix for name in volumes} == {".gz"}
+    assert exported(archive, out) == pictures
+    scan, drawn = out / "images" / "grey.nii.gz", out / "labels" / "deep.nii.gz"
+    geometry = archive["grey"].record.geometry
+    for theirs in (scan, drawn):
+        write_nifti(np.ones((1, 30, 40), np.uint8), geometry, theirs)
+    assert exported(archive, out) == pictures | {"images/grey.nii.gz", "labels/deep.nii.gz"}
+
+
+def test_an_export_of_labels_alone_leaves_earlier_images_and_other_cases(archive: Archive, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    exported(archive, out, nifti=True)
+    archive.catalog.set_part({"grey": "test"})
+    export_files(archive.url, out, label_set="gold", part="test", images=False, catalog=None)
+    assert {path.name for path in (out / "labels").iterdir()} == {"colour.nii.gz", "deep.nii.gz", "grey.png", "volume.nii.gz"}
+    assert {path.suffix for path in (out / "images").iterdir()} == {".gz"}
+
+
 def test_what_is_no_png_is_nobodys_export(archive: Archive, tmp_path: Path) -> None:
     export_png_image(archive["colour"], tmp_path / "sub" / "c.png")
     export_png_labels(archive["colour"], "gold", tmp_path / "l.png")

@@ -4,15 +4,22 @@ import json
 import re
 import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from distill import engine
+from distill.engine import LabelSummary
 from flows import cli, console, showcase
+from flows.drawing import draw
 from flows.errors import FlowError
 from flows.inspection import Inspection, Refusal, inspect_path
+from flows.recipe_file import load_recipe
+from storage import Archive, CaseRecord, Geometry, Prompt
 
 weights: Callable[..., dict[str, torch.Tensor]] = runpy.run_path(str(Path(__file__).parents[1] / "distill" / "small_sam.py"))["weights"]
 
@@ -125,3 +132,25 @@ def test_rows_about_cases_that_are_not_there_are_one_row_of_the_table_and_all_in
     assert "without a result: 788 (all with --json)" in said
     showcase.show_inspection(found, as_json=True)
     assert capsys.readouterr().out.count("unknown-case") == 787
+
+
+def test_prompts_across_another_axis_than_their_class_are_counted_and_named(
+    tmp_path: Path, write_recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)))
+    for name in ("one", "two"):
+        archive.add_case(
+            CaseRecord(id=name, patient=name, shape_czyx=(1, 4, 5, 6), dtype="int16", geometry=geometry), np.zeros((1, 4, 5, 6), np.int16)
+        )
+    box = Prompt(case="one", class_id=1, kind="box", slice=1, box_xyxy_px=(0, 0, 2, 2))
+    archive.catalog.add_prompts([box, replace(box, axis="y"), replace(box, axis="y", slice=2), replace(box, case="two", axis="x")])
+    assert inspect_path(archive.url).facts["prompts not asked"] == "2 of one, across another axis than their class"
+    summary = LabelSummary(
+        label_set="t", done=1, skipped=0, without_prompts=(), set_aside={"one": 2}, quarantined=(), unfinished=0, slices=1, seconds=1.0
+    )
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\n"))
+    monkeypatch.setattr(engine, "label_archive", lambda *_, **__: summary)
+    result = draw(archive, recipe, ["one"], lambda *_: None)
+    assert result.tally == {"prompts not asked, across another axis than their class is asked along": 2}
+    assert "WARNING: 2 prompts of one were not asked" in result.note

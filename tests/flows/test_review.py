@@ -144,6 +144,30 @@ def test_the_line_to_be_judged_is_the_mask_as_refinement_cuts_it_also_after_it_w
     )
 
 
+def test_the_predicted_dice_stands_in_list_and_picture_with_its_error_bars(
+    archive: Archive, recipe: Recipe, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+
+    def look(*arguments: Any, title: Sequence[str], **more: Any) -> Image.Image:
+        titles.extend(title)
+        return review_sheet(*arguments, title=title, **more)
+
+    monkeypatch.setattr(review_picture, "review_sheet", look)
+    refine(recipe)
+    assert "predicted Dice" not in run("review", "list", recipe_file, "--by", "anna")
+    scores = {"predicted_dice/1": 0.8125, "predicted_dice_low/1": 0.7, "predicted_dice_high/1": 0.91}
+    archive.catalog.add_scores("two", TEACHER_SET, scores)
+    table = run("review", "list", recipe_file, "--by", "anna")
+    assert "predicted" in table
+    assert "0.81 (0.70" in table
+    listed = {each["case"]: each for each in json.loads(run("review", "list", recipe_file, "--by", "anna", "--json"))}
+    assert [listed["two"][name] for name in ("predicted_dice", "predicted_low", "predicted_high")] == list(scores.values())
+    assert [listed["one"][name] for name in ("predicted_dice", "predicted_low", "predicted_high")] == [None] * 3
+    run("review", "show", recipe_file, "two", "-o", tmp_path / "two.png", "--by", "anna")
+    assert "predicted Dice 0.812 (0.70 to 0.91)" in titles[0]
+
+
 def test_before_refinement_the_line_to_be_judged_is_what_it_will_cut(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
     mask = np.zeros(SHAPE, np.uint8)
     mask[1:3, 3:9, 4:10] = 1

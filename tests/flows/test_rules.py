@@ -16,7 +16,7 @@ from flows.inspection import inspect_path
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import PSEUDO_SET, TEACHER_SET
-from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Prompt
 
 WriteRecipe = Callable[[str], Path]
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -139,6 +139,21 @@ def test_nothing_is_guaranteed_where_the_prompts_were_learnt_from_the_calibratio
     assert stages.calibrate(recipe).note == said, "a later run says it again"
     found = rules.CalibrationFile.model_validate_json(rules.calibration_file(recipe).read_text(encoding="utf-8")).classes[1]
     assert (found.guarantees, found.ring) == ((), None)
+
+
+def test_archive_cases_that_were_prompted_as_no_calibration_case_was_are_warned_of_until_they_are_not(
+    archive: Archive, write_recipe: WriteRecipe
+) -> None:
+    with_gold(archive, 20)
+    recipe = load_recipe(write_recipe("archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {guarantee: mask, consistency: none}\n"))
+    prompted = [Prompt(case=f"gold{n:02}", class_id=1, kind="box", slice=0, box_xyxy_px=(1, 1, 5, 5)) for n in range(20)]
+    archive.catalog.add_prompts([*prompted, Prompt(case="scan", class_id=1, kind="point", slice=0, points_xy_px=((3, 3),))])
+    assert "1 of 1 archive cases were prompted by weak point, as no calibration case was" in stages.calibrate(recipe).note
+    archive.catalog.add_prompts([Prompt(case="picture", class_id=1, kind="box", slice=0, box_xyxy_px=(1, 1, 5, 5))])
+    assert "1 of 2 archive cases were prompted by weak point, as no calibration case was" in stages.calibrate(recipe).note
+    archive.catalog.delete_prompts(source="weak")
+    archive.catalog.add_prompts([replace(prompted[0], case=name) for name in ("scan", "picture")] + prompted)
+    assert "WARNING" not in stages.calibrate(recipe).note
 
 
 def test_a_risk_that_no_threshold_holds_is_warned_of_in_the_line_the_file_and_the_filter_report(

@@ -1,6 +1,7 @@
 """``samdistill supervoxels`` writes pieces in the geometry of the scans, once, and over nobody's files."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +10,7 @@ import pytest
 
 from flows.errors import StageError
 from flows.supervoxels import export_supervoxels
+from storage import Archive
 
 SMALL = runpy.run_path(str(Path(__file__).parents[1] / "distill" / "small_archive.py"))
 
@@ -41,6 +43,40 @@ def test_each_case_becomes_a_file_in_its_geometry_and_a_second_run_keeps_it(reci
     )
     second = export_supervoxels(recipe_file, out, part=None)
     assert (second.done, second.skipped) == (0, 2)
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(("points_per_side: 3", "points_per_side: 5"), id="another grid"),
+        pytest.param(("classes:", "intensity: {mr: {windows: [[0, 300]]}}\nclasses:"), id="another window"),
+    ],
+)
+def test_pieces_of_another_question_are_made_anew(change: tuple[str, str], recipe_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pieces"
+    export_supervoxels(recipe_file, out, part=None)
+    before = stored(out)
+    recipe_file.write_text(recipe_file.read_text().replace(*change))
+    again = export_supervoxels(recipe_file, out, part=None)
+    assert (again.done, again.skipped) == (2, 0)
+    assert all(before[name] != made for name, made in stored(out).items())
+
+
+def test_pieces_of_a_scan_that_was_replaced_are_made_anew(recipe_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pieces"
+    export_supervoxels(recipe_file, out, part=None)
+    before = stored(out)
+    archive = Archive.open(str(tmp_path / "a.zarr"))
+    record = archive["case01"].record
+    other = np.random.default_rng(9).integers(0, 900, record.shape_czyx, dtype=np.int16)
+    archive.add_case(replace(record, fingerprint="other"), other, replace=True)
+    again = export_supervoxels(recipe_file, out, part=None)
+    assert (again.done, again.skipped) == (1, 1)
+    assert [before[name] == made for name, made in stored(out).items()] == [True, False]
 
 
 def test_a_file_of_somebody_else_is_not_lost(recipe_file: Path, tmp_path: Path) -> None:

@@ -139,6 +139,26 @@ class ArchiveContract:
         case.write_labels(HISTORY, ids)
         assert case.labels("pseudo/r1").map("vote") is None
 
+    def test_a_map_may_say_something_else_of_each_class(self, archive: Archive) -> None:
+        image = make_image()
+        case = archive.add_case(make_record("case-1", image), image)
+        ids = make_ids(image.shape[1:])
+        apart = np.stack([ids * 2, ids * 3])
+        case.write_labels(HISTORY, ids, maps={"vote": apart, "unknown": ids})
+        labels = archive["case-1"].labels("pseudo/r1")
+        for key, own in ((1, apart[0]), (2, apart[1])):
+            vote, unknown = labels.class_map("vote", key), labels.class_map("unknown", key)
+            assert vote is not None
+            assert unknown is not None
+            assert np.array_equal(vote, own)
+            assert np.array_equal(unknown, ids)
+        assert labels.class_map("vote", 3) is None
+        assert labels.class_map("mutual_information", 1) is None
+        with pytest.raises(InvalidCaseError, match="'uncertainty' must have shape"):
+            case.write_labels(HISTORY, ids, uncertainty_zyx=apart)
+        with pytest.raises(InvalidCaseError, match="'vote' must have shape"):
+            case.write_labels(HISTORY, ids, maps={"vote": np.stack([ids])})
+
     @pytest.mark.parametrize("name", ["0", "Vote", "../vote", ""])
     def test_a_map_is_called_by_a_plain_name(self, archive: Archive, name: str) -> None:
         image = make_image()

@@ -222,6 +222,18 @@ def test_students_and_problems_are_kept_once(catalog: Catalog) -> None:
     assert catalog.problems() == problems
 
 
+def test_what_a_label_set_was_made_of_is_known_without_its_file_and_goes_with_it(catalog: Catalog) -> None:
+    for case, parameters in (("a", {"made_of": "first"}), ("b", {})):
+        catalog.add_label_set(case, LabelHistory(label_set="pseudo/r1", classes=(), made_by="t", parameters=parameters), {})
+    assert catalog.made_of("pseudo/r1") == {"a": "first", "b": ""}
+    again = LabelHistory(label_set="pseudo/r1", classes=(), made_by="t", parameters={"made_of": "second"})
+    catalog.add_label_set("a", again, {})
+    catalog.record_made_of("pseudo/r1", {"a": "what was read before it was written anew"})
+    assert catalog.made_of("pseudo/r1")["a"] == "second"
+    catalog.retract_label_set("a", "pseudo/r1")
+    assert catalog.made_of("pseudo/r1") == {"b": ""}
+
+
 def test_threads_write_at_once_without_losing_a_row(catalog: Catalog) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: catalog.add_case(record_of(f"case-{number}")), range(100)))
@@ -281,11 +293,24 @@ class TestSchema:
         assert catalog.find_case("old") == record_of("old", part="test", modality="CT", fingerprint="print")
         assert catalog.students() == []
 
+    def test_what_labels_from_before_were_made_of_is_not_known_until_it_is_recorded(self, url: str, database: sa.Engine) -> None:
+        with database.begin() as connection:
+            upgrade(connection, "0004")
+            connection.execute(
+                sa.text("INSERT INTO cases VALUES ('old', 'p', 'test', 'CT', 'int16', 1, 2, 3, 4, :geometry, '{}', 'print', 1)"),
+                {"geometry": '{"spacing_zyx_mm": [1, 1, 1], "affine": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]}'},
+            )
+            connection.execute(sa.text("INSERT INTO label_sets VALUES ('old', 'pseudo/r1', 't', '', 1, 'print')"))
+        catalog = Catalog(url)
+        assert catalog.made_of("pseudo/r1") == {"old": None}
+        catalog.record_made_of("pseudo/r1", {"old": "print of the teacher's"})
+        assert catalog.made_of("pseudo/r1") == {"old": "print of the teacher's"}
+
     def test_a_newer_catalog_is_refused_with_the_remedy(self, url: str, database: sa.Engine) -> None:
         Catalog(url)
         with database.begin() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0004.*upgrade this one"):
+        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0005.*upgrade this one"):
             Catalog(url)
 
     def test_many_that_open_a_new_catalog_at_once_all_get_it(self, url: str) -> None:

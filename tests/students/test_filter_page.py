@@ -11,6 +11,7 @@ from PIL import Image
 
 from distill.audit import audit
 from distill.audit_masks import AuditPlan
+from distill.audit_records import FilterReport, RingRow
 from distill.subgroups import Removal, share_removed
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students.filter_page import GOLD_RGB, IGNORE_RGB, REJECTED_RGB, write_filter_page
@@ -111,3 +112,53 @@ def test_a_share_says_how_many_patients_were_drawn_for_its_interval_unless_it_is
     several = [Removal(patient=f"p{n % 3}", removed=n < 4) for n in range(12)]
     one_each = [Removal(patient=f"p{n}", removed=n < 4) for n in range(12)]
     assert (share_removed(several).patients, share_removed(one_each).patients) == (3, None)
+
+
+def test_the_page_says_how_far_from_its_edge_a_mask_is_to_be_believed(archive: Archive, tmp_path: Path) -> None:
+    add(archive, "a")
+    report = audit(archive, AuditPlan(classes=CLASSES))
+    row = RingRow(level=0.1, patients=24, needed=19, outer=2.5, inner=1.25, unit="mm", coverage=0.9, statement="In full.")
+    pages = [written(with_ring(report, each), archive, tmp_path) for each in (row, row.model_copy(update={"outer": None}), None)]
+    assert "<td>0.10</td><td>24</td><td>2.50 mm</td><td>1.25 mm</td>" in pages[0]
+    assert "grown by the outer distance covers 90&nbsp;% of the object" in pages[0]
+    assert "with a probability of at least 0.90" in pages[0]
+    assert "<dt>ring around the edge</dt><dd>In full.</dd>" in pages[1]
+    assert "ring around the edge" not in pages[2]
+
+
+def with_ring(report: FilterReport, row: RingRow | None) -> FilterReport:
+    organ = report.classes[0]
+    return report.model_copy(
+        update={"classes": (organ.model_copy(update={"thresholds": organ.thresholds.model_copy(update={"ring": row})}),)}
+    )
+
+
+def written(report: FilterReport, archive: Archive, folder: Path) -> str:
+    return write_filter_page(report, archive, folder / "filter.html").read_text(encoding="utf-8")
+
+
+def test_dots_of_a_predicted_dice_carry_its_error_bars_and_the_page_says_how_many_hold_the_true_one(
+    archive: Archive, tmp_path: Path
+) -> None:
+    for name, low in (("a", 0.7), ("b", 0.95)):
+        add(archive, name)
+        scores = {"predicted_dice/1": 0.96, "predicted_dice_low/1": low, "predicted_dice_high/1": 0.99}
+        archive.catalog.add_scores(name, "teacher/r1", scores)
+    report = audit(archive, AuditPlan(classes=CLASSES))
+    assert [(dot.low, dot.predicted, dot.high) for dot in report.classes[0].dots] == [(0.7, 0.96, 0.99), (0.95, 0.96, 0.99)]
+    page = written(report, archive, tmp_path)
+    assert page.count('class="bar accept"') == 2
+    assert "predicted_dice 0.960 (0.70 to 0.99), Dice 0.900" in page
+    assert "nominally 90 %: 1 of 2 hold the true one." in page
+    for name in ("a", "b"):
+        archive.catalog.add_scores(name, "teacher/r1", {"predicted_dice_low/1": 0.0, "predicted_dice_high/1": 1.0})
+    page = page_of(archive, tmp_path)
+    assert 'class="bar accept"' not in page
+    assert "Error bars are from 0 to 1: there were too few gold patients to know more." in page
+    assert "error bar" not in page_of(other_archive(tmp_path), tmp_path).lower()
+
+
+def other_archive(folder: Path) -> Archive:
+    other = Archive.create(str(folder / "other.zarr"))
+    add(other, "a")
+    return other

@@ -68,13 +68,18 @@ def test_what_a_reviewer_drew_on_the_first_slice_leaves_a_box_through_the_volume
     assert chosen_prompts([VOLUME_BOX, drawn], ["weak"]) == [VOLUME_BOX, drawn]
 
 
+def test_what_was_drawn_on_coronal_slices_speaks_for_its_class() -> None:
+    drawn = Prompt(case="c", class_id=1, kind="box", axis="y", slice=0, box_xyxy_px=(1, 1, 5, 5))
+    assert open_classes([drawn], ["weak"], [1]) == ()
+    assert chosen_prompts([drawn, GUESS], ["weak", "exemplar"]) == [drawn]
+
+
 @pytest.mark.parametrize(
     "silent",
     [
         pytest.param(
             Prompt(case="c", class_id=1, kind="point", slice=0, points_xy_px=((3.0, 3.0),), positive=False), id="only what it is not"
         ),
-        pytest.param(Prompt(case="c", class_id=1, kind="box", axis="y", slice=0, box_xyxy_px=(1, 1, 5, 5)), id="only on coronal slices"),
     ],
 )
 def test_what_nobody_can_be_asked_with_leaves_a_class_to_the_next_source(silent: Prompt) -> None:

@@ -16,14 +16,14 @@ from pydantic import ValidationError
 from distill import load_teacher
 from distill.errors import PlanError
 from distill.intensity import choose_window
-from distill.prompts.everything import EverythingSource, Exemplar, make_everything
+from distill.prompts.everything import EverythingSource, Exemplar, make_everything, read_exemplars
 from distill.prompts.everything_options import TRAITS, EverythingOptions, Look
 from distill.prompts.ontology import Expectation, assign, expect, shared
 from distill.prompts.pieces import pieces_of
 from distill.prompts.sources import Subject
 from distill.prompts.traits import Surroundings, eccentricity, solidity
 from distill.quality import dice
-from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from storage.rle import decode
 
 HERE = Path(__file__).parent
@@ -136,6 +136,20 @@ def test_other_gold_is_another_source(tmp_path: Path) -> None:
     gold[0, 3:9, 3:9] = 1
     archive["e1"].write_labels(LabelHistory(label_set="gold", classes=(DISC, BAR), made_by="test"), gold)
     assert source_for(EverythingOptions(exemplars=3), archive).fingerprint != before
+
+
+def test_a_piece_that_goes_on_where_gold_leaves_open_what_is_there_does_not_say_how_large_its_class_is(tmp_path: Path) -> None:
+    archive = archive_with_gold(tmp_path)
+    before = read_exemplars(archive, (DISC, BAR), 3)[1].traits[1]
+    gold = archive["e1"].labels("gold").read()
+    whole = (gold == 1).sum()
+    rows = np.flatnonzero((gold == 1).any(axis=(0, 2)))
+    gold[0, : rows.mean().round().astype(int)] = IGNORE
+    gold[0, 50:54, 3:9] = 1
+    archive["e1"].write_labels(LabelHistory(label_set="gold", classes=(DISC, BAR), made_by="test"), gold)
+    after = read_exemplars(archive, (DISC, BAR), 3)[1].traits[1]
+    assert before.shape == after.shape == (1, len(TRAITS))
+    assert np.exp(after[0, TRAITS.index("area")] - before[0, TRAITS.index("area")]) == pytest.approx(24 / whole)
 
 
 def archive_with_gold(folder: Path, part: Any = "calibration") -> Archive:

@@ -14,7 +14,7 @@ from distill.prompts.exemplar import ExemplarSource, choose_exemplars, exemplar_
 from distill.prompts.exemplar_options import ExemplarOptions
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.variations import vary
-from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 
 HERE = Path(__file__).parent
 SourceContract = runpy.run_path(str(HERE / "source_contract.py"))["SourceContract"]
@@ -224,3 +224,35 @@ def test_a_variation_moves_picture_and_mask_together() -> None:
         bright = each.picture[..., 0] > 110
         assert 2 * (bright & each.masks[1]).sum() / (bright.sum() + each.masks[1].sum()) > 0.9
     assert any((each.masks[1] != mask[3]).mean() > 0.02 for each in seen)
+
+
+def open_between(archive: Archive, case: str, drawn: tuple[int, ...]) -> None:
+    """Give gold of all slices but those that an expert drew 255."""
+    ids = archive[case].labels("gold").read()
+    ids[[z for z in range(DEPTH) if z not in drawn]] = IGNORE
+    archive[case].write_labels(LabelHistory(label_set="gold", classes=(BRIGHT,), made_by="test", fingerprint="open"), ids)
+
+
+def test_slices_that_nobody_drew_on_teach_nothing_and_a_drawn_one_without_the_thing_that_it_can_be_missing(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    for n in range(2):
+        add_case(archive, f"gold{n}", f"p{n}", n)
+        open_between(archive, f"gold{n}", (0, 3))
+    context = SourceContext(archive=archive, plan=LabelPlan(classes=(BRIGHT,), teacher="bundled", device="cpu"))
+    source = exemplar_source(context, ExemplarOptions(variations=1, slices=2))
+    assert [(round(one.height * DEPTH - 0.5), bool(one.seen.masks[1].any())) for one in source._slices] == [(0, False), (3, True)] * 2
+    known = source._knowledge("p9")
+    assert known is not None
+    assert known.cuts[1].peak is not None, "there are slices without it"
+
+
+def test_without_a_drawn_slice_that_lacks_the_thing_nothing_is_said_to_be_without_it(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "a.zarr"))
+    for n in range(2):
+        add_case(archive, f"gold{n}", f"p{n}", n)
+        open_between(archive, f"gold{n}", (3,))
+    add_case(archive, "empty", "p9", 51, part="archive", shown=False)
+    context = SourceContext(archive=archive, plan=LabelPlan(classes=(BRIGHT,), teacher="bundled", device="cpu"))
+    source = exemplar_source(context, ExemplarOptions(variations=1, slices=4))
+    assert len(source._slices) == 2, "one of each case"
+    assert {prompt.slice for prompt in source.propose(subject_of(context, "empty"))} == set(range(DEPTH))

@@ -1,10 +1,10 @@
 """Prompts of one class on one slice are told apart by the piece that they are about."""
 
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill.patches import Patch
@@ -188,6 +188,7 @@ def test_a_positive_point_further_from_every_box_than_it_is_long_is_a_piece_of_i
 ) -> None:
     prompts = [box(2, 2, 8, 10), *(point(*place) for place in places)]
     far = [(x, y) for x, y in places if not (-4 <= x <= 14 and -6 <= y <= 18)]
+    assume(all(np.hypot(a - c, b - d) > 3.5 for (a, b), (c, d) in combinations(far, 2)))  # half of the box's usual side
     (first, *others) = told(*prompts)
     assert len(others) == len(far)
     assert first.box is not None
@@ -204,10 +205,57 @@ def test_a_positive_point_further_from_every_box_than_it_is_long_is_a_piece_of_i
 def test_clicks_of_one_prompt_go_each_where_it_is_and_a_scribble_stays_whole() -> None:
     both = Prompt(case="case", class_id=1, kind="point", slice=2, points_xy_px=((5, 5), (30, 20)))
     assert len(told(box(2, 2, 8, 8), both)) == 2
-    near, far = told(box(2, 2, 8, 8), scribble((28, 20), (34, 26)), point(32, 4, positive=False))
+    near, far = told(box(2, 2, 8, 8), scribble((28, 20), (34, 26)), point(12, 4, positive=False))
     assert near.point_labels is not None
     assert far.points is not None
     assert (near.point_labels.tolist(), len(far.points)) == ([0], 2)
+
+
+def labelled(hint: SliceHint) -> list[tuple[list[float], float]]:
+    if hint.points is None or hint.point_labels is None:
+        return []
+    return [((point + 0.5).tolist(), float(label)) for point, label in zip(hint.points, hint.point_labels, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "clusters"),
+    [
+        pytest.param([(30, 20), (33, 20), (31, 24), (29, 18)], [4], id="four clicks within half a box's side of each other"),
+        pytest.param([(30, 20), (36, 20)], [1, 1], id="two further apart than half a box's side"),
+        pytest.param([(22, 25), (26, 25), (30, 25), (34, 25)], [4], id="a chain"),
+        pytest.param([(30, 4), (33, 4), (30, 26)], [2, 1], id="two on one object and one on another"),
+    ],
+)
+def test_far_clicks_close_to_each_other_are_about_one_piece(prompts: list[tuple[float, float]], clusters: list[int]) -> None:
+    for order in permutations(prompts):
+        first, *others = told(box(2, 2, 12, 12), *(point(*place) for place in order))
+        assert labelled(first) == []
+        assert [len(labelled(each)) for each in others] == clusters
+    together = Prompt(case="case", class_id=1, kind="point", slice=2, points_xy_px=tuple(prompts))
+    assert [labelled(each) for each in told(box(2, 2, 12, 12), together)[1:]] == [labelled(each) for each in others]
+
+
+def test_far_points_beside_a_small_box_are_no_further_linked_than_to_it() -> None:
+    large = [box(0, 0, 30, 30), box(0, 40, 30, 70)]
+    clicks = [point(81, 22), point(90, 31)]
+    assert [labelled(each) for each in told(*large, box(80, 30, 82, 32), *clicks)[-2:]] == [[([81, 22], 1)], [([90, 31], 1)]]
+    assert [len(labelled(each)) for each in told(*large, *clicks)] == [0, 0, 2]
+
+
+def test_a_negative_point_goes_to_the_nearest_of_boxes_and_far_pieces() -> None:
+    beside, close, between = point(34, 22, positive=False), point(11, 6, positive=False), point(18, 10, positive=False)
+    (first, far) = told(box(2, 2, 8, 8), point(30, 20), beside, close, between)
+    assert labelled(first) == [([11, 6], 0), ([18, 10], 0)]
+    assert labelled(far) == [([30, 20], 1), ([34, 22], 0)]
+    (first, second, far) = told(box(2, 2, 8, 8), box(2, 20, 8, 26), beside, point(30, 20))
+    assert labelled(first) == labelled(second) == []
+    assert labelled(far) == [([30, 20], 1), ([34, 22], 0)]
+
+
+def test_a_click_a_few_pixels_beside_a_tiny_box_is_about_it() -> None:
+    (hint,) = told(box(10, 10, 12, 12), point(17, 11))
+    assert labelled(hint) == [([17, 11], 1)]
+    assert len(told(box(10, 10, 12, 12), point(19, 11))) == 2
 
 
 def test_a_point_in_a_3d_box_is_about_it_on_its_first_and_last_slice_too() -> None:

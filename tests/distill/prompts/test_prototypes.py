@@ -108,6 +108,17 @@ def test_presence_that_is_not_wanted_is_not_learnt() -> None:
     assert learn_cut([held(0, shown=True), held(2, shown=False)], presence=False).peak is None
 
 
+def test_what_was_left_open_is_neither_missed_nor_wrong_and_a_mask_beside_it_says_nothing_of_the_usual_size() -> None:
+    whole, cut_off = held(0, shown=True), held(1, shown=True)
+    left_open = np.zeros(cut_off.mask.shape, bool)
+    left_open[:12] = True
+    cut_off = replace(cut_off, mask=cut_off.mask & ~left_open, left_open=left_open)
+    cut = learn_cut([whole, cut_off])
+    assert cut.held_out_dice > 0.9
+    assert cut.usual_box_px == (8, 12)
+    assert learn_cut([whole, replace(cut_off, left_open=None)]).held_out_dice < 0.9
+
+
 def test_the_box_is_moved_outward_and_the_point_lies_inside() -> None:
     one = held(0, shown=True)
     place = place_of(one.scores, learn_cut([one]))

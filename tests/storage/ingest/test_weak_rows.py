@@ -83,6 +83,33 @@ def test_a_box_slightly_outside_is_clipped(scans: Archive, tmp_path: Path, write
     assert only(scans).box_xyxy_px == (0, 3, 6, 10)
 
 
+def test_rows_with_more_points_than_are_asked_are_counted_once(scans: Archive, tmp_path: Path, write_prompts: WritePrompts) -> None:
+    line = {"case": "scan", "class_id": 1, "kind": "scribble", "slice": 1}
+    rows = [line | {"points_xy": [[n, 2] for n in range(size)]} for size in (4, 5, 9)]
+    summary = import_prompts(scans, write_prompts(tmp_path, rows))
+    assert summary.problems == 0
+    assert [note for note in summary.notes if "points" in note] == [
+        "2 rows have more than 4 points, of which the 4 that cover them best are asked; for more, write several rows"
+    ]
+
+
+SIX = [[1, 4, 3], [9, 5, 3.5], [4, 1, 4], [5, 8, 4.5], [5, 5, 2], [5, 4, 6]]
+
+
+def test_six_extreme_points_are_a_box_in_the_volume_and_points_inside_it_on_their_slices(
+    scans: Archive, tmp_path: Path, write_prompts: WritePrompts
+) -> None:
+    row = {"case": "scan", "class_id": 1, "kind": "extreme", "extreme_points_ijk": SIX}
+    assert import_prompts(scans, write_prompts(tmp_path, [row])).problems == 0
+    (box,) = [prompt for prompt in scans.catalog.prompts("scan") if prompt.kind == "box3d"]
+    assert box.box_zyxzyx_px == (2, 1, 1, 6, 8, 9)
+    points = {(prompt.slice, *prompt.points_xy_px[0]) for prompt in scans.catalog.prompts("scan") if prompt.kind == "point"}
+    assert sorted(z for z, _, _ in points) == [2, 3, 3, 4, 4, 5]
+    assert all(1 < x < 9 and 1 < y < 8 for _, x, y in points)
+    for wrong in ({"slice": 3}, {"extreme_points_xy": [[1, 4], [9, 5], [4, 1], [5, 8]]}, {"extreme_points_ijk": SIX[:5]}):
+        assert import_prompts(scans, write_prompts(tmp_path, [row | wrong])).reasons == {"malformed-row": 1}
+
+
 BAD_ROWS = [
     pytest.param(BOX | {"case": "scam"}, "unknown-case", id="unknown case"),
     pytest.param(BOX | {"class_id": 0}, "unknown-class", id="background is no class"),
@@ -90,6 +117,11 @@ BAD_ROWS = [
     pytest.param(BOX | {"slice": 8}, "slice-out-of-range", id="slice behind the last"),
     pytest.param(BOX | {"slice": -1}, "slice-out-of-range", id="negative slice"),
     pytest.param(BOX | {"slice": None}, "slice-missing", id="no slice in a volume"),
+    pytest.param(
+        {"image": "picture.png", "class_id": 1, "kind": "box", "slice": 3, "slice_axis": "j", "box_xyxy": [0, 0, 9, 1]},
+        "slice-axis",
+        id="a single picture across another axis",
+    ),
     pytest.param(BOX | {"box_xyxy": [6, 3, 2, 9]}, "inverted-box", id="inverted box"),
     pytest.param(BOX | {"box_xyxy": [2, 3, 2, 9]}, "inverted-box", id="empty box"),
     pytest.param(BOX | {"box_xyxy": [2, 3, float("nan"), 9]}, "not-finite", id="NaN in a box"),
