@@ -12,9 +12,10 @@ from itertools import zip_longest
 from distill.refine import RefinePlan, class_probability, drawn_mask
 from distill.reverse import Sample, reverse_accuracy, sample_of
 from distill.semantic import LEAST_PATIENTS, Traits, credibility, firmness, grey_volume, prior_scores, traits_of
+from distill.unknown import unknown_map
 from storage import IGNORE, Archive, CaseRecord, ClassInfo
 
-DOUBTS = "1"
+DOUBTS = "2"
 """Raised whenever the answers of these tests change."""
 _HEARD = {"prior": "prior", "student": "oof_dice", "reverse": "rca_dice"}
 """The score in which each test speaks of the object, in the order in which ``credibility`` takes them."""
@@ -141,7 +142,10 @@ def _taught(
         drawn = drawn_mask(case, plan, class_id)
         if drawn is not None:
             others = [each for patient, each in known if patient != record.patient]
-            scores[f"rca_dice/{class_id}"] = reverse_accuracy(sample_of(drawn[1], grey), others)
+            known_here = unknown_map(case.labels(plan.source), class_id) == 0
+            sample = sample_of(drawn[1] & known_here, grey, judged=None if known_here.all() else known_here)
+            nothing_beside = sample is None and drawn[1].any()
+            scores[f"rca_dice/{class_id}"] = math.nan if nothing_beside else reverse_accuracy(sample, others)
     return scores
 
 

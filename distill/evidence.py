@@ -15,7 +15,7 @@ from distill.levels import LevelCounts, count_levels
 from distill.quality import dice
 from distill.rings import RING_COVERAGE, inner_radius, outer_radius
 from distill.semantic import grey_volume
-from distill.unknown import unknown_map
+from distill.unknown import UNASKED, unknown_map
 from storage import IGNORE, Archive, LabelSetNotFoundError
 from storage.case import Part
 
@@ -31,13 +31,15 @@ class GoldCase:
     gold: Bool[np.ndarray, "z y x"]
     """Empty where the expert looked for the class and found none."""
     judged: Bool[np.ndarray, "z y x"]
-    """Where the expert said what is there; gold is empty elsewhere."""
+    """Where the expert said what is there, and refinement believes that the teacher did; gold is empty elsewhere."""
     scores: Mapping[str, float]
     """Of this class, without its id: ``pairwise_dice``, ``oof_dice``, ..."""
     spacing_zyx_mm: tuple[float, float, float]
     spacing_known: bool
     grey: np.ndarray | None = None
     """``(z, y, x)``: what edges are mended by, where a rule says so."""
+    asked: Bool[np.ndarray, "z y x"] | None = None
+    """Where the teacher was asked about the class; None is everywhere. What it was not asked about says nothing against its neighbours."""
 
     @property
     def probability(self) -> np.ndarray:
@@ -101,18 +103,20 @@ def gold_cases(
         judged = class_id in {info.id for info in truth.history.classes}
         if class_id not in order or "pairwise_dice" not in scores or labels.probability is None or not judged:
             continue
-        ids = truth.read()
+        ids, unknown = truth.read(), unknown_map(labels, class_id)
+        known = (ids != IGNORE) & (unknown == 0)
         found.append(
             GoldCase(
                 case=record.id,
                 patient=record.patient,
                 levels=np.asarray(labels.probability[order.index(class_id)], np.uint8),
-                gold=ids == class_id,
-                judged=(ids != IGNORE) & (unknown_map(labels, class_id) == 0),
+                gold=(ids == class_id) & known,
+                judged=known,
                 scores=scores,
                 spacing_zyx_mm=case.spacing_zyx_mm,
                 spacing_known=record.geometry.spacing_known,
                 grey=None if intensity is None else grey_volume(record, case.read(), intensity),
+                asked=unknown != UNASKED if (unknown == UNASKED).any() else None,
             )
         )
     return found
@@ -131,7 +135,7 @@ def cut_mask(case: GoldCase, rule: ClassRule) -> Bool[np.ndarray, "z y x"]:
 
 def _cut(case: GoldCase, rule: ClassRule) -> tuple[np.ndarray, np.ndarray]:
     lengths = rule if case.spacing_known else replace(rule, smooth_mm=0.0)
-    smooth = smooth_probability(case.probability, lengths, case.spacing_zyx_mm)
+    smooth = smooth_probability(case.probability, lengths, case.spacing_zyx_mm, case.asked)
     if rule.rectify_edges and case.grey is not None:
         smooth = rectify_edges(smooth, case.grey)
     return smooth, clean_mask(smooth >= rule.threshold, rule, case.spacing_zyx_mm if case.spacing_known else None)

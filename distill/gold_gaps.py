@@ -24,13 +24,24 @@ def open_in_words(cases: Sequence[GoldCase], beside: int = 0) -> str:
         beside: Masks that lie where nothing was judged.
     """
     none = sum(not case.judged.any() for case in cases)
-    part = sum(not case.judged.all() for case in cases) - none
+    unasked = sum(case.asked is not None for case in cases)
+    part = sum(not (case.judged.all() if case.asked is None else case.judged[case.asked].all()) for case in cases) - none
     said = (
-        f"of {part} of {len(cases)} calibration cases only what an expert drew and the teacher was asked about counts" if part else "",
+        f"gold of {part} of {len(cases)} calibration cases is of a part, and counts there alone" if part else "",
+        f"of {unasked} of {len(cases)} only the slices count that the teacher was asked about" if unasked else "",
+        _never_absent(cases) if part else "",
         f"{beside} of their masks lie where nothing was judged, and are left out" if beside else "",
         f"gold of {none} of {len(cases)} leaves everything open (255), and they are left out" if none else "",
     )
     return "; ".join(each for each in said if each)
+
+
+def _never_absent(cases: Sequence[GoldCase]) -> str:
+    """Say that no slice without the object was judged, if so: masks drawn beyond its ends then count for nothing."""
+    seen = [np.asarray(case.gold.any(axis=(1, 2)))[np.asarray(case.judged.any(axis=(1, 2)))] for case in cases if case.judged.any()]
+    if not seen or not all(each.all() for each in seen):
+        return ""
+    return "no slice without the object was drawn, so what the teacher draws beyond its ends is not counted: let gold say 0 on some slices beyond them"
 
 
 def undrawn_in_words(cases: Sequence[GoldCase]) -> str:

@@ -239,7 +239,7 @@ class _Pass:
                 if ask.propagate:
                     check_round_trips(teacher, works, ask, check=self._go_on, memory=memory)
                 if ask.planes == "three":
-                    ask_other_planes(teacher, works, ask, check=self._go_on, memory=memory)
+                    ask_other_planes(teacher, works, ask, check=self._go_on, memory=memory, unasked_mm=self.job.plan.unasked_mm)
         except _StopError:
             raise
         except Exception as error:
@@ -250,6 +250,7 @@ class _Pass:
                 return []
         else:
             return window
+        memory.forget()
         # Outside the handler: the error's traceback would keep the failed call's tensors alive.
         return [work for each in window for work in self._ask(teacher, [each.fresh()])]
 

@@ -54,7 +54,7 @@ def _unknown(work: CaseWork, plan: LabelPlan) -> dict[str, np.ndarray]:
         if info.id in work.targets:
             target = work.targets[info.id]
             turned = np.moveaxis(about, target.axis, 0)
-            turned[sorted(unasked_slices(work, target, plan.unasked_mm))] = UNASKED
+            turned[sorted(unasked_slices(work, target, plan.unasked_mm, propagate=plan.ask.propagate))] = UNASKED
             turned[sorted(target.unknown)] = DISBELIEVED
     return {"unknown": _by_class(unknown)} if unknown.any() else {}
 
@@ -86,7 +86,7 @@ def _history(plan: LabelPlan, work: CaseWork, teacher: str, inputs: str) -> Labe
             **{
                 f"unasked/{key}": text
                 for key, target in work.targets.items()
-                if (text := shown(unasked_slices(work, target, plan.unasked_mm)))
+                if (text := shown(unasked_slices(work, target, plan.unasked_mm, propagate=plan.ask.propagate)))
             },
             **{f"axis/{key}": AXES[target.axis] for key, target in work.targets.items() if target.axis},
             **{f"pieces/{key}": most for key, target in work.targets.items() if (most := target.most_pieces) > 1},

@@ -3,10 +3,11 @@
 A teacher that sees slices one by one leaves stairs between them. Where voxels are near isotropic, the coronal and sagittal slices
 through the axial answer are asked too, with the box and rough mask that this answer gives them, and the three probabilities are
 averaged, each with the eighth power of its mean Dice with the other two as weight: a plane in which the organ cannot be told from
-its neighbours disagrees with both others and loses its say. How well the three agree is a score of its own.
+its neighbours disagrees with both others and loses its say. How well the three agree is a score of its own. Slices that nobody asked about
+(``distill.unasked``) take no part in it: there the axial plane has not said no.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from distill.prompts.schedule import SlicePlan
 from distill.quality import dice
 from distill.questions import AskSettings
 from distill.teachers.base import Teacher
+from distill.unasked import unasked_slices
 from distill.uncertainty import LN2, binary_entropy, in_bytes
 from distill.wavefront import run_wavefront
 from storage import CaseRecord
@@ -56,10 +58,12 @@ def ask_other_planes(
     *,
     check: Callable[[], None] | None = None,
     memory: EmbeddingMemory | None = None,
+    unasked_mm: float = 0.0,
 ) -> None:
     """Fuse what the coronal and sagittal slices say into the works' probabilities, and note how the planes agree.
 
-    Cases that are far from isotropic are left as they are. ``check`` and ``memory`` are ``run_wavefront``'s.
+    Cases that are far from isotropic are left as they are. ``check`` and ``memory`` are ``run_wavefront``'s, ``unasked_mm`` is the limit of
+    ``unasked_slices``.
     """
     chosen = [work for work in works if near_isotropic(work)]
     answers = [{key: [_Said.of(target, 0)] for key, target in work.classes.items()} for work in chosen]
@@ -71,7 +75,7 @@ def ask_other_planes(
                 found[key].append(_Said.of(target, axis))
     for work, found in zip(chosen, answers, strict=True):
         for key, target in work.classes.items():
-            _fuse(target, found[key])
+            _fuse(target, found[key], unasked_slices(work, target, unasked_mm, propagate=settings.propagate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,12 @@ class _Said:
         return cls(*(np.moveaxis(each, 0, axis) for each in (target.probability, target.vote, target.mutual_information)))
 
 
-def _fuse(target: ClassWork, planes: Sequence[_Said]) -> None:
-    """Average the planes' answers; what their contradiction adds to the doubt becomes part of the mutual information."""
-    agreement = plane_agreement([each.probability for each in planes])
+def _fuse(target: ClassWork, planes: Sequence[_Said], unasked: Collection[int]) -> None:
+    """Average the planes' answers; what their contradiction adds to the doubt becomes part of the mutual information.
+
+    How the planes agree is judged without the ``unasked`` slices.
+    """
+    agreement = plane_agreement([np.delete(each.probability, sorted(unasked), axis=0) for each in planes])
     weights = np.maximum(agreement, 1e-3) ** AGREEMENT_POWER
     target.plane_agreement = float(agreement.mean())
     target.probability = np.average(np.stack([each.probability for each in planes]), axis=0, weights=weights).astype(np.float32)

@@ -61,13 +61,18 @@ def prompt_mixes(archive: Archive, classes: Sequence[int], sources: Sequence[str
     return {class_id: PromptMix(calibration=a, archive=b) for class_id, (a, b) in counted.items()}
 
 
-def _asked(stored: frozenset[tuple[str, str]], chain: Sequence[str]) -> str:
-    """Say by which source and with which kinds of prompts a class of a case was asked; empty where nobody asked, or a reviewer did."""
-    named = [(_named(source), kind) for source, kind in stored if kind != ABSENT]
-    if any(source == REVIEW for source, _ in named):
+def _asked(stored: frozenset[tuple[str, str, bool]], chain: Sequence[str]) -> str:
+    """Say by which source and with which kinds of prompts a class of a case was asked; empty where nobody asked, or a reviewer did.
+
+    As ``distill.prompts.choice.chosen_prompts`` has it, the first source that says yes speaks, also where all it says is that there is nothing.
+    """
+    named = [(_named(source), kind, positive) for source, kind, positive in stored]
+    if any(source == REVIEW and kind != ABSENT for source, kind, _ in named):
         return ""
-    speaker = next((source for source in chain if any(each == source for each, _ in named)), None)
-    return "" if speaker is None else f"{speaker} {'+'.join(sorted({kind for source, kind in named if source == speaker}))}"
+    saying = {source for source, _, positive in named if positive}
+    speaker = next((source for source in chain if source in saying), None)
+    said = [(kind, positive) for source, kind, positive in named if source == speaker and kind != ABSENT]
+    return f"{speaker} {'+'.join(sorted({kind for kind, _ in said}))}" if any(positive for _, positive in said) else ""
 
 
 def _named(stored: str) -> str:

@@ -2,7 +2,9 @@
 
 People prompt some slices of an organ, and a few more are asked beyond the outermost ones. What lies further is background where something says that the
 organ has ended: the teacher, on the slice where the track stopped; the mask, which has become small; or the prompts (``distill.prompts.ends``). Of other
-slices nobody knows, as far as organs reach, nor of those beyond a slice on which a track was lost. The label set's map ``unknown`` says which these are.
+slices nobody knows, as far as organs reach, nor of those beyond a slice on which a track was lost. Where the teacher draws nothing on the outermost prompted slice,
+a person has seen the object there and the teacher has not: that slice is unknown, and what lies beyond it if the prompts leave it open. The label set's map
+``unknown`` says which these are.
 """
 
 import math
@@ -16,27 +18,29 @@ from distill.prompts.hints import hints_by_slice
 from distill.propagation import ENDED
 from storage import CaseRecord, Prompt
 
-UNASKED_RULE = "1"
-"""Raised whenever other slices are taken to be unknown."""
+UNASKED_RULE = "2"
+"""Raised whenever other slices are taken to be unknown, or count otherwise."""
 _STEPS: dict[Direction, int] = {"down": -1, "up": 1}
 
 
-def unasked_slices(work: CaseWork, target: ClassWork, limit_mm: float) -> set[int]:
+def unasked_slices(work: CaseWork, target: ClassWork, limit_mm: float, *, propagate: bool) -> set[int]:
     """Return the slices of which nobody knows whether a class is there.
 
     Args:
         work: answered.
         target: one of its classes.
         limit_mm: how far beyond the last slice that was answered; without a known spacing it is the whole rest.
+        propagate: whether masks were carried through the whole volume, and prompts say nothing about its ends.
     """
     depth = target.probability.shape[0]
     geometry = work.record.geometry
     length = math.ceil(limit_mm / geometry.spacing_zyx_mm[target.axis]) if geometry.spacing_known else depth
     unasked: set[int] = set()
     for direction, step in _STEPS.items():
-        edge = _open_edge(target, direction, depth)
+        edge = _open_edge(target, direction, depth, propagate=propagate)
         if edge is not None and limit_mm > 0:
             unasked |= {z for z in range(edge, edge + step * length, step) if 0 <= z < depth}
+            unasked |= {z for z in [edge - step] if not target.summaries[z].area_px}
     return unasked
 
 
@@ -48,7 +52,7 @@ def shown(slices: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(firsts, lasts, strict=True))
 
 
-def _open_edge(target: ClassWork, direction: Direction, depth: int) -> int | None:
+def _open_edge(target: ClassWork, direction: Direction, depth: int, *, propagate: bool) -> int | None:
     """Return the first slice in a direction of which nobody knows; None where the object has ended, or the volume."""
     prompted = [plan for plan in target.plans if plan.distance == 0]
     if not prompted:
@@ -58,7 +62,7 @@ def _open_edge(target: ClassWork, direction: Direction, depth: int) -> int | Non
     edges = []
     for number in sorted({plan.track for plan in prompted if plan.z == seed}):
         edge = _edge(target.tracks[number], seed, step)
-        if edge != seed and 0 <= edge < depth and _is_open(target, number, edge, direction):
+        if edge != seed and 0 <= edge < depth and _is_open(target, number, edge, direction, propagate=propagate):
             edges.append(edge)
     return min(edges, key=lambda edge: step * edge, default=None)
 
@@ -71,9 +75,11 @@ def _edge(track: Track, seed: int, step: int) -> int:
     return z
 
 
-def _is_open(target: ClassWork, track: int, edge: int, direction: Direction) -> bool:
+def _is_open(target: ClassWork, track: int, edge: int, direction: Direction, *, propagate: bool) -> bool:
     """Say whether a track has not come to the object's end before ``edge``: it was lost there, or not asked further."""
     last = edge - _STEPS[direction]
+    if not target.tracks[track].answers[last].summary.area_px:  # on its prompted slice: beyond, an empty answer ends a track
+        return propagate or direction in target.open_ends
     if edge in target.tracks[track].absent:
         ended = any((stop.z, stop.track, stop.reason) == (edge, track, ENDED) for stop in target.stops)
         return not ended or last in target.unknown

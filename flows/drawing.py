@@ -81,7 +81,7 @@ def _axis_note(set_aside: Mapping[str, int]) -> str:
     named = f"{', '.join(cases[:3])}{f' and {len(cases) - 3:,} more' if len(cases) > 3 else ''}"
     return (
         f"WARNING: {sum(set_aside.values()):,} prompts of {named} were not asked: a class is asked along one axis, "
-        "the axial one if it has prompts there; prompt each class of a case along one axis"
+        "the axial one if it has prompts there that no reviewer drew; prompt each class of a case along one axis"
     )
 
 

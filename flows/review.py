@@ -184,7 +184,7 @@ def rebox(
 
     Raises:
         CaseNotFoundError: if there is no such case.
-        ReviewError: if there is no such class.
+        ReviewError: if there is no such class, or it is asked about across another axis, so that the box would not be.
         IngestError: if slice or box lie outside the image.
         ReviewConflictError: as for a verdict.
     """
@@ -200,11 +200,29 @@ def rebox(
         message = f"case {case_id}: slice {z} with box {list(box_xyxy)} cannot be used ({error.errors()[0]['msg']}). Write --slice 12 --box 16,19,36,38."
         raise ReviewError(message) from None
     [new] = Converter(archive=desk.archive, folder=Path(), source=REVIEW, classes=None).prompts(row)
+    _check_axis(desk, case, new)
     if TEACHER_SET not in case.label_sets() or f"pairwise_dice/{class_id}" not in case.labels(TEACHER_SET).scores:
         desk.archive.catalog.replace_boxes([new], replaces=_is_about_the_same_piece)
         return None
     draft = replace(_draft(desk, case, class_id, verdict="reject", note=note), action="rebox")
     return _store(desk, [draft], force=force, box=new)[0]
+
+
+def _check_axis(desk: Desk, case: Case, new: Prompt) -> None:
+    """Refuse a box that would not be asked, since its class is prompted across another axis."""
+    from distill.prompts.axes import AXES, asked_axes
+    from distill.prompts.choice import chosen_prompts
+
+    named = case.labels(TEACHER_SET).history.prompt_source.split(", ") if TEACHER_SET in case.label_sets() else []
+    sources = [name for name in named if name not in ("", REVIEW)] or ["weak"]
+    axis = asked_axes(chosen_prompts([*desk.archive.catalog.prompts(case.id, new.class_id), new], sources))[new.class_id]
+    if axis != new.axis:
+        letters = dict(zip(AXES, "kji", strict=True))
+        message = (
+            f"case {case.id}: class {new.class_id} is asked about on slices across axis {axis}, that of its prompts, and a box of 'review rebox' lies on slice {new.slice} "
+            f"across {new.axis}, where it would not be. Judge the mask with 'review reject', or give a box with slice_axis {letters[axis]} to 'samdistill prompts import'."
+        )
+        raise ReviewError(message)
 
 
 def _is_about_the_same_piece(old: Prompt, new: Prompt) -> bool:

@@ -170,8 +170,8 @@ class Catalog:
         with self._database.reading() as connection:
             return prompts_from(connection, source)
 
-    def prompt_kinds(self) -> dict[tuple[str, int], frozenset[tuple[str, str]]]:
-        """Return case and class -> the sources and kinds of their prompts, of all cases that have some."""
+    def prompt_kinds(self) -> dict[tuple[str, int], frozenset[tuple[str, str, bool]]]:
+        """Return case and class -> sources and kinds of their prompts, and whether these are positive, of all cases that have some."""
         with self._database.reading() as connection:
             return prompt_kinds(connection)
 

@@ -45,13 +45,14 @@ def read_prompts(connection: sa.Connection, case_ids: list[str]) -> dict[str, li
     return found
 
 
-def prompt_kinds(connection: sa.Connection) -> dict[tuple[str, int], frozenset[tuple[str, str]]]:
-    """Return case and class -> the sources and kinds of their prompts, of all cases that have some."""
-    found: dict[tuple[str, int], set[tuple[str, str]]] = {}
-    for case_id, class_id, source, kind in connection.execute(
-        sa.select(PromptRow.case_id, PromptRow.class_id, PromptRow.source, PromptRow.kind).distinct()
+def prompt_kinds(connection: sa.Connection) -> dict[tuple[str, int], frozenset[tuple[str, str, bool]]]:
+    """Return case and class -> sources and kinds of their prompts, and whether these are positive, of all cases that have some."""
+    positive = PromptRow.content["positive"].as_boolean()
+    found: dict[tuple[str, int], set[tuple[str, str, bool]]] = {}
+    for case_id, class_id, source, kind, says_yes in connection.execute(
+        sa.select(PromptRow.case_id, PromptRow.class_id, PromptRow.source, PromptRow.kind, positive).distinct()
     ):
-        found.setdefault((case_id, class_id), set()).add((source, kind))
+        found.setdefault((case_id, class_id), set()).add((source, kind, says_yes is not False))
     return {key: frozenset(kinds) for key, kinds in found.items()}
 
 

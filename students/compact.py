@@ -17,6 +17,9 @@ __all__ = ["StudentSpec", "TrainProgress", "TrainedStudent", "train"]
 TRAINER = "2"
 """Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
 
+_UNKNOWN_HEARD = "1"
+"""In the fingerprint of students whose labels have a map ``unknown``: raised whenever it is heard otherwise; others are as they were."""
+
 _MEASURED_CASES = 32
 """Cases whose labels are looked at before training to see how large the objects are."""
 
@@ -142,13 +145,16 @@ def _prepare(
         object_px=_object_px(archive, records, label_set, classes) if flat else None,
     )
     training, held_out = split_by_patient(records, spec.validation_fraction, spec.seed)
+    labels = [archive[record.id].labels(label_set) for record in records]
+    unknown = {"unknown": _UNKNOWN_HEARD} if any("unknown" in each.maps for each in labels) else {}
     mark = fingerprint(
         trainer=TRAINER,
         spec=spec.model_dump(exclude=set(_FREE), mode="json"),
         plan=plan.model_dump(mode="json"),
         classes=[(info.id, info.name) for info in classes],
-        cases=[(r.id, r.fingerprint, archive[r.id].labels(label_set).history.fingerprint, weights.get(r.id, 1.0)) for r in records],
+        cases=[(r.id, r.fingerprint, own.history.fingerprint, weights.get(r.id, 1.0)) for r, own in zip(records, labels, strict=True)],
         label_set=label_set,
+        **unknown,
     )
     return plan, training, held_out, mark
 

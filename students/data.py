@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Integer, UInt8
 from torch.nn import functional
 
+from distill.unknown import believed_ids
 from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo
 from students.errors import TrainingError
 from students.spec import NetworkPlan, Normalisation
@@ -196,7 +197,7 @@ class PatchSource:
     def whole(self, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
         """Return a case as stored, for validation: image ``c z y x``, label indices ``z y x``, spacing in mm."""
         stored = self._archive[case]
-        return stored.read(), self._lookup[stored.labels(self._label_set).read()], stored.spacing_zyx_mm
+        return stored.read(), self._lookup[believed_ids(stored.labels(self._label_set))], stored.spacing_zyx_mm
 
     def depth(self) -> int:
         """Return the number of slices of the case in the middle."""
@@ -241,7 +242,7 @@ class PatchSource:
     def _load(self, stored: Case, shape: tuple[int, int, int]) -> Held:
         image = stored.read()
         intensities = measure_intensities(image, self._plan.normalisation)
-        ids = self._lookup[stored.labels(self._label_set).read()]
+        ids = self._lookup[believed_ids(stored.labels(self._label_set))]
         ready = resample(torch.from_numpy(intensities.apply(image)), shape).numpy()
         labels = resample(torch.from_numpy(ids)[None].float(), shape, nearest=True)[0].numpy().astype(np.uint8)
         centres = _remember(np.argwhere((labels > 0) & (labels != IGNORE)))
@@ -251,9 +252,9 @@ class PatchSource:
         """Measure a large case slice by slice, holding one at a time."""
         depth = stored.record.shape_czyx[1]
         sample = np.stack([stored.read_slice(z) for z in range(0, depth, max(1, depth // 16))], axis=1)
-        labels, centres = stored.labels(self._label_set).ids, []
+        labels, centres = stored.labels(self._label_set), []
         for z in range(depth):
-            hit = self._lookup[np.asarray(labels[z])]
+            hit = self._lookup[believed_ids(labels, (z,))]
             found = np.argwhere((hit > 0) & (hit != IGNORE))
             centres.append(_remember(np.insert(found, 0, z, axis=1), _REMEMBERED_VOXELS // 16))
         scale = np.asarray(shape) / np.asarray(stored.record.shape_czyx[1:])
@@ -269,7 +270,8 @@ class PatchSource:
         hi = np.minimum(np.asarray(start) + patch, held.shape_zyx)
         a, b = np.floor(lo * scale).astype(int), np.minimum(np.ceil(hi * scale).astype(int), full)
         image = held.intensities.apply(stored.read_block(int(a[0]), int(b[0]))[:, :, a[1] : b[1], a[2] : b[2]])
-        ids = self._lookup[np.asarray(stored.labels(self._label_set).ids[a[0] : b[0], a[1] : b[1], a[2] : b[2]])]
+        window = tuple(slice(int(low), int(high)) for low, high in zip(a, b, strict=True))
+        ids = self._lookup[believed_ids(stored.labels(self._label_set), window)]
         size = (int(hi[0] - lo[0]), int(hi[1] - lo[1]), int(hi[2] - lo[2]))
         ready = resample(torch.from_numpy(image), size).numpy()
         labels = resample(torch.from_numpy(ids)[None].float(), size, nearest=True).numpy().astype(np.uint8)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from distill.quality import dice
+from distill.unknown import unknown_map
 from storage import Archive, CaseRecord
 from students.compact import train
 from students.errors import TrainingError
@@ -73,7 +74,7 @@ def judge_out_of_fold(
         archive: where the cases are.
         plan: as the students were trained.
         students: one per fold, in order.
-        mask_of: what they are compared with. Where mask and student are both empty, the score is NaN; so is it where every student has seen the
+        mask_of: what they are compared with, except where the label set says that nobody knows (``distill.unknown``). Where mask and student are both empty, the score is NaN; so is it where every student has seen the
             patient, lest what earlier students said stay as if these had said it.
     """
     seen = [frozenset(student.card.training_patients) for student in students]
@@ -85,8 +86,13 @@ def judge_out_of_fold(
         if not strangers:
             yield record.id, {f"oof_dice/{key}": math.nan for key, mask in masks.items() if mask is not None}
             continue
+        labels = archive[record.id].labels(plan.label_set)
         answer = _together(strangers, archive[record.id].read(), record.geometry.spacing_zyx_mm)
-        scores = {key: dice(np.asarray(mask, bool), answer == key) for key, mask in masks.items() if mask is not None}
+        scores = {
+            key: dice(np.asarray(mask, bool), answer == key, unknown_map(labels, key) > 0)
+            for key, mask in masks.items()
+            if mask is not None
+        }
         yield record.id, {f"oof_dice/{key}": value for key, value in scores.items()}
 
 

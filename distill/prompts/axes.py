@@ -2,14 +2,15 @@
 
 Most people scroll through axial slices, and are asked about these. Whoever drew on coronal or sagittal ones is asked about those: the case is turned, so that the prompts'
 axis comes first, and everything goes on as with axial slices (``distill.casework``). A class is asked along one axis: the axial one if it is prompted
-there, or else the one with the most prompted slices. What was drawn across another one is set aside, and said to be.
+there, or else the one with the most prompted slices. A reviewer's boxes decide only where nobody else has prompted the class: they are always axial, and one would
+set all coronal prompts aside. What was drawn across another axis is set aside, and said to be.
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from distill.prompts.choice import ABSENT
+from distill.prompts.choice import ABSENT, REVIEW, source_of
 from distill.prompts.hints import PIECES, usable_prompts
 from storage import CaseRecord, Prompt
 
@@ -23,9 +24,11 @@ def asked_axes(prompts: Iterable[Prompt]) -> dict[int, Axis]:
     given = list(prompts)
     if all(prompt.axis == "z" for prompt in given):  # masks need not be decoded
         return {prompt.class_id: "z" for prompt in given if prompt.positive and prompt.kind != ABSENT}
+    usable = [prompt for prompt in usable_prompts(given) if prompt.positive and prompt.kind != ABSENT]
+    decided = {prompt.class_id for prompt in usable if source_of(prompt) != REVIEW}
     slices: dict[int, dict[Axis, set[int]]] = {}
-    for prompt in usable_prompts(given):
-        if prompt.positive and prompt.kind != ABSENT:
+    for prompt in usable:
+        if source_of(prompt) != REVIEW or prompt.class_id not in decided:
             slices.setdefault(prompt.class_id, {}).setdefault(prompt.axis, set()).add(prompt.slice or 0)
     return {
         class_id: "z" if "z" in found else max(AXES[1:], key=lambda axis: len(found.get(axis, ()))) for class_id, found in slices.items()

@@ -13,13 +13,14 @@ BALLS = runpy.run_path(str(Path(__file__).with_name("test_calibration.py")))  # 
 A = BALLS["A"]
 
 
-def say(archive: Archive, case: str, source: str = "weak", *, kind: str = "box", class_id: int = 1) -> None:
+def say(archive: Archive, case: str, source: str = "weak", *, kind: str = "box", class_id: int = 1, positive: bool = True) -> None:
     where = {
         "box": {"slice": 4, "box_xyxy_px": (1.0, 1.0, 5.0, 5.0)},
         "point": {"slice": 4, "points_xy_px": ((3.0, 3.0),)},
         "absent": {},
     }
-    archive.catalog.add_prompts([Prompt(case=case, class_id=class_id, kind=kind, source=source, **where[kind])])  # type: ignore[arg-type]
+    said = Prompt(case=case, class_id=class_id, kind=kind, source=source, positive=positive, **where[kind])  # type: ignore[arg-type]
+    archive.catalog.add_prompts([said])
 
 
 @pytest.fixture
@@ -88,6 +89,24 @@ def test_only_the_source_that_was_asked_counts_and_neither_absences_nor_reviewer
     say(archive, "a3", "review", kind="point")
     assert mixed(archive).archive == {"weak box": 3}
     assert mixed(archive, "exemplar", "weak").archive == {"exemplar box": 3}
+
+
+def test_a_source_that_only_says_where_the_object_is_not_leaves_the_word_to_the_next_one(archive: Archive) -> None:
+    for n in range(4):
+        say(archive, f"a{n}", kind="point", positive=False)
+        say(archive, f"a{n}", "proposed/threshold")
+    assert mixed(archive, "weak", "threshold").archive == {"threshold box": 4}
+    say(archive, "a0")
+    assert mixed(archive, "weak", "threshold").archive == {"weak box+point": 1, "threshold box": 3}
+
+
+def test_a_class_that_is_said_to_be_absent_was_asked_by_nobody_whatever_later_sources_propose(archive: Archive) -> None:
+    for n in range(4):
+        say(archive, f"a{n}", kind="absent")
+        say(archive, f"a{n}", "proposed/threshold")
+    say(archive, "a0", kind="point", positive=False)
+    assert mixed(archive, "weak", "threshold").archive == {}
+    assert mixed(archive, "threshold", "weak").archive == {"threshold box": 4}
 
 
 def test_a_twentieth_of_the_cases_may_differ() -> None:

@@ -1,6 +1,7 @@
 """Slices that nobody asked about are not background, unless something says that the object has ended; classes are asked along the axis of their prompts."""
 
 import runpy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from distill.audit_masks import AuditPlan, walk
 from distill.casework import by_axis, prepare_case
 from distill.cleaning import ClassRule, smooth_probability
 from distill.engine import label_archive
-from distill.evidence import gold_cases
+from distill.evidence import cut_mask, evidence_of, gold_cases
 from distill.intensity import IntensitySpec
 from distill.label_inputs import label_fingerprint
 from distill.label_plan import LabelPlan
 from distill.label_store import store_labels
-from distill.planes import near_isotropic, plane_inputs
+from distill.planes import ask_other_planes, near_isotropic, plane_inputs
 from distill.prompts.axes import asked_axes, set_aside, turned_record
 from distill.questions import AskSettings
 from distill.refine import RefinePlan, plan_for, refine_archive
@@ -60,12 +61,15 @@ def boxes(*slices: int, axis: str = "z", class_id: int = 1, source: str = "weak"
     return found
 
 
-def refined(folder: Path, prompts: list[Prompt], plan: LabelPlan, *, spacing_mm: float = 1.0, known: bool = True) -> np.ndarray:
-    """Label the ball with a teacher that sees what is bright, refine it, and return the pseudo-label."""
+def refined(
+    folder: Path, prompts: list[Prompt], plan: LabelPlan, *, spacing_mm: float = 1.0, known: bool = True, dark: Sequence[int] = ()
+) -> np.ndarray:
+    """Label the ball with a teacher that sees what is bright, refine it, and return the pseudo-label; it sees nothing on ``dark`` slices."""
     archive, record = archive_of_a_ball(folder, spacing_mm, known=known)
     work = prepare_case(
         archive, record, prompts, classes=[info.id for info in plan.classes], intensity=IntensitySpec(), propagate=plan.ask.propagate
     )
+    work.volume_czyx[0, list(dark)] = 0
     for works in by_axis([work]):
         run_wavefront(GenerousTeacher(), works, plan.ask)
     store_labels(archive, plan, work, teacher="t", inputs="i")
@@ -123,6 +127,42 @@ def test_beyond_a_slice_where_a_track_was_lost_nothing_is_known(tmp_path: Path) 
     assert (ids[ball()] == 0).mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("slices", "dark", "propagate"),
+    [
+        pytest.param((9, 10, 11), range(11, 20), False, id="nothing is asked beyond"),
+        pytest.param((7, 9, 11), range(11, 20), False, id="a slice is asked beyond"),
+        pytest.param((9, 10, 11), range(11, 20), True, id="carried through the volume"),
+    ],
+)
+def test_a_prompted_slice_on_which_the_teacher_draws_nothing_is_no_end(
+    tmp_path: Path, slices: tuple[int, ...], dark: range, *, propagate: bool
+) -> None:
+    plan = replace(PLAN, ask=replace(ASK, propagate=propagate))
+    ids = refined(tmp_path, boxes(*slices), plan, dark=dark)
+    assert (ids[list(slices[:-1])] == 1).any(axis=(1, 2)).all()
+    assert (ids[11:] == IGNORE).all(), "a person has seen the object on slice 11"
+    stored = Archive.open(str(tmp_path / "a.zarr"))["ball"].labels("teacher/r1")
+    assert stored.history.parameters["unasked/1"].endswith("11-19")
+
+
+def test_a_small_last_prompt_is_the_end_also_where_the_teacher_draws_nothing_on_it(tmp_path: Path) -> None:
+    ids = refined(tmp_path, boxes(3, 7, 11, 15, 17), PLAN, dark=range(17, 20))
+    assert (ids[[17, 18, 19], 0] == 0).all()
+    assert "unasked/1" not in Archive.open(str(tmp_path / "a.zarr"))["ball"].labels("teacher/r1").history.parameters
+
+
+def test_what_nobody_asked_about_says_nothing_of_how_planes_agree(tmp_path: Path) -> None:
+    archive, record = archive_of_a_ball(tmp_path)
+    found = {}
+    for limit_mm in (0.0, 200.0):
+        work = prepare_case(archive, record, boxes(9, 10), classes=[1], intensity=IntensitySpec())
+        run_wavefront(GenerousTeacher(), [work], ASK)
+        ask_other_planes(GenerousTeacher(), [work], ASK, unasked_mm=limit_mm)
+        found[limit_mm] = work.classes[1].plane_agreement or 0.0
+    assert found[200.0] > found[0.0] + 0.1
+
+
 def test_an_unasked_slice_says_nothing_against_its_neighbour() -> None:
     probability, asked = np.zeros((5, 6, 7), np.float32), np.zeros((5, 6, 7), bool)
     probability[2], asked[2] = 0.9, True
@@ -163,6 +203,14 @@ def test_classes_of_one_case_may_be_prompted_across_different_axes(tmp_path: Pat
     assert label_archive(archive, plan).skipped == 1
 
 
+def test_a_reviewers_box_does_not_set_the_prompts_of_another_axis_aside() -> None:
+    weak, box = boxes(9, 10, 11, axis="y"), boxes(8, source="review")
+    assert asked_axes([*weak, *box]) == {1: "y"}
+    assert set_aside([*weak, *box]) == box
+    assert asked_axes([*boxes(9, 10, axis="y", source="review"), *box]) == {1: "z"}, "nobody else has said anything"
+    assert asked_axes([*weak, *boxes(7), *box]) == {1: "z"}
+
+
 def test_prompts_across_an_axis_that_is_not_asked_are_named() -> None:
     mixed = [*boxes(8), *boxes(9, 10, 11, axis="y"), *boxes(9, 10, axis="x", class_id=2), *boxes(7, axis="y", class_id=2)]
     assert asked_axes(mixed) == {1: "z", 2: "x"}
@@ -201,5 +249,11 @@ def test_gold_on_slices_that_nobody_asked_about_does_not_count_against_a_mask(tm
     (found,) = gold_cases(archive, 1, source="teacher/r1", part=None)
     assert found.judged[9:11].all()
     assert not found.judged[:9].any()
+    assert not (found.gold & ~found.judged).any()
+    rule = ClassRule(smooth_mm=1.0)
+    assert np.array_equal(cut_mask(found, rule)[9:11], archive["ball"].labels("pseudo/r1").read()[9:11] > 0)  # with the doubtful rim
+    seen = evidence_of(found, rule)
+    assert seen.dice > 0.9
+    assert (seen.outer_mm, seen.inner_mm) == (0.0, 0.0)
     (mask,) = walk(archive, AuditPlan(classes=(A,))).masks
     assert mask.dice > 0.9

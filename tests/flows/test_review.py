@@ -254,6 +254,25 @@ def test_a_box_that_cannot_be_is_refused_with_the_reason(
     assert archive.catalog.review_history(TEACHER_SET) == []
 
 
+@pytest.mark.parametrize("class_id", [1, 2], ids=["drawn", "never drawn"])
+def test_a_box_that_would_not_be_asked_since_its_class_is_prompted_across_another_axis_is_refused(
+    archive: Archive, recipe: Recipe, class_id: int
+) -> None:
+    weak = [
+        Prompt(case="one", class_id=class_id, kind="box", axis="y", slice=at, box_xyxy_px=(2, 1, 8, 3), source=source)
+        for at, source in ((4, "weak"), (5, "weak"), (6, "proposed/student"))
+    ]
+    archive.catalog.add_prompts(weak)
+    desk = open_desk(recipe.archive, by="anna")
+    with pytest.raises(
+        ReviewError, match=rf"class {class_id} is asked about on slices across axis y.*slice_axis j to 'samdistill prompts import'"
+    ):
+        rebox(desk, "one", class_id=class_id, z=1, box_xyxy=(2, 2, 8, 8))
+    assert archive.catalog.prompts("one") == weak
+    assert archive.catalog.review_history(TEACHER_SET) == []
+    rebox(desk, "two", class_id=class_id, z=1, box_xyxy=(2, 2, 8, 8))
+
+
 def test_what_cannot_be_judged_is_refused_with_the_reason(archive: Archive, recipe: Recipe) -> None:
     desk = open_desk(recipe.archive, by="anna")
     with pytest.raises(CaseNotFoundError, match="no case 'four'"):

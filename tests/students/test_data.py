@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry
+from distill.unknown import DISBELIEVED, UNASKED
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import augment, data, nets
 from students.errors import TrainingError
 from students.spec import NetworkPlan, Normalisation, StudentSpec
@@ -104,6 +105,32 @@ def test_patches_read_from_disk_equal_patches_from_memory(archive: Archive) -> N
         # A large case measures its intensities on a sample of slices; here that is every slice.
         np.testing.assert_allclose(image, data._cut(a.image, [2, 3, 5], plan.patch_zyx, "edge"), atol=1e-5)
         np.testing.assert_array_equal(ids, data._cut(a.ids[None], [2, 3, 5], plan.patch_zyx, "ignore")[0])
+
+
+@pytest.mark.parametrize("by_class", [False, True], ids=["one map", "maps by class"])
+def test_what_a_teacher_was_not_asked_about_is_no_background_however_it_is_read(archive: Archive, by_class: bool) -> None:
+    classes = (*CLASSES, ClassInfo(id=5, name="shell")) if by_class else CLASSES
+    name = f"unasked/{len(classes)}"
+    for case in CASES:
+        gold = archive[case].labels("gold").read()
+        ids, unknown = gold.copy(), np.zeros((len(classes), *gold.shape), np.uint8)
+        ids[:4], unknown[-1, :4] = 0, UNASKED
+        unknown[0, 9:] = DISBELIEVED
+        history = LabelHistory(label_set=name, classes=classes, made_by="test", fingerprint=case)
+        archive[case].write_labels(history, ids, maps={"unknown": unknown if by_class else unknown[0]})
+    plan = plan_for(archive, patch_zyx=(12, 16, 8), spacing_zyx_mm=(1.5, 0.8, 1.0))
+    kept, read = source(archive, plan, label_set=name), source(archive, plan, cache_bytes=0, label_set=name)
+    gold = archive[CASES[0]].labels("gold").read()
+    held, scanned = kept._prepare(CASES[0]), read._prepare(CASES[0])
+    assert held.ids is not None
+    for ids in (held.ids, kept.whole(CASES[0])[1]):
+        assert (ids[:4] == IGNORE).all()
+        assert (ids[4:9] == gold[4:9] // 3).all()
+        assert (ids[9:] == IGNORE).all(), "neither background nor what was drawn where the track was lost"
+    np.testing.assert_array_equal(
+        read._read_patch(archive[CASES[0]], scanned, [0, 3, 5])[1], data._cut(held.ids[None], [0, 3, 5], plan.patch_zyx, "ignore")[0]
+    )
+    assert set(scanned.centres_zyx[:, 0]) <= set(range(4, 9))
 
 
 def test_memory_kept_stays_within_the_byte_budget(archive: Archive) -> None:

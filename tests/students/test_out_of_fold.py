@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from storage import Archive, ClassInfo
+from distill.unknown import UNASKED
+from storage import Archive, ClassInfo, LabelHistory
+from students import out_of_fold
 from students.errors import TrainingError
 from students.folds import FoldPlan, folds_of
 from students.out_of_fold import judge_out_of_fold, train_folds
@@ -58,6 +62,44 @@ def test_a_case_that_every_student_has_seen_is_marked_as_not_judged(tmp_path: Pa
     unknown = {record.id for record in archive.cases() if record.patient in seen}
     assert unknown
     assert {case for case, scores in judged.items() if np.isnan(scores["oof_dice/3"])} == unknown
+
+
+def leave_open(archive: Archive, case: str, beyond: int, *, said: bool) -> None:
+    """Have the teacher be asked about the first slices only, and say so or not; its fingerprint stays."""
+    labels = archive[case].labels("teacher/r1")
+    ids, unknown, history = labels.read(), np.zeros(labels.ids.shape, np.uint8), labels.history
+    ids[beyond:], unknown[beyond:] = 0, UNASKED
+    again = LabelHistory(label_set="teacher/r1", classes=CLASSES, made_by="test", fingerprint=history.fingerprint)
+    archive[case].write_labels(again, ids, maps={"unknown": unknown} if said else None)
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["left open", "said to be background"])
+def test_a_mask_is_not_held_against_slices_that_nobody_asked_about(
+    tmp_path: Path, make_archive: Callable[..., Archive], monkeypatch: pytest.MonkeyPatch, said: bool
+) -> None:
+    archive = make_archive(tmp_path)
+    for record in archive.cases():
+        leave_open(archive, record.id, 6, said=said)
+    gold = (archive[record.id].labels("gold").read() for record in archive.cases(with_labels="teacher/r1"))
+    monkeypatch.setattr(out_of_fold, "_together", lambda *_: next(gold))
+    stranger: Any = SimpleNamespace(card=SimpleNamespace(training_patients=()))
+
+    def mask_of(case: str, _: int) -> np.ndarray:
+        mask = archive[case].labels("gold").read() == 3
+        mask[6:] = False
+        return np.asarray(mask)
+
+    agreed = [scores["oof_dice/3"] for _, scores in judge_out_of_fold(archive, plan_in(tmp_path), [stranger], mask_of)]
+    assert (min(agreed) == 1.0) is said
+    assert (max(agreed) < 0.9) is not said
+
+
+def test_students_are_trained_anew_once_their_labels_say_what_nobody_knows(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
+    archive, plan = make_archive(tmp_path), plan_in(tmp_path, steps=1)
+    first = [student.card.fingerprint for student in train_folds(archive, plan)]
+    for record in archive.cases(part="archive"):
+        leave_open(archive, record.id, 6, said=True)
+    assert not set(first) & {student.card.fingerprint for student in train_folds(archive, plan)}
 
 
 def test_students_that_are_there_are_not_trained_again(tmp_path: Path, make_archive: Callable[..., Archive]) -> None:
