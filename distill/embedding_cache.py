@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from distill.embedding_store import FORMAT, STORED_AS, EmbeddingCache, EmbeddingCachePlan, Entry, Storage
-from distill.teachers.base import CallSizes, Decoded, Embeddings, Prediction, PromptBatch, Teacher
+from distill.teachers.base import Decoded, Embeddings, Prediction, PromptBatch, Teacher, sizes_of
 from distill.teachers.transfer import transfer_to
 
 __all__ = ["CachedTeacher", "EmbeddingCache", "EmbeddingCachePlan", "Entry", "Storage", "cache_inputs", "with_cache"]
@@ -76,8 +76,7 @@ class CachedTeacher:
         missing = [n for n, key in enumerate(keys) if key not in found and keys.index(key) == n]
         self.hits, self.misses = self.hits + len(found), self.misses + len(missing)
         if missing:
-            sizes: CallSizes = getattr(self.teacher, "call_sizes", CallSizes())
-            padded = missing if sizes.padding == "none" else missing + [missing[-1]] * (len(images) - len(missing))
+            padded = missing if sizes_of(self.teacher).padding == "none" else missing + [missing[-1]] * (len(images) - len(missing))
             encoded = self.teacher.encode([images[n] for n in padded])
             here = encoded.features[: len(missing)].detach().to("cpu", STORED_AS[self.cache.plan.storage])
             fresh = {keys[n]: Entry(here[at].contiguous(), _facts(encoded, at)) for at, n in enumerate(missing)}

@@ -186,11 +186,11 @@ class SamTeacher:
         return join_promising(in_batches(partial(self._decode_promising, embeddings, prompts, least_iou), len(prompts), self.decode_batch))
 
     def _decode_promising(self, embeddings: Embeddings, prompts: PromptBatch, least_iou: float, part: slice) -> Promising:
-        features, where, scale = self._whereabouts(embeddings, prompts, part)
+        where, scale = self._whereabouts(embeddings, prompts, part)
         points = self._tensor(np.asarray(prompts.points_xy_px)[part] * scale[:, None])
         labels = self._tensor(np.asarray(prompts.point_labels)[part])
         with self._arithmetic():
-            drawn, logits, iou = decode_promising(self.sam, features, where, points, labels, least_iou)
+            drawn, logits, iou = decode_promising(self.sam, embeddings.features, where, points, labels, least_iou)
         row, token = (iou[drawn, 1:] > least_iou).nonzero(as_tuple=True)
         shifted = logits[row, token + 1].float() + self.profile.logit_shift
         return Promising(
@@ -206,13 +206,13 @@ class SamTeacher:
         return logits.float() + shift if shift else logits.float(), iou.float()
 
     def _ask(self, embeddings: Embeddings, prompts: PromptBatch, part: slice, *, single: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        features, where, scale = self._whereabouts(embeddings, prompts, part)
+        where, scale = self._whereabouts(embeddings, prompts, part)
         boxes = None if prompts.boxes_xyxy_px is None else self._tensor(place_boxes(self.profile, prompts.boxes_xyxy_px[part], scale))
         points = None if prompts.points_xy_px is None else self._tensor(prompts.points_xy_px[part] * scale[:, None])
         masks, mask_index = prompts.masks_of(part)
         return decode_prompts(
             self.sam,
-            features,
+            embeddings.features,
             where,
             boxes=boxes,
             points=points,
@@ -230,17 +230,11 @@ class SamTeacher:
         rows, columns = embeddings.features.shape[2:]
         return cells_of(prompts.regions_xyxy_px[part] * np.tile(scale, 2), (rows, columns), self.profile.image_size)
 
-    def _whereabouts(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        """Return pictures ``(B, C, h, w)``, which of them each prompt is about ``(P,)``, and the factors ``(P, 2)`` from its pixels to the network's.
-
-        On a CPU these are the pictures that are asked about and no others, since the decoder projects all that it is given.
-        """
-        index, features = np.asarray(prompts.image_index[part]), embeddings.features
+    def _whereabouts(self, embeddings: Embeddings, prompts: PromptBatch, part: slice) -> tuple[torch.Tensor, np.ndarray]:
+        """Return each prompt's picture ``(P,)`` and the factors ``(P, 2)`` from its pixels to the network's."""
+        index = prompts.image_index[part]
         scale = np.array([prompt_scale(self.profile, embeddings.sizes_px[i], embeddings.input_sizes_px[i]) for i in index])
-        if self.device.type == "cpu":
-            used, index = np.unique(index, return_inverse=True)
-            features = features if len(used) == len(features) else features[torch.from_numpy(used).long()]
-        return features, self._way.send(index).long(), scale  # int64: torch takes uint8 for a mask, not for places
+        return self._way.send(np.asarray(index)).long(), scale  # int64: torch takes uint8 for a mask, not for places
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return self._way.send(np.asarray(array, np.float32))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from distill.teachers import folded_plan
 from distill.teachers.base import PromptBatch
 from distill.teachers.checkpoints import load_teacher
 from distill.teachers.folded_plan import Plan
@@ -110,14 +109,3 @@ def test_a_promising_point_is_answered_as_if_it_were_alone(teacher: SamTeacher, 
         assert torch.equal(found.low_res_logits, together.low_res_logits[places]), (threads, rows)
         assert torch.equal(found.iou, together.iou[places]), (threads, rows)
     assert len(together.prompt) > PROMPTS / 4
-
-
-def test_pictures_that_nobody_asks_about_are_not_looked_at(teacher: SamTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, asked = teacher.encode(pictures()), questions("box")
-    looked: list[int] = []
-    see = folded_plan.Plan.see
-    monkeypatch.setattr(folded_plan.Plan, "see", lambda plan, rows, of: looked.append(len(rows)) or see(plan, rows, of))
-    row = int(asked.image_index[0])
-    same = [n for n, picture in enumerate(asked.image_index) if picture == row]
-    teacher.decode(seen, some_of(asked, same), multimask=False)
-    assert looked == [1]
