@@ -88,7 +88,7 @@ def smooth_probability(
     """Smooth ``(z, y, x)`` probabilities by ``rule.smooth_mm``, an isotropic length in the patient; one-slice cases stay as they are.
 
     Where not every voxel is ``known``, the others take no part and stay as they are (normalised convolution, Knutsson and Westin 1993): a slice that
-    nobody asked about says nothing against its neighbour.
+    nobody asked about, or whose answer is not believed, says nothing about its neighbour.
     """
     if rule.smooth_mm <= 0 or probability.shape[0] == 1:
         return probability

@@ -15,7 +15,7 @@ from distill.semantic import LEAST_PATIENTS, Traits, credibility, firmness, grey
 from distill.unknown import unknown_map
 from storage import IGNORE, Archive, CaseRecord, ClassInfo
 
-DOUBTS = "2"
+DOUBTS = "3"
 """Raised whenever the answers of these tests change."""
 _HEARD = {"prior": "prior", "student": "oof_dice", "reverse": "rca_dice"}
 """The score in which each test speaks of the object, in the order in which ``credibility`` takes them."""

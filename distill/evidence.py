@@ -15,7 +15,7 @@ from distill.levels import LevelCounts, count_levels
 from distill.quality import dice
 from distill.rings import RING_COVERAGE, inner_radius, outer_radius
 from distill.semantic import grey_volume
-from distill.unknown import UNASKED, unknown_map
+from distill.unknown import unknown_map
 from storage import IGNORE, Archive, LabelSetNotFoundError
 from storage.case import Part
 
@@ -38,8 +38,8 @@ class GoldCase:
     spacing_known: bool
     grey: np.ndarray | None = None
     """``(z, y, x)``: what edges are mended by, where a rule says so."""
-    asked: Bool[np.ndarray, "z y x"] | None = None
-    """Where the teacher was asked about the class; None is everywhere. What it was not asked about says nothing against its neighbours."""
+    answered: Bool[np.ndarray, "z y x"] | None = None
+    """Where the teacher was asked about the class and its answer is believed; None is everywhere. Elsewhere it says nothing about its neighbours."""
 
     @property
     def probability(self) -> np.ndarray:
@@ -116,7 +116,7 @@ def gold_cases(
                 spacing_zyx_mm=case.spacing_zyx_mm,
                 spacing_known=record.geometry.spacing_known,
                 grey=None if intensity is None else grey_volume(record, case.read(), intensity),
-                asked=unknown != UNASKED if (unknown == UNASKED).any() else None,
+                answered=unknown == 0 if unknown.any() else None,
             )
         )
     return found
@@ -135,7 +135,7 @@ def cut_mask(case: GoldCase, rule: ClassRule) -> Bool[np.ndarray, "z y x"]:
 
 def _cut(case: GoldCase, rule: ClassRule) -> tuple[np.ndarray, np.ndarray]:
     lengths = rule if case.spacing_known else replace(rule, smooth_mm=0.0)
-    smooth = smooth_probability(case.probability, lengths, case.spacing_zyx_mm, case.asked)
+    smooth = smooth_probability(case.probability, lengths, case.spacing_zyx_mm, case.answered)
     if rule.rectify_edges and case.grey is not None:
         smooth = rectify_edges(smooth, case.grey)
     return smooth, clean_mask(smooth >= rule.threshold, rule, case.spacing_zyx_mm if case.spacing_known else None)

@@ -24,11 +24,11 @@ def open_in_words(cases: Sequence[GoldCase], beside: int = 0) -> str:
         beside: Masks that lie where nothing was judged.
     """
     none = sum(not case.judged.any() for case in cases)
-    unasked = sum(case.asked is not None for case in cases)
-    part = sum(not (case.judged.all() if case.asked is None else case.judged[case.asked].all()) for case in cases) - none
+    unanswered = sum(case.answered is not None for case in cases)
+    part = sum(not (case.judged.all() if case.answered is None else case.judged[case.answered].all()) for case in cases) - none
     said = (
         f"gold of {part} of {len(cases)} calibration cases is of a part, and counts there alone" if part else "",
-        f"of {unasked} of {len(cases)} only the slices count that the teacher was asked about" if unasked else "",
+        f"of {unanswered} of {len(cases)} only the slices count on which the teacher was asked and is believed" if unanswered else "",
         _never_absent(cases) if part else "",
         f"{beside} of their masks lie where nothing was judged, and are left out" if beside else "",
         f"gold of {none} of {len(cases)} leaves everything open (255), and they are left out" if none else "",

@@ -39,7 +39,7 @@ __all__ = [
     "worst",
 ]
 
-REFINE = "6"
+REFINE = "7"
 """Raised whenever refinement's answers change."""
 
 

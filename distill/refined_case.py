@@ -18,7 +18,7 @@ from distill.errors import PlanError
 from distill.intensity import IntensitySpec
 from distill.prompts.choice import ABSENT
 from distill.semantic import grey_volume
-from distill.unknown import DISBELIEVED, UNASKED, unknown_map
+from distill.unknown import DISBELIEVED, unknown_map
 from distill.verdicts import DROPPED, IDENTITY, LOST, Verdict, judge, judge_absence, overall_verdict
 from storage import IGNORE, Case, CaseRecord, ClassInfo, Labels
 
@@ -154,8 +154,8 @@ def _drawn(case: Case, plan: RefinePlan, class_id: int) -> tuple[tuple[np.ndarra
     if probability is None:
         return None
     rule = plan.rules.get(class_id, ClassRule())
-    asked = unknown_map(case.labels(plan.source), class_id) != UNASKED
-    smooth = smooth_probability(probability, rule, case.spacing_zyx_mm, asked)
+    answered = unknown_map(case.labels(plan.source), class_id) == 0
+    smooth = smooth_probability(probability, rule, case.spacing_zyx_mm, answered)
     if rule.rectify_edges:
         smooth = rectify_edges(smooth, grey_volume(case.record, case.read(), plan.intensity))
     spacing = _known_spacing(case)

@@ -113,6 +113,17 @@ def test_what_is_unknown_of_one_class_leaves_the_other_what_was_drawn_of_it_and_
     assert (ids[6:] == IGNORE).all()
 
 
+def test_what_is_drawn_on_a_slice_that_is_not_believed_changes_no_other_slice(archive: Archive) -> None:
+    shape = archive["case00"].record.shape_czyx[1:]
+    found = {}
+    for level in (0, 255):
+        stored, unknown = two_boxes(shape), np.zeros(shape, np.uint8)
+        stored[0, 3], stored[0, 4], unknown[4] = np.minimum(stored[0, 3], 110), level, DISBELIEVED  # slice 3 is just below its threshold
+        drawn(archive, stored, {"unknown": unknown})
+        found[level] = refine_case(archive["case00"], RefinePlan(classes=(A,), rules={1: ClassRule(smooth_mm=1.0)})).ids
+    assert np.array_equal(np.delete(found[0], 4, axis=0), np.delete(found[255], 4, axis=0))
+
+
 def test_one_map_of_all_classes_from_before_is_heard_by_each(archive: Archive) -> None:
     shape = archive["case00"].record.shape_czyx[1:]
     unknown = np.zeros(shape, np.uint8)
