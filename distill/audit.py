@@ -34,9 +34,15 @@ from distill.risk_coverage import risk_coverage
 from distill.subgroups import SIGNIFICANT, holm
 from storage import Archive, ClassInfo
 
-AUDIT = "4"
+AUDIT = "5"
 """Raised whenever the report's figures change."""
 MOST_DOTS = 400
+LEAST_RANKED = 5
+"""Masks that a rank correlation takes at least: of two it is always +1 or -1."""
+LEAST_JUDGED = 0.9
+"""Share of what experts drew, below which it is said loudly that figures are about a part of it."""
+MOSTLY = 0.5
+"""Share of a case that is ignored, from which on it is said loudly."""
 PREDICTED = "predicted_dice"
 """The Dice that calibration predicts of a mask, where there was gold enough to learn that."""
 
@@ -70,6 +76,7 @@ def audit(archive: Archive, plan: AuditPlan, *, progress: Callable[[int], None] 
         warnings=(
             *(f"{each.class_name}: {_warned(each.thresholds)}" for each in classes if each.thresholds.warning),
             *_warnings(found, population),
+            *(f"{each.class_name}: {words}" for each in classes for words in _of_a_part(each)),
         ),
         notes=_notes(population),
         gallery=gallery(population),
@@ -158,13 +165,14 @@ def _score_ranks(known: Sequence[Mask]) -> tuple[ScoreRank, ...]:
     for name in sorted({score for mask in known for score in mask.scores} - skipped):
         own = [mask for mask in known if name in mask.scores]
         values, dices = [mask.scores[name] for mask in own], [mask.dice for mask in own]
-        rank, gain = spearman(values, dices) if len(own) > 1 else float("nan"), normalised_aurc(values, [1 - each for each in dices])
+        rank, gain = spearman(values, dices), normalised_aurc(values, [1 - each for each in dices])
+        enough = len(own) >= LEAST_RANKED
         found.append(
             ScoreRank(
                 score=name,
                 masks=len(own),
-                spearman=rank if np.isfinite(rank) else None,
-                normalised_aurc=gain if np.isfinite(gain) else None,
+                spearman=rank if enough and np.isfinite(rank) else None,
+                normalised_aurc=gain if enough and np.isfinite(gain) else None,
             )
         )
     return tuple(sorted(found, key=lambda each: -abs(each.spearman or 0.0)))
@@ -252,6 +260,23 @@ def _warnings(found: Found, population: Sequence[Mask]) -> tuple[str, ...]:
     if not population:
         notes.append("The teacher has drawn nothing that could be filtered.")
     return tuple(notes)
+
+
+def _of_a_part(each: ClassAudit) -> list[str]:
+    """Say where figures of kept masks are about a small part of the object, or of the cases that are learnt from."""
+    said = []
+    for row in each.parts:
+        if row.judged is not None and row.judged < LEAST_JUDGED:
+            said.append(
+                f"in {row.part} cases the Dice of kept masks is about {row.judged:.0%} of what experts drew; the rest lies on slices that nobody asked about, "
+                "or where the teacher is not believed, and is ignored. Prompt the object from end to end (docs/prompts.md), "
+                "or let masks be carried on: prompts: {source: [weak, propagate]}."
+            )
+        if row.part == "archive" and row.ignored is not None and row.ignored >= MOSTLY:
+            said.append(
+                f"{row.ignored:.0%} of the voxels of archive cases with a kept mask are ignored: a student learns from the others alone."
+            )
+    return said
 
 
 def _gold_notes(found: Found) -> tuple[str, ...]:

@@ -55,12 +55,16 @@ def part_row(masks: Sequence[Mask], part: Group, about: str, kind: Kind) -> Part
     figure = _figures(masks, kind, witness(masks))
     known = [mask for mask in masks if mask.case in figure]
     kept = [mask for mask in known if mask.kept]
+    learnt = {mask.case: mask.ignored_share for mask in masks if mask.kept}
+    told = [mask.judged for mask in kept if np.isfinite(mask.judged)]
     return PartRow(
         part=part,
         about=about,
         removed=share_removed(_removals(masks)),
         kept_quality=_average([figure[mask.case] for mask in kept], kept),
         whole_quality=_average([figure[mask.case] for mask in known], known),
+        judged=float(np.mean(told)) if told else None,
+        ignored=float(np.mean(list(learnt.values()))) if learnt else None,
     )
 
 

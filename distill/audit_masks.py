@@ -51,6 +51,9 @@ class Mask:
     dice: float
     """With gold, where that was judged; NaN where it says nothing of the mask, or there is nothing to find and nothing drawn."""
     gold: Gold
+    judged: float
+    """The share of what the expert drew that ``dice`` is about: the rest lies on slices that nobody asked about, or where the teacher is not believed. NaN
+    where no expert drew anything."""
     ignored_share: float
     volume_mm3: float
     confidence: float
@@ -136,9 +139,11 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
         if OWN not in scores:
             found.not_drawn[info.id, str(told.get(f"reason/{info.id}", "not-prompted"))] += case.record.part == "archive"
             continue
-        reached, known_gold = float("nan"), _gold_of(judged, info.id)
+        reached, told_of, known_gold = float("nan"), float("nan"), _gold_of(judged, info.id)
         if gold is not None and known_gold == "known":
-            left_open = (gold == IGNORE) | (unknown_map(asked, info.id) > 0)
+            unanswered = unknown_map(asked, info.id) > 0
+            left_open = (gold == IGNORE) | unanswered
+            told_of = 1 - float(unanswered[gold == info.id].mean()) if (gold == info.id).any() else float("nan")
             reached, known_gold = _dice(case, labels, info.id, plan, left_open, gold)
             _count(labels, gold == info.id, ~left_open, (info.id, case.record.part), found)
         found.masks.append(
@@ -154,6 +159,7 @@ def _look(case: Case, plan: AuditPlan, known: Mapping[str, float], groups: Mappi
                 confidence=scores[OWN],
                 dice=reached,
                 gold=known_gold,
+                judged=told_of,
                 ignored_share=known.get("ignored_share", 0.0),
                 volume_mm3=scores.get("volume_mm3", 0.0),
                 groups=groups,

@@ -196,6 +196,11 @@ class PartRow(_Record):
     removed: Share
     kept_quality: Average | None
     whole_quality: Average | None
+    judged: float | None
+    """Of what experts drew in masks that are kept: the share on slices that the teacher was asked about and is believed on. ``kept_quality`` is of these
+    alone. None where no such mask has gold."""
+    ignored: float | None
+    """Mean share of the voxels of cases with a kept mask that nobody learns from; None where nothing is kept."""
 
 
 class Shown(_Record):

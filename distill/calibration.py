@@ -278,7 +278,9 @@ def _remedy(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
         return "prompt calibration cases as those of the archive, or leave refine.guarantee out"
     if guarantees[0].patients < guarantees[0].needed:
         return _more_patients(guarantees[0].patients, asked.risk)
-    return "raise refine.risk, or try better prompts, another teacher or more members"
+    more = guarantees[0].would_do
+    found = f"bring in gold of about {more - guarantees[0].patients:,} more calibration patients (if they are like these), " if more else ""
+    return f"{found}raise refine.risk, or try better prompts, another teacher or more members"
 
 
 def _more_patients(there: int, risk: float) -> str:

@@ -49,6 +49,8 @@ class Guarantee:
     """The bounded quantity on the calibration patients themselves, for comparison; not guaranteed."""
     kept: float | None = None
     """Share of the calibration masks or voxels that the threshold keeps, where it selects."""
+    would_do: int | None = None
+    """Where it is not feasible: how many patients it would take if further ones were like these; None where no number would do, or it was not asked."""
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
@@ -112,6 +114,18 @@ def control_risk(losses: Float[np.ndarray, "n k"], thresholds: Sequence[float], 
         raise CalibrationError(message)
     within = (losses.sum(axis=0) + bound) / (len(losses) + 1) <= level + _ROUNDING
     return float(thresholds[int(np.argmax(within))]) if within.any() else None
+
+
+def enough_patients(losses: Float[np.ndarray, "n k"], level: float, bound: float = 1.0) -> int | None:
+    """Return how many patients ``control_risk`` would take, if further ones lost what these lose; None if no number would do.
+
+    Args:
+        losses: Of at least one patient, as ``control_risk`` takes them.
+        level: The mean loss that is tolerated.
+        bound: Largest possible loss.
+    """
+    least = float(losses.mean(axis=0).min())  # (n least + bound) / (n + 1) <= level, solved for n
+    return math.ceil((bound - level) / (level - least) - _ROUNDING) if least < level else None
 
 
 def monotonised(losses: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

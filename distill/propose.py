@@ -13,7 +13,7 @@ from distill.errors import PromptError
 from distill.intensity import intensity_inputs
 from distill.label_plan import LabelPlan
 from distill.prompts.choice import PROPOSED, WEAK, drawing_sources, open_classes
-from distill.prompts.sources import PromptSource, SourceContext, Subject, make_source
+from distill.prompts.sources import PromptSource, SourceContext, Subject, make_source, warning_of
 from storage import Archive, CaseRecord, Prompt, fingerprint
 from storage.working import Worked, work_through
 
@@ -47,6 +47,8 @@ class ProposeSummary:
     quarantined: tuple[str, ...]
     unfinished: int
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """What sources could not learn, one sentence each without its full stop."""
 
 
 def stage_of(source: str) -> str:
@@ -72,8 +74,11 @@ def propose_prompts(
     wanted = None if cases is None else set(cases)
     records = {record.id: record for record in archive.cases() if wanted is None or record.id in wanted}
     context = SourceContext(archive=archive, plan=plan.label)
+    warnings: list[str] = []
     names = [name for name in drawing_sources(plan.sources) if name != WEAK]
-    runs = [_SourceRun(archive, plan, context, name).run(records, progress) for name in names]  # in order: each hears those before it
+    runs = [
+        _SourceRun(archive, plan, context, name, warnings).run(records, progress) for name in names
+    ]  # in order: each hears those before it
     said = [each for run in runs for each in run.done.values()]
     return ProposeSummary(
         done=len(said),
@@ -83,6 +88,7 @@ def propose_prompts(
         quarantined=tuple(sorted({case for run in runs for case in run.quarantined})),
         unfinished=sum(run.unfinished for run in runs),
         seconds=time.monotonic() - began,
+        warnings=tuple(warnings),
     )
 
 
@@ -97,8 +103,8 @@ class _Said:
 class _SourceRun:
     """One source and the cases it is asked about."""
 
-    def __init__(self, archive: Archive, plan: PromptPlan, context: SourceContext, name: str) -> None:
-        self.archive, self.plan, self.context, self.name = archive, plan, context, name
+    def __init__(self, archive: Archive, plan: PromptPlan, context: SourceContext, name: str, warnings: list[str]) -> None:
+        self.archive, self.plan, self.context, self.name, self.warnings = archive, plan, context, name, warnings
 
     def run(self, records: Mapping[str, CaseRecord], progress: Callable[[int, int], None] | None) -> Worked[_Said]:
         """Ask about what is due, three times at most."""
@@ -108,6 +114,8 @@ class _SourceRun:
         if not due_for_it:
             return Worked(done={}, skipped=0, quarantined=(), unfinished=0)
         source = make_source(self.name, self.context, self.plan.options.get(self.name, {}))
+        if warning := warning_of(source):
+            self.warnings.append(warning)
         prints = {case: self._fingerprint(source, records[case], classes) for case, classes in due_for_it.items()}
         return work_through(
             self.archive.ledger,

@@ -4,6 +4,7 @@ Each function takes what was measured on calibration patients and returns a thre
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Integer
@@ -13,6 +14,7 @@ from distill.conformal import (
     Kind,
     check_numbers,
     control_risk,
+    enough_patients,
     means_by_patient,
     monotonised,
     needed_patients,
@@ -59,7 +61,8 @@ def mask_guarantee(
     # The calibration scores are not fixed beforehand, but the smallest that holds is above the infimum over all numbers, and losses fall.
     found = control_risk(table, thresholds.tolist(), level)
     if found is None:
-        return _refused("mask", level, count, f"no threshold on {score_name} bounds the Dice lost in accepted masks by {level:.2f}")
+        refused = _refused("mask", level, count, f"no threshold on {score_name} bounds the Dice lost in accepted masks by {level:.2f}")
+        return replace(refused, would_do=enough_patients(table, level) if count else None)
     accepted = value >= found
     statement = (
         f"Over new patients and draws of {count} calibration patients, the expected Dice lost by {subject} accepted from {score_name} {found:.3f} on "

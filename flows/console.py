@@ -147,7 +147,9 @@ def _show_stages(summary: RunSummary) -> None:
         if parts:
             # A warning that stands between other notes is not read.
             said = " | ".join(parts).replace("; WARNING:", "\nWARNING:").replace(" | WARNING:", "\nWARNING:")
-            OUT.print(f"[bold]{result.stage:<9}[/]{escape(said.replace(chr(10), _UNDER))}", soft_wrap=True, highlight=False)
+            lines = [line.replace("; ", "\n") if len(line) > LEAST_WIDTH else line for line in said.split("\n")]
+            said = "\n".join(lines).replace("\n", _UNDER)
+            OUT.print(f"[bold]{result.stage:<9}[/]{escape(said)}", soft_wrap=True, highlight=False)
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

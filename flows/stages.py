@@ -72,6 +72,7 @@ def propose(recipe: Recipe, shard: Shard) -> StageResult:
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
         tally={"prompts proposed": summary.prompts, "classes said to be absent": summary.absent} if summary.done else {},
+        note="; ".join(f"WARNING: {each}" for each in summary.warnings),
     )
 
 

@@ -26,6 +26,10 @@ STOPPED = "stopped. The same command goes on where it was."
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHILDREN_S = 3.0
 """How long the server may take to end; Prefect itself gives it five seconds."""
+AGAIN_S = 0.05
+"""After which an interruption is repeated that Python could not deliver."""
+PATIENCE_S = 20.0
+"""How long a stage may take to give its units back; the next run finds those of a process that is gone by itself."""
 
 
 class _Stop:
@@ -42,7 +46,22 @@ class _Stop:
         if not self.working or self.asked_by is not None:
             leave(number)
         self.asked_by = number
+        _later(PATIENCE_S, self.insist)
         raise KeyboardInterrupt
+
+    def insist(self) -> None:
+        """Leave, if the stage that was interrupted has not."""
+        if self.listening and self.asked_by is not None:
+            leave(self.asked_by)
+
+    def unheard(self, lost: "sys.UnraisableHookArgs") -> None:
+        """Repeat an interruption that came while an object was being destroyed: Python drops what is raised there, and the stage would go on."""
+        number = self.asked_by
+        if number is None or lost.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(lost)
+            return
+        self.asked_by = None
+        _later(AGAIN_S, lambda: os.kill(os.getpid(), number))
 
 
 _STOP = _Stop()
@@ -55,11 +74,12 @@ def listening() -> Iterator[None]:
         yield
         return
     _STOP.listening, _STOP.asked_by = True, None
+    hook, sys.unraisablehook = sys.unraisablehook, _STOP.unheard
     try:
         with _handled():
             yield
     finally:
-        _STOP.listening = False
+        _STOP.listening, sys.unraisablehook = False, hook
 
 
 def stoppable(stage: Callable[P, R]) -> Callable[P, R]:
@@ -81,6 +101,13 @@ def stoppable(stage: Callable[P, R]) -> Callable[P, R]:
     return work
 
 
+def _later(seconds: float, what: Callable[[], None]) -> None:
+    """Do something from another thread, which keeps nobody waiting."""
+    timer = threading.Timer(seconds, what)
+    timer.daemon = True
+    timer.start()
+
+
 @contextmanager
 def _handled() -> Iterator[None]:
     before = {number: signal.signal(number, _STOP) for number in SIGNALS}
@@ -93,8 +120,9 @@ def _handled() -> Iterator[None]:
 
 def leave(number: int) -> NoReturn:
     """End this process and its children now, and say how far it came and that it goes on from there; the exit code is the signal's, as shells write it."""
-    for known in SIGNALS:
-        signal.signal(known, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        for known in SIGNALS:
+            signal.signal(known, signal.SIG_IGN)
     BARS.close()
     show_error(f"stopped. Done so far: {BARS.reached}. The same command goes on from there." if BARS.reached else STOPPED)
     children = psutil.Process().children(recursive=True)

@@ -24,6 +24,8 @@ HEADINGS: dict[str, str] = {
     "rejected": "Rejected: never learnt from, and their surroundings neither",
 }
 _SIDE_PX = 190
+WHOLE = 0.995
+"""Share of an object from which on nothing is said of the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,8 @@ def write_filter_page(
         known=known_words,
         bars=bars_words,
         few=few_words,
+        percent=percent_words,
+        part_only=lambda judged: percent_words(judged) if judged is not None and judged < WHOLE else "",
     )
     _put(target.with_suffix(".json"), report.model_dump_json(indent=1) + "\n")
     _put(target, page)
@@ -134,6 +138,11 @@ def share_words(share: Share) -> str:
     if share.share is None or share.low is None or share.high is None:
         return "none drawn"
     return f"{100 * share.share:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}], {share.count:,} of {share.of:,}"
+
+
+def percent_words(share: float | None) -> str:
+    """Write a share without its count: ``42.0 %``."""
+    return "not known" if share is None else f"{100 * share:.1f} %"
 
 
 def measured_words(measured: Mapping[str, int]) -> str:

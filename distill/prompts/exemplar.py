@@ -24,7 +24,7 @@ from distill.prompts.prototypes import Cells, Example, Prototypes, learn
 from distill.prompts.sources import SourceContext, Subject
 from distill.prompts.variations import Variation, vary
 from distill.teachers.base import Teacher
-from storage import IGNORE, Archive, CaseRecord, Labels, Prompt, fingerprint
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Labels, Prompt, fingerprint
 
 EXEMPLAR = "2"
 """Raised whenever the source's answers change."""
@@ -85,8 +85,8 @@ def choose_exemplars(archive: Archive, options: ExemplarOptions) -> list[CaseRec
         return [usable[case] for case in options.cases]
     if not usable:
         message = (
-            "the source exemplar needs 1 to 10 cases with gold in the calibration part, but there are none. Give ingest.gold and ingest.split "
-            "in the recipe, or use another source of prompts."
+            "the source exemplar needs 1 to 10 cases with gold in the calibration part, but there are none. Name them by ingest.gold and "
+            "ingest.split in the recipe, which 'samdistill run' brings in ('label' alone does not), or use another source of prompts."
         )
         raise PlanError(message)
     return _spread(list(usable.values()), options.count)
@@ -134,6 +134,7 @@ class ExemplarSource:
             message = f"none of the exemplars {', '.join(r.id for r in records)} shows any of the classes {self._classes} in its gold."
             raise PlanError(message)
         self._known: dict[str, _Known | None] = {}
+        self.warning = _never_absent(context.classes, self._slices) if options.presence else ""
 
     @cached_property
     def _shown(self) -> list[_Shown]:
@@ -223,6 +224,21 @@ class _Slice:
     record: CaseRecord
     height: float
     seen: Variation
+
+
+def _never_absent(classes: Sequence[ClassInfo], slices: Sequence[_Slice]) -> str:
+    """Say of which classes no exemplar slice is known to be without them; where there is one of each, nothing."""
+    never = [info.name for info in classes if not any(_is_without(one.seen.masks, info.id) for one in slices)]
+    if not never:
+        return ""
+    return (
+        f"exemplar has seen no slice without {' nor without '.join(never)}, so it cannot tell where that is not, and proposes it in every case. Let gold of calibration "
+        "cases also say 0 on whole slices that do not show it"
+    )
+
+
+def _is_without(masks: Mapping[int, np.ndarray], class_id: int) -> bool:
+    return class_id in masks and not masks[class_id].any() and not masks[IGNORE].any()
 
 
 def _shown(one: _Slice, cells: Cells) -> _Shown:

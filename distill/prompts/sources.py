@@ -84,6 +84,11 @@ class PromptSource(Protocol):
         ...
 
 
+def warning_of(source: PromptSource) -> str:
+    """Return what must be known before the prompts of a source are believed, such as what it could not learn: its attribute ``warning``, if it has one."""
+    return str(getattr(source, "warning", ""))
+
+
 Maker = Callable[[SourceContext, Any], PromptSource]
 """Makes a source from the context and its options: a pydantic model of ours, or the mapping that a recipe gives for somebody else's."""
 

@@ -1,5 +1,6 @@
 """What the filter's report says: with gold, without, with everything removed, and of a group that is removed more than the rest."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from distill.calibration import ClassCalibration
 from distill.cleaning import ClassRule
 from distill.quality import aurc, normalised_aurc
 from distill.rings import Ring, ring
+from distill.unknown import UNASKED
 from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -38,6 +40,8 @@ def add(
     patient: str | None = None,
     attributes: dict[str, str | float | int] | None = None,
     more: dict[str, float] | None = None,
+    unasked: Sequence[int] = (),
+    ignored: float = 0.1,
 ) -> None:
     """One case whose mask lies ``shift`` pixels beside gold; class 3 was not prompted."""
     record = CaseRecord(
@@ -52,12 +56,18 @@ def add(
     )
     archive.add_case(record, square(0)[None].astype(np.uint8))
     probability = np.stack([square(shift), np.zeros(SHAPE, bool)]).astype(np.uint8) * 255
+    unknown = np.zeros((2, *SHAPE), np.uint8)
+    unknown[0, list(unasked)] = UNASKED
     scores = {"pairwise_dice/1": agreement, "volume_mm3/1": 108.0} | (more or {})
     told = {"verdict/1": verdict, "reason/1": f"because-{verdict}", "threshold/1": 0.5, "verdict/3": "reject", "reason/3": "not-prompted"}
     for label_set, parameters in (("teacher/r1", {}), ("pseudo/r1", told)):
         history = LabelHistory(label_set=label_set, classes=CLASSES, made_by="test", parameters=parameters, fingerprint=name)
         archive[name].write_labels(
-            history, square(shift).astype(np.uint8), probability_kzyx=probability, scores=scores | {"ignored_share": 0.1}
+            history,
+            square(shift).astype(np.uint8),
+            probability_kzyx=probability,
+            scores=scores | {"ignored_share": ignored},
+            maps={"unknown": unknown} if unasked and label_set == PLAN.source else {},
         )
     if gold:
         archive[name].write_labels(
@@ -92,6 +102,37 @@ def test_with_gold_the_curve_is_of_dice_and_says_which_cases_set_the_thresholds(
     assert kept is not None
     assert (whole.masks, kept.masks) == (6, 4)
     assert kept.mean == pytest.approx(np.mean([1 - r for r in risk[:4]]))
+
+
+def test_a_dice_of_a_small_part_of_the_object_says_so(archive: Archive) -> None:
+    for n in range(6):
+        add(archive, f"t{n}", part="test", unasked=(1, 2), ignored=0.7)
+        add(archive, f"a{n}", gold=False, ignored=0.6 if n else 0.9)
+    report = audit(archive, PLAN)
+    test, kept = report.classes[0].parts
+    assert test.kept_quality is not None
+    assert (test.kept_quality.mean, test.judged, test.ignored) == (1.0, pytest.approx(1 / 3), pytest.approx(0.7))
+    assert (kept.judged, kept.ignored) == (None, pytest.approx(0.65))
+    assert report.warnings[0].startswith("organ: in test cases the Dice of kept masks is about 33% of what experts drew;")
+    assert report.warnings[1] == (
+        "organ: 65% of the voxels of archive cases with a kept mask are ignored: a student learns from the others alone."
+    )
+
+
+def test_a_dice_of_the_whole_object_warns_of_nothing(archive: Archive) -> None:
+    for n in range(6):
+        add(archive, f"t{n}", part="test", verdict="accept" if n else "reject", unasked=() if n else (0, 1), ignored=0.7)
+        add(archive, f"a{n}", gold=False, ignored=0.4)
+    report = audit(archive, PLAN)
+    assert (report.classes[0].parts[0].judged, report.warnings) == (1.0, ())
+
+
+@pytest.mark.parametrize(("masks", "rank"), [pytest.param(4, None, id="too few"), pytest.param(5, 1.0, id="enough")])
+def test_so_few_masks_have_no_rank(archive: Archive, masks: int, rank: float | None) -> None:
+    for n in range(masks):
+        add(archive, f"t{n}", part="test", agreement=0.9 - 0.1 * n, shift=n)
+    found = {each.score: (each.masks, each.spearman, each.normalised_aurc) for each in audit(archive, PLAN).classes[0].scores}
+    assert found["pairwise_dice"] == (masks, rank and pytest.approx(rank), rank and pytest.approx(rank))
 
 
 def test_a_class_that_nobody_prompted_is_counted_and_not_judged(archive: Archive) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.conformal import ASSUMPTIONS, conformal_quantile, control_risk, means_by_patient, monotonised, needed_patients
+from distill.conformal import ASSUMPTIONS, Guarantee, conformal_quantile, control_risk, means_by_patient, monotonised, needed_patients
 from distill.errors import CalibrationError
 from distill.levels import LevelCounts
 from distill.risk_control import mask_guarantee, missed_guarantee, voxel_guarantee
@@ -178,6 +178,18 @@ def test_a_teacher_that_is_always_wrong_gets_no_threshold_however_many_patients_
     made = mask_guarantee([0.9] * 50, [0.1] * 50, names(50), level=0.1)
     assert not made.feasible
     assert made.statement == "No guarantee: with 50 patients, no threshold on pairwise_dice bounds the Dice lost in accepted masks by 0.10."
+
+
+@pytest.mark.parametrize("lost", [0.02, 0.05, 0.09])
+def test_where_more_patients_would_do_the_refusal_says_how_many(lost: float) -> None:
+    def asked(count: int) -> Guarantee:
+        return mask_guarantee([0.9] * count, [1 - lost] * count, names(count), level=0.1)
+
+    enough = asked(9).would_do
+    assert enough is not None
+    assert not asked(enough - 1).feasible
+    assert asked(enough).feasible
+    assert mask_guarantee([0.9] * 9, [0.8] * 9, names(9), level=0.1).would_do is None, "no number of such patients would"
 
 
 def test_nobody_at_all_is_too_few() -> None:

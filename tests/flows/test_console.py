@@ -124,6 +124,18 @@ def test_a_warning_begins_a_line_of_its_own_and_what_to_do_about_it_another(
     ]
 
 
+def test_notes_that_would_make_a_long_line_stand_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = (
+        "a note of some length",
+        "another that is so long that nobody finds its end, or the beginning of the next one, on any line of a terminal",
+    )
+    for note, lines in ((f"{short}; {short}", 1), (f"{short}; {long}", 2)):
+        console.show_summary(RunSummary(stages=(StageResult(stage="refine", output="pseudo/r1", note=note),)))
+        said = capsys.readouterr().out.splitlines()
+        assert said[-lines].startswith(f"refine   pseudo/r1 | {short}")
+        assert lines == 1 or said[-1] == f"         {long}"
+
+
 def test_a_run_with_nothing_to_do_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_summary(RunSummary(stages=(StageResult(stage="label"), StageResult(stage="train")), up_to_date=True))
     assert capsys.readouterr().out == "Nothing to do: everything in this recipe is done, and no input has changed.\n"

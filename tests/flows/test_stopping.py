@@ -14,13 +14,18 @@ from flows import stopping
 from storage import Archive
 
 PROGRAM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from flows import stages
 from flows.cli import main
 from flows.console import Follow
 from flows.once import perform_once
 from storage import Archive
+
+class Destroyed:
+    def __del__(self):
+        Path("working").touch()
+        time.sleep(600)
 
 def ingest(recipe):
     Archive.open_or_create(recipe.archive)
@@ -30,6 +35,8 @@ def ingest(recipe):
 def train(recipe):
     def work():
         Follow("train", percent=True)(37, 100)
+        if "DESTROYED" in os.environ:
+            Destroyed()
         Path("working").touch()
         time.sleep(600)
     archive = Archive.open(recipe.archive)
@@ -53,12 +60,20 @@ def until(there: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_to_run_and_server_ends_the_run_with_its_unit_given_back(number: int, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "lost"),
+    [
+        pytest.param(signal.SIGTERM, 143, {}, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, {"DESTROYED": "1"}, id="Ctrl-C-while-an-object-is-destroyed"),
+    ],
+)
+def test_a_signal_to_run_and_server_ends_the_run_with_its_unit_given_back(
+    number: int, code: int, lost: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "recipe.yaml").write_text("archive: ./a.zarr\nclasses: {1: {name: organ}}\n")
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
-        "PREFECT_HOME": str(tmp_path / "home")
-    }
+    environment = (
+        {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {"PREFECT_HOME": str(tmp_path / "home")} | lost
+    )
     run = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -108,6 +108,17 @@ def test_an_interval_from_fewer_than_five_patients_is_called_too_narrow(
     assert (FEW in page) == said
 
 
+@pytest.mark.parametrize(("judged", "said"), [pytest.param(0.333, True, id="a part"), pytest.param(0.999, False, id="the whole")])
+def test_a_dice_of_a_part_of_the_object_says_so_beside_it(judged: float, said: bool, archive: Archive, tmp_path: Path) -> None:
+    add(archive, "a")
+    report = audit(archive, AuditPlan(classes=CLASSES))
+    organ = report.classes[0]
+    parts = tuple(row.model_copy(update={"judged": judged, "ignored": 0.42}) for row in organ.parts)
+    page = written(report.model_copy(update={"classes": (organ.model_copy(update={"parts": parts}),)}), archive, tmp_path)
+    assert (f"of {100 * judged:.1f} % of what experts drew" in page) == said
+    assert f"<td>{100 * judged:.1f} %</td><td>42.0 %</td>" in page
+
+
 def test_a_share_says_how_many_patients_were_drawn_for_its_interval_unless_it_is_wilsons() -> None:
     several = [Removal(patient=f"p{n % 3}", removed=n < 4) for n in range(12)]
     one_each = [Removal(patient=f"p{n}", removed=n < 4) for n in range(12)]

@@ -244,6 +244,7 @@ def test_slices_that_nobody_drew_on_teach_nothing_and_a_drawn_one_without_the_th
     known = source._knowledge("p9")
     assert known is not None
     assert known.cuts[1].peak is not None, "there are slices without it"
+    assert source.warning == ""
 
 
 def test_without_a_drawn_slice_that_lacks_the_thing_nothing_is_said_to_be_without_it(tmp_path: Path) -> None:
@@ -255,4 +256,6 @@ def test_without_a_drawn_slice_that_lacks_the_thing_nothing_is_said_to_be_withou
     context = SourceContext(archive=archive, plan=LabelPlan(classes=(BRIGHT,), teacher="bundled", device="cpu"))
     source = exemplar_source(context, ExemplarOptions(variations=1, slices=4))
     assert len(source._slices) == 2, "one of each case"
+    assert source.warning.startswith(f"exemplar has seen no slice without {BRIGHT.name}, so it cannot tell where that is not")
+    assert exemplar_source(context, ExemplarOptions(presence=False, slices=4)).warning == "", "nobody asked where it is not"
     assert {prompt.slice for prompt in source.propose(subject_of(context, "empty"))} == set(range(DEPTH))

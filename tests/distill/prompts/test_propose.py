@@ -29,6 +29,7 @@ class Middle:
     missing: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     about: int = 1
+    warning: str = ""
 
     def propose(self, subject: Subject) -> list[Prompt]:
         case = subject.record.id
@@ -70,6 +71,12 @@ def test_what_a_source_proposes_is_stored_under_its_name_and_asked(source: Middl
     assert (summary.done, summary.prompts, summary.absent) == (3, 3, 0)
     assert [prompt.source for prompt in archive.catalog.prompts("case00")] == [STORED]
     assert label_archive(archive, plan.label).done == 3
+
+
+def test_what_a_source_could_not_learn_is_said_by_every_run(source: Middle, archive: Archive, plan: PromptPlan) -> None:
+    assert propose_prompts(archive, plan).warnings == ()
+    source.warning = "it has seen nothing"
+    assert [propose_prompts(archive, plan).warnings for _ in range(2)] == [("it has seen nothing",)] * 2
 
 
 def test_what_a_source_said_before_does_not_stay_where_it_cannot_be_asked_anew(source: Middle, archive: Archive, plan: PromptPlan) -> None:
