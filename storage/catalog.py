@@ -1,16 +1,14 @@
 """The catalog: what there is to know about cases without opening one."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import sqlalchemy as sa
 
+from storage import label_rows
 from storage.case import CaseRecord, LabelHistory, Part, Prompt
-from storage.case_rows import KEYS_PER_QUERY, case_record, case_row, check_known, digest
+from storage.case_rows import case_record, case_row, check_known, digest
 from storage.database import Database, storable, upsert
-from storage.errors import LabelSetNotFoundError
 from storage.prompt_rows import (
     Replaces,
     add_prompts,
@@ -25,13 +23,7 @@ from storage.prompt_rows import (
 )
 from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
 from storage.reviews import add_verdict, listed, listing_row, verdicts
-from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow, ScoreRow, StudentRow, UnitRow
-
-_LABEL_STAGES = ("label:", "refine:", "gold/")
-"""How the ledger's stages begin whose units are label sets of cases; ``gold`` alone is one too."""
-
-_MADE_OF = "made_of"
-"""Parameter of a label set's history that is kept here too: the fingerprint of the label set that it was made from."""
+from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow, StudentRow
 
 
 class Catalog:
@@ -61,9 +53,7 @@ class Catalog:
         """
         with self._database.writing() as connection:
             connection.execute(sa.update(CaseRow).where(CaseRow.id == case_id).values(ready=False))
-            for table in (LabelSetRow, ScoreRow):
-                connection.execute(sa.delete(table).where(table.case_id == case_id))
-            _forget_done(connection, case_id, sa.or_(UnitRow.stage == "gold", *(UnitRow.stage.startswith(p) for p in _LABEL_STAGES)))
+            label_rows.forget_all(connection, case_id)
 
     def cases(
         self,
@@ -184,18 +174,8 @@ class Catalog:
 
     def add_label_set(self, case_id: str, history: LabelHistory, scores: Mapping[str, float]) -> None:
         """Insert the row that makes a label set visible, together with its scores."""
-        row = {
-            "case_id": case_id,
-            "name": history.label_set,
-            "made_by": history.made_by,
-            "teacher": history.teacher,
-            "round": history.round,
-            "fingerprint": history.fingerprint,
-            "made_of": str(history.parameters.get(_MADE_OF, "")),
-        }
         with self._database.writing() as connection:
-            upsert(connection, LabelSetRow, [row], update=["made_by", "teacher", "round", "fingerprint", "made_of"])
-            upsert(connection, ScoreRow, _score_rows(case_id, history.label_set, scores), update=["value"])
+            label_rows.put(connection, case_id, history, scores)
 
     def add_scores(self, case_id: str, label_set: str, scores: Mapping[str, float]) -> None:
         """Add scores to a finished label set, or overwrite those of the same name; its arrays and its other scores stay.
@@ -204,11 +184,7 @@ class Catalog:
             LabelSetNotFoundError: if the case has no such label set, or not a finished one.
         """
         with self._database.writing() as connection:
-            query = sa.select(LabelSetRow.name).where(LabelSetRow.case_id == case_id, LabelSetRow.name == label_set)
-            if connection.scalar(query) is None:
-                message = f"case {case_id} has no finished label set {label_set!r} that scores could be about. Write its labels first."
-                raise LabelSetNotFoundError(message)
-            upsert(connection, ScoreRow, _score_rows(case_id, label_set, scores), update=["value"])
+            label_rows.put_scores(connection, case_id, label_set, scores)
 
     def retract_label_set(self, case_id: str, name: str) -> None:
         """Hide a label set, and forget scores that were about its old voxels, and that it was made.
@@ -216,9 +192,7 @@ class Catalog:
         Verdicts of people stay, each tied to the fingerprint of what was judged: they count again if the same labels come back.
         """
         with self._database.writing() as connection:
-            connection.execute(sa.delete(LabelSetRow).where(LabelSetRow.case_id == case_id, LabelSetRow.name == name))
-            connection.execute(sa.delete(ScoreRow).where(ScoreRow.case_id == case_id, ScoreRow.label_set == name))
-            _forget_done(connection, case_id, UnitRow.stage.in_(_stages_that_write(name)))
+            label_rows.forget(connection, case_id, name)
 
     def label_sets(self, case_id: str) -> list[str]:
         """Return the names of the finished label sets of a case, sorted."""
@@ -234,15 +208,8 @@ class Catalog:
 
     def scores(self, label_set: str, cases: list[str] | None = None) -> dict[str, dict[str, float]]:
         """Return case -> metric -> value for one label set: of all cases, or of these."""
-        query = sa.select(ScoreRow.case_id, ScoreRow.metric, ScoreRow.value).where(ScoreRow.label_set == label_set)
-        query = query.order_by(ScoreRow.case_id, ScoreRow.metric)
-        starts = range(0, len(cases or ()), KEYS_PER_QUERY)
-        queries = [query] if cases is None else [query.where(ScoreRow.case_id.in_(cases[at : at + KEYS_PER_QUERY])) for at in starts]
-        found: dict[str, dict[str, float]] = {}
         with self._database.reading() as connection:
-            for case_id, metric, value in (row for each in queries for row in connection.execute(each)):
-                found.setdefault(case_id, {})[metric] = math.nan if value is None else value
-        return found
+            return label_rows.read_scores(connection, label_set, cases)
 
     # Reviews, students, problems
 
@@ -352,11 +319,8 @@ class Catalog:
 
     def record_made_of(self, label_set: str, sources: Mapping[str, str]) -> None:
         """Keep what files say that label sets were made from, by case; where it is known already, that stays."""
-        rows = [{"key": case_id, "value": source} for case_id, source in sources.items()]
-        missing = sa.and_(LabelSetRow.case_id == sa.bindparam("key"), LabelSetRow.name == label_set, LabelSetRow.made_of.is_(None))
         with self._database.writing() as connection:
-            if rows:
-                connection.execute(sa.update(LabelSetRow).where(missing).values(made_of=sa.bindparam("value")), rows)
+            label_rows.put_made_of(connection, label_set, sources)
 
     def record_student(self, student: StudentRecord) -> None:
         """Insert or overwrite a student."""
@@ -382,23 +346,6 @@ class Catalog:
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(ProblemRow.source, ProblemRow.row, ProblemRow.key)).all()
         return [ProblemRecord(source=source, row=row, reason=reason, message=message) for source, row, reason, message in rows]
-
-
-def _stages_that_write(label_set: str) -> list[str]:
-    names = [f"label:{label_set}", f"refine:{label_set}", f"gold/{label_set}"]
-    return [*names, "gold"] if label_set == "gold" else names
-
-
-def _forget_done(connection: sa.Connection, case_id: str, stages: sa.ColumnElement[bool]) -> None:
-    """Have label work that was finished done again. Whoever rewrites the labels right now holds a claim, and that stays."""
-    connection.execute(sa.delete(UnitRow).where(UnitRow.unit == case_id, UnitRow.state == "done", stages))
-
-
-def _score_rows(case_id: str, label_set: str, scores: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [
-        {"case_id": case_id, "label_set": label_set, "metric": metric, "value": None if math.isnan(value) else float(value)}
-        for metric, value in scores.items()
-    ]
 
 
 def _problem_row(problem: ProblemRecord) -> dict[str, str]:

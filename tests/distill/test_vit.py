@@ -316,7 +316,12 @@ def test_blocks_that_overlap_in_two_threads_leave_products_as_they_were(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("short", "expected"), [({"bias"}, "augmented"), ({"augmented"}, "bias"), ({"bias", "augmented"}, "augmented")], ids=str
+    ("short", "expected"),
+    [
+        pytest.param({"bias"}, "augmented", id="for the bias"),
+        pytest.param({"augmented"}, "bias", id="for what is augmented"),
+        pytest.param({"bias", "augmented"}, "augmented", id="for both"),
+    ],
 )
 def test_a_variant_for_which_memory_is_too_short_is_not_chosen(short: set[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> torch.Tensor:
