@@ -147,6 +147,7 @@ def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:
     except OSError as error:
         message = f"run records cannot be kept in {home} ({error.strerror}). Name a folder of yours: export PREFECT_HOME=/some/folder"
         raise FlowError(message) from error
+    warn(f"{recipe_file.name}: {', '.join(chosen)} ...")  # what they need takes seconds to load
     with BARS.shown(), listening():
         from flows.pipeline import run_recipe
 

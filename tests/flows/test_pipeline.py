@@ -36,10 +36,11 @@ def _add_case(recipe: Path) -> None:
 
 
 def test_a_run_asks_the_stages_in_order_and_the_next_one_none(
-    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None
+    write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(SMALLEST)
     first = launch(recipe)
+    assert capsys.readouterr().err.startswith(f"{recipe.name}: ingest, label, refine, train, evaluate ...\n"), "before anything is loaded"
     assert stand_ins.asked == ["ingest", "label", "calibrate", "refine", "train", "evaluate"]
     assert (first.up_to_date, first.work, first.left) == (False, 10, 0)
     second = launch(recipe)
