@@ -25,8 +25,13 @@ def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None
     if to_judge:
         rows = [(each.case, f"{each.class_id} {each.class_name}", each.why, each.filter_says, each.predicted_words) for each in to_judge]
         heads = ("case", "class", "why", "the filter says", "predicted Dice")
-        wide = len(heads) if any(each.predicted_words for each in to_judge) else len(heads) - 1
+        same = _one_prediction(to_judge)
+        wide = len(heads) if not same and any(each.predicted_words for each in to_judge) else len(heads) - 1
         show_table(f"{counted(len(to_judge), 'mask', 'masks')} to look at first", heads[:wide], [row[:wide] for row in rows])
+        if same:
+            _say(
+                f"The predicted Dice is the same for all, {same}: no score told the calibration masks apart, as with few patients none can."
+            )
     if boxed:
         boxes = [(each.case, f"{each.class_id} {each.class_name}", each.why) for each in boxed]
         show_table(
@@ -40,6 +45,12 @@ def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None
         show_next((f"review show {where} {case} -o {case}.png", f"review accept {where} {case} --class {to_judge[0].class_id}"))
     elif place.endswith((".yaml", ".yml")):
         show_next((f"run {where}",))
+
+
+def _one_prediction(queue: Sequence[Waiting]) -> str:
+    """Return the Dice that is predicted of each of several masks of one class; empty where predictions differ, or there is none."""
+    said = {(each.class_id, each.predicted_words) for each in queue}
+    return queue[0].predicted_words if len(queue) > 1 and len(said) == 1 else ""
 
 
 def show_decided(records: Sequence[ReviewRecord]) -> None:

@@ -111,6 +111,16 @@ def test_the_predicted_dice_stands_in_list_and_picture_with_its_error_bars(
     assert "predicted Dice 0.812 (0.70 to 0.91)" in titles[0]
 
 
+def test_a_dice_that_is_predicted_of_every_mask_alike_is_said_once(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
+    refine(recipe)
+    scores = {"predicted_dice/1": 0.8125, "predicted_dice_low/1": 0.0, "predicted_dice_high/1": 1.0}
+    for case in ("one", "two", "three"):
+        archive.catalog.add_scores(case, TEACHER_SET, scores)
+    said = run("review", "list", recipe_file, "--by", "anna")
+    assert said.count("0.81") == 1
+    assert "The predicted Dice is the same for all, 0.81 (0.00 to 1.00): no score told the calibration masks apart" in said
+
+
 def test_before_refinement_the_line_to_be_judged_is_what_it_will_cut(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
     mask = np.zeros(SHAPE, np.uint8)
     mask[1:3, 3:9, 4:10] = 1
