@@ -262,6 +262,11 @@ def _warnings(found: Found, population: Sequence[Mask]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def partial_words(report: FilterReport) -> list[str]:
+    """Return those of a report's warnings that say that figures, or labels, are of a part only."""
+    return [f"{each.class_name}: {words}" for each in report.classes for words in _of_a_part(each)]
+
+
 def _of_a_part(each: ClassAudit) -> list[str]:
     """Say where figures of kept masks are about a small part of the object, or of the cases that are learnt from."""
     said = []
@@ -270,11 +275,11 @@ def _of_a_part(each: ClassAudit) -> list[str]:
             said.append(
                 f"in {row.part} cases the Dice of kept masks is about {row.judged:.0%} of what experts drew; the rest lies on slices that nobody asked about, "
                 "or where the teacher is not believed, and is ignored. Prompt the object from end to end (docs/prompts.md), "
-                "or let masks be carried on: prompts: {source: [weak, propagate]}."
+                "or have masks carried on, if they are not: prompts: {source: [weak, propagate]}."
             )
         if row.part == "archive" and row.ignored is not None and row.ignored >= MOSTLY:
             said.append(
-                f"{row.ignored:.0%} of the voxels of archive cases with a kept mask are ignored: a student learns from the others alone."
+                f"on average {row.ignored:.0%} of the voxels of an archive case with a kept mask are ignored: a student learns from the others alone."
             )
     return said
 

@@ -56,7 +56,7 @@ def part_row(masks: Sequence[Mask], part: Group, about: str, kind: Kind) -> Part
     known = [mask for mask in masks if mask.case in figure]
     kept = [mask for mask in known if mask.kept]
     learnt = {mask.case: mask.ignored_share for mask in masks if mask.kept}
-    told = [mask.judged for mask in kept if np.isfinite(mask.judged)]
+    told = [mask.judged for mask in masks if mask.kept and np.isfinite(mask.judged)] if kind == "Dice with gold" else []
     return PartRow(
         part=part,
         about=about,

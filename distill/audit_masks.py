@@ -221,7 +221,11 @@ def _dice(case: Case, labels: Labels, class_id: int, plan: AuditPlan, left_open:
     """
     mask, drawn = judged_mask(case, labels, class_id, plan.rules.get(class_id, ClassRule())), gold == class_id
     told = (drawn & ~left_open).any() or (mask & ~left_open).any() or not left_open.any()
-    return dice(mask, drawn, left_open), "known" if told else "left open by the expert"
+    if told:
+        return dice(mask, drawn, left_open), "known"
+    return float("nan"), "left open by the expert" if (
+        gold[mask | drawn] == IGNORE
+    ).all() else "the teacher was not asked there, or is not believed"
 
 
 def _count(labels: Labels, drawn: np.ndarray, judged: np.ndarray, key: tuple[int, Group], found: Found) -> None:

@@ -184,7 +184,13 @@ class Thresholds(_Record):
     assumptions: tuple[str, ...]
 
 
-Gold = Literal["known", "case not drawn by an expert", "class not looked for by the expert", "left open by the expert"]
+Gold = Literal[
+    "known",
+    "case not drawn by an expert",
+    "class not looked for by the expert",
+    "left open by the expert",
+    "the teacher was not asked there, or is not believed",
+]
 """Whether there is anything to hold a mask against."""
 
 

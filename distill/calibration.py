@@ -276,19 +276,27 @@ def _remedy(guarantees: Sequence[Guarantee], asked: _Asked) -> str:
         return "take prompts from other sources (prompts.source), or leave refine.guarantee out"
     if asked.void:
         return "prompt calibration cases as those of the archive, or leave refine.guarantee out"
-    if guarantees[0].patients < guarantees[0].needed:
-        return _more_patients(guarantees[0].patients, asked.risk)
-    more = guarantees[0].would_do
-    found = f"bring in gold of about {more - guarantees[0].patients:,} more calibration patients (if they are like these), " if more else ""
-    return f"{found}raise refine.risk, or try better prompts, another teacher or more members"
+    refused = guarantees[0]
+    within = math.ceil(100 * (refused.would_hold_at or 1.0)) / 100
+    ways = [f"say refine.risk: {within:g}"] if within < 1 else []
+    if refused.would_do is None:
+        mend = "try better prompts, another teacher or more members (with masks like these no number of patients keeps half of them)"
+        return " or ".join([*ways, mend])
+    more = max(refused.would_do, refused.needed) - refused.patients
+    like = " (about, if they are like these and half of the masks are to be kept)" if refused.would_do > refused.needed else ""
+    who = f"{_patients(more)}{like}"
+    return ", or ".join([f"bring in gold of {who}", *ways])
 
 
 def _more_patients(there: int, risk: float) -> str:
     """Say how many more gold patients it takes, or for which risk those that are there would do."""
     needed, within = needed_patients(risk), math.ceil(100 / (there + 1)) / 100
-    more = needed - there
     lower = f", or say refine.risk: {within:g}" if within < 1 else ""
-    return f"bring in gold of {more} more calibration {'patient' if more == 1 else 'patients'}{lower}"
+    return f"bring in gold of {_patients(needed - there)}{lower}"
+
+
+def _patients(more: int) -> str:
+    return f"{more} more calibration {'patient' if more == 1 else 'patients'}"
 
 
 def _quality(cases: Sequence[GoldCase], rule: ClassRule, unheard: Collection[str]) -> QualityFit:

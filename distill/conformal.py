@@ -27,6 +27,8 @@ ASSUMPTIONS = (
 """What every guarantee here rests on; printed beside it."""
 _ROUNDING = 1e-9
 """19 x 0.05 is not quite 0.95 in floating point, and a guarantee must not hang on that."""
+_NO_ROOM = 1e-3
+"""Between the mean loss and the level: nearer to it, it would take a thousand patients and more, which is no advice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,10 @@ class Guarantee:
     kept: float | None = None
     """Share of the calibration masks or voxels that the threshold keeps, where it selects."""
     would_do: int | None = None
-    """Where it is not feasible: how many patients it would take if further ones were like these; None where no number would do, or it was not asked."""
+    """Where it is not feasible: how many patients it would take to keep half of the masks, if further ones were like these; None where no number would do, or it
+    was not asked."""
+    would_hold_at: float | None = None
+    """Where it is not feasible: the lowest level that these patients would stand for with half of the masks kept; None where it was not asked."""
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
@@ -125,7 +130,12 @@ def enough_patients(losses: Float[np.ndarray, "n k"], level: float, bound: float
         bound: Largest possible loss.
     """
     least = float(losses.mean(axis=0).min())  # (n least + bound) / (n + 1) <= level, solved for n
-    return math.ceil((bound - level) / (level - least) - _ROUNDING) if least < level else None
+    return math.ceil((bound - level) / (level - least) - _ROUNDING) if level - least > _NO_ROOM else None
+
+
+def lowest_level(losses: Float[np.ndarray, "n k"], bound: float = 1.0) -> float:
+    """Return the lowest level at which ``control_risk`` would find a threshold; arguments as for ``enough_patients``."""
+    return (float(losses.sum(axis=0).min()) + bound) / (len(losses) + 1)
 
 
 def monotonised(losses: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

@@ -23,8 +23,9 @@ def open_in_words(cases: Sequence[GoldCase], beside: int = 0) -> str:
         cases: With gold of the class.
         beside: Masks that lie where nothing was judged.
     """
-    none = sum(not case.judged.any() for case in cases)
-    unanswered = sum(case.answered is not None for case in cases)
+    unknown = sum(case.answered is not None and not case.answered.any() for case in cases)
+    none = sum(not case.judged.any() for case in cases) - unknown
+    unanswered = sum(case.answered is not None for case in cases) - unknown
     part = sum(not (case.judged.all() if case.answered is None else case.judged[case.answered].all()) for case in cases) - none
     said = (
         f"gold of {part} of {len(cases)} calibration cases is of a part, and counts there alone" if part else "",
@@ -32,6 +33,7 @@ def open_in_words(cases: Sequence[GoldCase], beside: int = 0) -> str:
         _never_absent(cases) if part else "",
         f"{beside} of their masks lie where nothing was judged, and are left out" if beside else "",
         f"gold of {none} of {len(cases)} leaves everything open (255), and they are left out" if none else "",
+        f"of {unknown} of {len(cases)} the teacher is believed on no slice, and they are left out" if unknown else "",
     )
     return "; ".join(each for each in said if each)
 

@@ -18,7 +18,7 @@ from distill.errors import PlanError
 from distill.intensity import IntensitySpec
 from distill.prompts.choice import ABSENT
 from distill.semantic import grey_volume
-from distill.unknown import DISBELIEVED, unknown_map
+from distill.unknown import unknown_map
 from distill.verdicts import DROPPED, IDENTITY, LOST, Verdict, judge, judge_absence, overall_verdict
 from storage import IGNORE, Case, CaseRecord, ClassInfo, Labels
 
@@ -83,7 +83,7 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
     verdicts: dict[int, Verdict] = {}
     scores: dict[str, float] = {}
     left_open = {info.id: unknown_map(labels, info.id) for info in plan.classes}
-    disbelieved = {key: each == DISBELIEVED for key, each in left_open.items()}
+    unheard = {key: each > 0 for key, each in left_open.items()}
     nobody_knows = np.logical_or.reduce([each > 0 for each in left_open.values()])
     for info in plan.classes:
         drawn, pieces = _drawn(case, plan, info.id) or (None, None)
@@ -104,7 +104,7 @@ def refine_case(case: Case, plan: RefinePlan, heard: Hearsay | None = None) -> R
         kept = {name: known[name] for name in ("pairwise_dice", "quality", DROPPED, *IDENTITY) if name in known}
         kept["volume_mm3"] = float(drawn[1].sum() * np.prod(case.spacing_zyx_mm))
         scores |= {f"{name}/{info.id}": value for name, value in kept.items()}
-    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_votes(labels, plan), unknown=unknown, disbelieved=disbelieved)
+    ids = compose(parts, verdicts, plan, case.record.shape_czyx[1:], vote=_votes(labels, plan), unknown=unknown, unheard=unheard)
     ids[nobody_knows & (ids == 0)] = IGNORE
     overall = overall_verdict(verdicts)
     blank = np.zeros(ids.shape, np.float32)
@@ -188,7 +188,7 @@ def compose(
     *,
     vote: Mapping[int, np.ndarray] | None = None,
     unknown: Mapping[int, np.ndarray] | None = None,
-    disbelieved: Mapping[int, np.ndarray] | None = None,
+    unheard: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Put the classes of one case together.
 
@@ -202,7 +202,8 @@ def compose(
         shape: of the case.
         vote: class id -> ``(z, y, x)`` share of the ensemble's members that say yes, for rules about disputed voxels.
         unknown: class id -> bool ``(z, y, x)``: where large pieces were taken away from its mask, and the gaps in it (``distill.cleaning.Parted``).
-        disbelieved: class id -> bool ``(z, y, x)``: where its mask is no object (``distill.unknown``), and other classes' masks stand as if it were not there.
+        unheard: class id -> bool ``(z, y, x)``: where the class was not asked about, or is not believed (``distill.unknown``): what was drawn of it there, as from
+            other planes, is not learnt, and other classes' masks stand as if it were not there.
     """
     ids = np.zeros(shape, np.uint8)
     margin = np.zeros(shape, np.float32)
@@ -212,7 +213,7 @@ def compose(
         if verdicts[class_id].keep == "reject":
             ignore |= np.True_ if verdicts[class_id].reason in LOST else surroundings(smooth > 0.02)
             continue
-        held = mask if disbelieved is None or class_id not in disbelieved else mask & ~disbelieved[class_id]
+        held = mask if unheard is None or class_id not in unheard else mask & ~unheard[class_id]
         above = np.where(held, smooth - rule.threshold + 1e-6, 0)
         ids = np.where(above > margin, class_id, ids).astype(np.uint8)
         margin = np.maximum(margin, above)

@@ -15,6 +15,7 @@ from distill.conformal import (
     check_numbers,
     control_risk,
     enough_patients,
+    lowest_level,
     means_by_patient,
     monotonised,
     needed_patients,
@@ -25,6 +26,8 @@ from distill.conformal import (
 from distill.errors import CalibrationError
 from distill.levels import DRAWN, LEVELS, LevelCounts
 
+USEFUL = 0.5
+"""Share of masks that a threshold must accept to be worth advice about how to reach it."""
 _ROUNDING = 1e-9
 """So that a voxel exactly at the edge of the band is outside it."""
 
@@ -62,7 +65,12 @@ def mask_guarantee(
     found = control_risk(table, thresholds.tolist(), level)
     if found is None:
         refused = _refused("mask", level, count, f"no threshold on {score_name} bounds the Dice lost in accepted masks by {level:.2f}")
-        return replace(refused, would_do=enough_patients(table, level) if count else None)
+        useful = [(value >= cut).mean() >= USEFUL for cut in thresholds]
+        return (
+            replace(refused, would_do=enough_patients(table[:, useful], level), would_hold_at=lowest_level(table[:, useful]))
+            if count
+            else refused
+        )
     accepted = value >= found
     statement = (
         f"Over new patients and draws of {count} calibration patients, the expected Dice lost by {subject} accepted from {score_name} {found:.3f} on "

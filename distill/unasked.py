@@ -2,8 +2,8 @@
 
 People prompt some slices of an organ, and a few more are asked beyond the outermost ones. What lies further is background where something says that the
 organ has ended: the teacher, on the slice where the track stopped; the mask, which has become small; or the prompts (``distill.prompts.ends``). Of other
-slices nobody knows, as far as organs reach, nor of those beyond a slice on which a track was lost. Where the teacher draws nothing on the outermost prompted slice,
-a person has seen the object there and the teacher has not: that slice is unknown, and what lies beyond it if the prompts leave it open. The label set's map
+slices nobody knows, as far as organs reach, nor of those beyond a slice on which a track was lost. Where the teacher draws nothing on the outermost prompted slice
+of an end that is open, a person has seen the object there and the teacher has not: that slice is unknown, as is what lies beyond it. The label set's map
 ``unknown`` says which these are.
 """
 

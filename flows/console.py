@@ -147,9 +147,16 @@ def _show_stages(summary: RunSummary) -> None:
         if parts:
             # A warning that stands between other notes is not read.
             said = " | ".join(parts).replace("; WARNING:", "\nWARNING:").replace(" | WARNING:", "\nWARNING:")
-            lines = [line.replace("; ", "\n") if len(line) > LEAST_WIDTH else line for line in said.split("\n")]
-            said = "\n".join(lines).replace("\n", _UNDER)
+            said = "\n".join(_broken(line) for line in said.split("\n")).replace("\n", _UNDER)
             OUT.print(f"[bold]{result.stage:<9}[/]{escape(said)}", soft_wrap=True, highlight=False)
+
+
+def _broken(line: str) -> str:
+    """Return a long line of notes with each on a line of its own; the result before them, a path, and what is to be done are never broken."""
+    if len(line) <= LEAST_WIDTH or line.startswith("To do:"):
+        return line
+    result, bar, notes = line.rpartition(" | ")
+    return result + bar + notes.replace("; ", "\n")
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

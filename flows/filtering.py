@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.audit import AUDIT, audit
+from distill.audit import AUDIT, audit, partial_words
 from distill.audit_masks import AuditPlan
 from flows.console import Follow
 from flows.once import perform_once
@@ -68,4 +68,5 @@ def _write(archive: Archive, recipe: Recipe, plan: AuditPlan) -> str:
     follow, total = Follow("filter report"), archive.catalog.count_label_sets().get(plan.target, 0)
     report = audit(archive, plan, progress=lambda done: follow(done, total))
     write_filter_page(report, archive, filter_page(recipe), gold=plan.gold, rules=plan.rules)
-    return f"WARNING: it removes {counted(len(report.flags), 'group', 'groups')} more or less often than the rest" if report.flags else ""
+    removed = [f"it removes {counted(len(report.flags), 'group', 'groups')} more or less often than the rest"] if report.flags else []
+    return "; ".join(f"WARNING: {words.rstrip('.')}" for words in (*removed, *partial_words(report)))

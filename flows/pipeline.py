@@ -22,7 +22,7 @@ from flows.freshness import material
 from flows.outdated import outdated_words
 from flows.recipe_file import load_recipe
 from flows.results import STAGES, RunSummary, Stage, StageResult, joined, merged, with_report
-from flows.stopping import stoppable
+from flows.stopping import guarded, stoppable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,12 +113,14 @@ def evaluate_student(recipe_file: str) -> StageResult:
 
 
 @flow(name="ingest", flow_run_name="ingest {recipe_file}")
+@guarded
 def ingest(recipe_file: str) -> StageResult:
     """Fill the archive."""
     return ingest_sources(recipe_file)
 
 
 @flow(name="label", flow_run_name="label {recipe_file}")
+@guarded
 def label(recipe_file: str) -> StageResult:
     """Have prompts proposed, where the recipe says by whom, say whose labels are replaced, and let the teacher draw every prompted case."""
     shards = stages.shards_to_label(load_recipe(recipe_file), SHARD_CASES)
@@ -128,6 +130,7 @@ def label(recipe_file: str) -> StageResult:
 
 
 @flow(name="refine", flow_run_name="refine {recipe_file}")
+@guarded
 def refine(recipe_file: str) -> StageResult:
     """Hear second opinions, set thresholds, then keep what can be believed; without what another run is at, nothing is.
 
@@ -147,12 +150,14 @@ def refine(recipe_file: str) -> StageResult:
 
 
 @flow(name="train", flow_run_name="train {recipe_file}")
+@guarded
 def train(recipe_file: str) -> StageResult:
     """Teach the student."""
     return train_student(recipe_file)
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe_file}")
+@guarded
 def evaluate(recipe_file: str) -> StageResult:
     """Score it, and write the report."""
     return evaluate_student(recipe_file)
@@ -162,6 +167,7 @@ FLOWS = {"ingest": ingest, "label": label, "refine": refine, "train": train, "ev
 
 
 @flow(name="run", flow_run_name="run {recipe_file}")
+@guarded
 def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
     """Ingest, label, refine, train, evaluate: the chosen ones, in this order."""
     recipe = load_recipe(recipe_file)

@@ -108,7 +108,7 @@ def _sentence(problem: Any) -> str:
         case "extra_forbidden":
             return f"unknown key '{where}'.{_did_you_mean(keys)}"
         case "missing":
-            return f"'{where}' is missing. See 'samdistill recipe' for an example."
+            return f"'{where}' is missing. See 'samdistill recipe' for an example; docs/recipe.md lists every key."
         case "value_error" if not keys:  # about several blocks at once, which the sentence names itself
             return str(problem["ctx"]["error"])
         case "value_error":
@@ -116,7 +116,7 @@ def _sentence(problem: Any) -> str:
         case "model_type" | "model_attributes_type" if keys:
             return f"'{where}' is {problem['input']!r}, but holds keys of its own. {_as_block(keys, problem['input'])}"
         case _:
-            return f"'{where}' is {problem['input']!r}: {_lower_first(problem['msg'])}. See 'samdistill recipe' for an example."
+            return f"'{where}' is {problem['input']!r}: {_lower_first(problem['msg'])}. See 'samdistill recipe' for an example; docs/recipe.md lists every key."
 
 
 def _as_block(keys: list[str], found: object) -> str:

@@ -130,9 +130,9 @@ class RunSummary:
 
 def merged(stage: str, results: Iterable[StageResult]) -> StageResult:
     """Add up the results of the shards of one stage; the output is that of the last, notes that differ stand beside each other."""
-    total = StageResult(stage=stage)
+    total, notes = StageResult(stage=stage), dict[str, None]()
     for result in results:
-        notes = dict.fromkeys(note for note in (total.note, result.note) if note)
+        notes |= {result.note: None} if result.note else {}
         total = replace(
             result,
             stage=stage,

@@ -29,9 +29,7 @@ def show_waiting(queue: Sequence[Waiting], place: str, *, as_json: bool) -> None
         wide = len(heads) if not same and any(each.predicted_words for each in to_judge) else len(heads) - 1
         show_table(f"{counted(len(to_judge), 'mask', 'masks')} to look at first", heads[:wide], [row[:wide] for row in rows])
         if same:
-            _say(
-                f"The predicted Dice is the same for all, {same}: no score told the calibration masks apart, as with few patients none can."
-            )
+            _say(f"The predicted Dice of each of these is {same}.")
     if boxed:
         boxes = [(each.case, f"{each.class_id} {each.class_name}", each.why) for each in boxed]
         show_table(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -26,6 +27,8 @@ STOPPED = "stopped. The same command goes on where it was."
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHILDREN_S = 3.0
 """How long the server may take to end; Prefect itself gives it five seconds."""
+TOGETHER_S = 1.0
+"""Signals that come within so long of each other are one: a shell, ``timeout`` and a terminal may all send theirs."""
 AGAIN_S = 0.05
 """After which an interruption is repeated that Python could not deliver."""
 PATIENCE_S = 20.0
@@ -40,13 +43,26 @@ class _Stop:
         self.working = False
         """A stage is at work, and has units to give back."""
         self.asked_by: int | None = None
+        self.asked_at = 0.0
+        """Seconds of the monotonic clock."""
+        self.hook = sys.unraisablehook
+        """Who was told before of what an object raises while it is destroyed."""
+        self.patience: threading.Timer | None = None
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """Interrupt the stage that is at work, once; without one, or when somebody insists, leave."""
+        if self.working and self.asked_by is not None and time.monotonic() - self.asked_at < TOGETHER_S:
+            return
         if not self.working or self.asked_by is not None:
             leave(number)
-        self.asked_by = number
-        _later(PATIENCE_S, self.insist)
+        self.interrupt(number)
+
+    def interrupt(self, number: int) -> NoReturn:
+        """Interrupt the stage that is at work, and leave without it if it takes too long."""
+        self.asked_by, self.asked_at = number, time.monotonic()
+        if self.patience is not None:
+            self.patience.cancel()
+        self.patience = _later(PATIENCE_S, self.insist)
         raise KeyboardInterrupt
 
     def insist(self) -> None:
@@ -58,10 +74,15 @@ class _Stop:
         """Repeat an interruption that came while an object was being destroyed: Python drops what is raised there, and the stage would go on."""
         number = self.asked_by
         if number is None or lost.exc_type is not KeyboardInterrupt:
-            sys.__unraisablehook__(lost)
+            self.hook(lost)
             return
-        self.asked_by = None
-        _later(AGAIN_S, lambda: os.kill(os.getpid(), number))
+        _later(AGAIN_S, lambda: self.repeat(number))
+
+    def repeat(self, number: int) -> None:
+        """Send a signal to the main thread once more, if the run is still there."""
+        if self.listening:
+            self.asked_by = None
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 _STOP = _Stop()
@@ -74,12 +95,12 @@ def listening() -> Iterator[None]:
         yield
         return
     _STOP.listening, _STOP.asked_by = True, None
-    hook, sys.unraisablehook = sys.unraisablehook, _STOP.unheard
+    _STOP.hook, sys.unraisablehook = sys.unraisablehook, _STOP.unheard
     try:
         with _handled():
             yield
     finally:
-        _STOP.listening, sys.unraisablehook = False, hook
+        _STOP.listening, sys.unraisablehook = False, _STOP.hook
 
 
 def stoppable(stage: Callable[P, R]) -> Callable[P, R]:
@@ -101,11 +122,25 @@ def stoppable(stage: Callable[P, R]) -> Callable[P, R]:
     return work
 
 
-def _later(seconds: float, what: Callable[[], None]) -> None:
+def guarded(flow: Callable[P, R]) -> Callable[P, R]:
+    """Have signals end the process between the tasks of a flow too: Prefect has its own way with SIGTERM there, which asks a server that is gone."""
+
+    @wraps(flow)
+    def work(*args: P.args, **options: P.kwargs) -> R:
+        if not _STOP.listening or threading.current_thread() is not threading.main_thread():
+            return flow(*args, **options)
+        with _handled():
+            return flow(*args, **options)
+
+    return work
+
+
+def _later(seconds: float, what: Callable[[], None]) -> threading.Timer:
     """Do something from another thread, which keeps nobody waiting."""
     timer = threading.Timer(seconds, what)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 @contextmanager

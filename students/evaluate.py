@@ -19,7 +19,7 @@ from students.errors import GoldLeakError
 from students.outcome import evaluation_doubts
 from students.predict import Student, predict_cases
 from students.results import METRICS, CaseScore, ClassResult, Comparison, Difference, Evaluation, Hindsight, Measured, Role, Transfer
-from students.spec import Cost
+from students.spec import Cost, StudentCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         costs=(student_cost(student, archive, cases[0]), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
-        warnings=evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES),
+        warnings=evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
         spacing_known=spacing_known(records),
     )
 
@@ -279,6 +279,12 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[Difference, ...]:
         interval = quality.paired_interval(own, [_value(s, "dice") for s in shared], [s.patient for s in shared])
         found.append(Difference(name=f"student minus {other.name.removesuffix(' - gold')}", dice=_measured(interval)))
     return tuple(found)
+
+
+def _ignored(archive: Archive, card: StudentCard) -> float:
+    """Return the mean share of the voxels of the training cases that nobody learns from; 0 where refinement did not say."""
+    said = archive.catalog.scores(card.label_set, list(card.training_cases)).values()
+    return float(np.mean([scores.get("ignored_share", 0.0) for scores in said])) if said else 0.0
 
 
 def _hindsight(bench: _Bench, student: Student, plan: EvaluationPlan) -> Hindsight | None:

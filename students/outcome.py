@@ -23,6 +23,12 @@ _TEACHER_BELOW = (
     "Ellipses need a box on every case, though, and the student needs none."
 )
 
+_MOSTLY_IGNORED = 0.5
+_UNASKED = (
+    "{:.0%} of the voxels of its training cases are ignored, since nobody asked about them or the teacher is not believed there: prompt objects from end to end, or have "
+    "masks carried on (prompts: {{source: [weak, propagate]}}). Longer training cannot mend that."
+)
+
 _REASONS = {"budget": "the time budget was spent", "steps": "all steps were made", "early": "agreement no longer rose"}
 
 
@@ -57,7 +63,9 @@ def training_doubts(card: StudentCard) -> tuple[str, ...]:
     return tuple(doubts)
 
 
-def evaluation_doubts(comparisons: tuple[Comparison, ...], labels: Comparison | None, card: StudentCard, ellipses: str) -> tuple[str, ...]:
+def evaluation_doubts(
+    comparisons: tuple[Comparison, ...], labels: Comparison | None, card: StudentCard, ellipses: str, ignored: float = 0.0
+) -> tuple[str, ...]:
     """Return what the scores say against the student, class by class, before what its training says.
 
     Student, teacher and ellipses are compared on the cases that both have a Dice for; the labels are those of other cases by nature.
@@ -67,8 +75,10 @@ def evaluation_doubts(comparisons: tuple[Comparison, ...], labels: Comparison | 
         labels: The training labels against gold, where that is known.
         card: The student's.
         ellipses: Label set of the ellipses in the boxes, the baseline that needs no model.
+        ignored: Mean share of the voxels of the training cases that nobody learns from.
     """
     found = []
+    longer = _longer(card) if ignored < _MOSTLY_IGNORED else _UNASKED.format(ignored)
     drawn = next((c for c in comparisons if c.first == ellipses and c.role == "arm"), None)
     teacher = next((c for c in comparisons if c.role == "teacher"), None)
     for result in comparisons[0].classes:
@@ -77,10 +87,10 @@ def evaluation_doubts(comparisons: tuple[Comparison, ...], labels: Comparison | 
         pair = _on_shared_cases(comparisons[0], drawn, result.class_id)
         if pair and pair[0] < pair[1]:
             above = _on_shared_cases(teacher, drawn, result.class_id)
-            remedy = _TEACHER_BELOW.format(above[0]) if above and above[0] < above[1] else _longer(card)
+            remedy = _TEACHER_BELOW.format(above[0]) if above and above[0] < above[1] and ignored < _MOSTLY_IGNORED else longer
             found.append(f"{name}: the student (Dice {pair[0]:.3f}) is worse than ellipses in the boxes ({pair[1]:.3f}). {remedy}")
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
-            found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {_longer(card)}")
+            found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {longer}")
     return (*found, *training_doubts(card))
 
 

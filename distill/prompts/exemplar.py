@@ -227,8 +227,9 @@ class _Slice:
 
 
 def _never_absent(classes: Sequence[ClassInfo], slices: Sequence[_Slice]) -> str:
-    """Say of which classes no exemplar slice is known to be without them; where there is one of each, nothing."""
-    never = [info.name for info in classes if not any(_is_without(one.seen.masks, info.id) for one in slices)]
+    """Say of which of the classes that exemplars show no slice is known to be without them; where there is one for each, nothing."""
+    shown = [info for info in classes if any(one.seen.masks[info.id].any() for one in slices if info.id in one.seen.masks)]
+    never = [info.name for info in shown if not any(_is_without(one.seen.masks, info.id) for one in slices)]
     if not never:
         return ""
     return (

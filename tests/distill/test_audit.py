@@ -115,8 +115,29 @@ def test_a_dice_of_a_small_part_of_the_object_says_so(archive: Archive) -> None:
     assert (kept.judged, kept.ignored) == (None, pytest.approx(0.65))
     assert report.warnings[0].startswith("organ: in test cases the Dice of kept masks is about 33% of what experts drew;")
     assert report.warnings[1] == (
-        "organ: 65% of the voxels of archive cases with a kept mask are ignored: a student learns from the others alone."
+        "organ: on average 65% of the voxels of an archive case with a kept mask are ignored: a student learns from the others alone."
     )
+
+
+def test_masks_that_lie_on_no_slice_that_was_asked_count_in_what_was_judged(archive: Archive) -> None:
+    for n in range(4):
+        add(archive, f"t{n}", part="test", unasked=(0, 1, 2) if n else ())
+    report = audit(archive, PLAN)
+    [test] = report.classes[0].parts
+    assert test.kept_quality is not None
+    assert (test.kept_quality.masks, test.judged) == (1, 0.25)
+    assert {(shown.dice is None, shown.gold) for shown in report.gallery} == {
+        (False, "known"),
+        (True, "the teacher was not asked there, or is not believed"),
+    }
+
+
+def test_where_no_dice_is_known_none_is_said_to_be_of_a_part(archive: Archive) -> None:
+    for n in range(4):
+        add(archive, f"t{n}", part="test", unasked=(0, 1, 2))
+    report = audit(archive, PLAN)
+    assert (report.classes[0].kind, report.classes[0].parts[0].judged) == ("agreement", None)
+    assert not any("what experts drew" in warning for warning in report.warnings)
 
 
 def test_a_dice_of_the_whole_object_warns_of_nothing(archive: Archive) -> None:

@@ -41,10 +41,10 @@ def add(archive: Archive, name: str, part: Part, *, gold_radius: float, fade_at:
     case.write_labels(LabelHistory(label_set="gold", classes=(A,), made_by="test"), (gold_radius >= RADIUS).astype(np.uint8))
 
 
-def ball_archive(path: Path, part: Part = "calibration", count: int = 4) -> Archive:
+def ball_archive(path: Path, part: Part = "calibration", count: int = 4, fade_at: float = 3.0) -> Archive:
     archive = Archive.create(str(path / "a.zarr"))
     for n in range(count):
-        add(archive, f"case{n}", part, gold_radius=4.0, fade_at=3.0, agreement=0.8 + 0.04 * n)
+        add(archive, f"case{n}", part, gold_radius=4.0, fade_at=fade_at, agreement=0.8 + 0.04 * n)
     return archive
 
 
@@ -132,12 +132,25 @@ def test_a_guarantee_that_nobody_asked_for_changes_nothing_is_claimed_of_no_mask
     assert found.unguaranteed == "the same patients chose the thresholds (refine: {guarantee: mask} asks for a guarantee)"
 
 
-def test_a_guarantee_that_takes_more_patients_is_refused_with_a_warning_and_the_old_way_decides(tmp_path: Path) -> None:
-    archive = ball_archive(tmp_path)
+@pytest.mark.parametrize(
+    ("fade_at", "remedy"),
+    [
+        pytest.param(4.0, "bring in gold of 5 more calibration patients, or say refine.risk: 0.2", id="good masks"),
+        pytest.param(
+            3.0,
+            "say refine.risk: 0.35 or try better prompts, another teacher or more members (with masks like these no number of patients keeps half of them)",
+            id="masks that more patients would not help",
+        ),
+    ],
+)
+def test_a_guarantee_that_takes_more_patients_is_refused_with_a_warning_and_the_old_way_decides(
+    fade_at: float, remedy: str, tmp_path: Path
+) -> None:
+    archive = ball_archive(tmp_path, fade_at=fade_at)
     plain, wanted = (calibrate(archive, (A,), smoothing_mm=(0.0,), risk=0.1, guarantee=each)[1] for each in ("none", "mask"))
     assert wanted.rule == plain.rule
     assert wanted.warning == "no guarantee: 9 patients needed for a level of 0.10, 4 found"
-    assert wanted.remedy == "bring in gold of 5 more calibration patients, or say refine.risk: 0.2"
+    assert wanted.remedy == remedy
     assert (plain.warning, wanted.guaranteed) == ("", False)
     assert all(each.threshold is None for each in wanted.guarantees)
 

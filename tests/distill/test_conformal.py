@@ -189,7 +189,12 @@ def test_where_more_patients_would_do_the_refusal_says_how_many(lost: float) -> 
     assert enough is not None
     assert not asked(enough - 1).feasible
     assert asked(enough).feasible
-    assert mask_guarantee([0.9] * 9, [0.8] * 9, names(9), level=0.1).would_do is None, "no number of such patients would"
+    for dice in (0.8, 0.9):
+        refused = mask_guarantee([0.9] * 9, [dice] * 9, names(9), level=0.1)
+        assert refused.would_do is None, "no number of such patients would"
+        assert refused.would_hold_at is not None
+        assert mask_guarantee([0.9] * 9, [dice] * 9, names(9), level=refused.would_hold_at).feasible
+        assert not mask_guarantee([0.9] * 9, [dice] * 9, names(9), level=refused.would_hold_at - 0.001).feasible
 
 
 def test_nobody_at_all_is_too_few() -> None:

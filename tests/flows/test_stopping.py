@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import psutil
 import pytest
@@ -51,7 +52,7 @@ main(["run", "recipe.yaml"])
 
 
 def until(there: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
+    for _ in range(2400):
         if there.exists():
             return
         assert process.poll() is None, process.communicate()
@@ -59,7 +60,7 @@ def until(there: Path, process: subprocess.Popen[str]) -> None:
     pytest.fail("the run did not begin to train")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize(
     ("number", "code", "lost"),
     [
@@ -89,6 +90,53 @@ def test_a_signal_to_run_and_server_ends_the_run_with_its_unit_given_back(
     assert Archive.open(str(tmp_path / "a.zarr")).ledger.state("train", "compact") == "pending"
     assert children, "there was a server to be ended"
     assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def interrupted(stop: stopping._Stop) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+def test_signals_that_come_together_are_one_and_a_later_one_insists(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(stopping, "leave", left.append)
+    stop = stopping._Stop()
+    stop.working = True
+    interrupted(stop)
+    stop(signal.SIGTERM, None)
+    assert left == [], "the stage is still giving its units back"
+    monkeypatch.setattr(stopping, "TOGETHER_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):  # a leave that returns goes on
+        stop(signal.SIGTERM, None)
+    assert left == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("listening", [pytest.param(True, id="during the run"), pytest.param(False, id="after it")])
+def test_a_stage_that_does_not_stop_is_left(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Event()
+    monkeypatch.setattr(stopping, "leave", lambda _number: left.set())
+    monkeypatch.setattr(stopping, "PATIENCE_S", 0.01)
+    stop = stopping._Stop()
+    stop.working, stop.listening = True, listening
+    interrupted(stop)
+    assert stop.patience is not None
+    stop.patience.join()
+    assert left.is_set() == listening
+
+
+def test_what_an_object_raises_while_it_is_destroyed_is_reported_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: heard.append(lost.exc_type))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    class Destroyed:
+        def __del__(self) -> None:
+            raise ValueError
+
+    with stopping.listening():
+        Destroyed()
+    Destroyed()
+    assert heard == [ValueError, ValueError]
 
 
 def test_outside_of_a_run_a_stage_is_called_as_it_is() -> None:

@@ -118,7 +118,7 @@ def test_a_dice_that_is_predicted_of_every_mask_alike_is_said_once(archive: Arch
         archive.catalog.add_scores(case, TEACHER_SET, scores)
     said = run("review", "list", recipe_file, "--by", "anna")
     assert said.count("0.81") == 1
-    assert "The predicted Dice is the same for all, 0.81 (0.00 to 1.00): no score told the calibration masks apart" in said
+    assert "The predicted Dice of each of these is 0.81 (0.00 to 1.00)." in said
 
 
 def test_before_refinement_the_line_to_be_judged_is_what_it_will_cut(archive: Archive, recipe: Recipe, recipe_file: Path) -> None:
