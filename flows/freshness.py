@@ -135,10 +135,10 @@ def input_stamps(recipe: Recipe) -> Stamps:
 
 @cache
 def _code() -> str:
-    """Return a hash of this package's source: a version in development keeps its number while its answers change."""
+    """Return a hash of this package's source, the pages of its reports among it: a version in development keeps its number while its answers change."""
     digest = hashlib.blake2b(digest_size=16)
     for room in ("storage", "distill", "students", "flows"):
-        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
+        for file in sorted(file for file in (Path(__file__).parents[1] / room).rglob("*") if file.suffix in {".py", ".html"}):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
