@@ -54,6 +54,9 @@ def training_doubts(card: StudentCard) -> tuple[str, ...]:
             f"agreement with the pseudo-labels of held-out patients reached only {card.agreement:.2f}: it has not found the organ. "
             f"{_longer(card)}"
         )
+    if card.nnunet is not None and (dropped := len(card.nnunet.dropped_cases)):
+        known = len(card.training_cases) + len(card.validation_cases) + dropped
+        doubts.append(f"{dropped} of {known} cases taught nothing, as every voxel of theirs is to be ignored. Look at their labels.")
     return tuple(doubts)
 
 

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int16, Shaped
+
 from distill.unknown import believed_ids
-from storage import Archive, ClassInfo
+from storage import IGNORE, Archive, ClassInfo
 from students.errors import TrainingError
 from students.folds import folds_of
-from students.nnunet.job import Job, JobCase, Places, write_json
-from students.spec import Frozen
+from students.nnunet.job import PRESETS, Job, JobCase, Places, write_json
+from students.spec import Frozen, NnunetSpec
 
 FOLDS = 5
 """nnU-Net's own number; fewer where there are fewer patients."""
@@ -42,8 +45,6 @@ def survey(archive: Archive, job: Job, progress: Callable[[int], None]) -> Surve
     Raises:
         TrainingError: if no voxel of any case is of one of the classes.
     """
-    from students.nnunet.reader import numbered
-
     kept, dropped, ignored, found = [], [], False, False
     ignore = len(job.classes) + 1
     for number, case in enumerate(job.cases, start=1):
@@ -64,6 +65,13 @@ def survey(archive: Archive, job: Job, progress: Callable[[int], None]) -> Surve
         )
         raise TrainingError(message)
     return Survey(kept=tuple(kept), dropped=tuple(dropped), ignored=ignored)
+
+
+def numbered(ids: Shaped[np.ndarray, "z y x"], class_ids: Sequence[int], ignore: int) -> Int16[np.ndarray, "z y x"]:
+    """Return the archive's class ids as nnU-Net's: 0, 1 to K in the order given, and ``ignore`` for ``IGNORE`` and classes of others."""
+    table = np.full(IGNORE + 1, ignore, np.int16)
+    table[[0, *class_ids]] = range(len(class_ids) + 1)
+    return np.asarray(table[ids])
 
 
 def identifier(case: str) -> str:
@@ -90,6 +98,27 @@ def splits(cases: Sequence[JobCase]) -> list[dict[str, list[str]]]:
         }
         for held_out in range(count if count > 1 else 0)
     ]
+
+
+def chosen_fold(job: Job, folds: Sequence[Any]) -> int | str:
+    """Return the fold that is held out; everybody is trained on where one patient is all there is."""
+    asked = (job.spec.nnunet or NnunetSpec()).fold
+    return "all" if asked == "all" or not folds else asked % len(folds)
+
+
+def configuration_name(job: Job, planned: Sequence[str]) -> str:
+    """Return which of the networks that nnU-Net has planned is trained.
+
+    Raises:
+        TrainingError: if it has planned none of the kind that is asked for.
+    """
+    preset = (job.spec.nnunet or NnunetSpec()).preset
+    asked = PRESETS[preset].configuration
+    name = asked or ("3d_fullres" if "3d_fullres" in planned and not job.flat else "2d")
+    if name not in planned:
+        message = f"the preset {preset} is for volumes, but these cases are single slices. Say preset: 2d, or reduced."
+        raise TrainingError(message)
+    return name
 
 
 def lay_out(job: Job, found: Survey, places: Places, settings: Mapping[str, Any]) -> None:

@@ -38,11 +38,15 @@ class Preset:
     iterations: int
     looks: int
     """Batches of the held-out cases that are looked at after each epoch."""
+    adamw_lr: float | None = None
+    """First rate of AdamW; None takes nnU-Net's own SGD, whose momentum of 0.99 needs thousands of steps."""
 
 
 PRESETS: dict[NnunetPreset, Preset] = {
     # 2,500 steps of 1 s make 40 minutes on one core: a budget ends it earlier, and the rate falls with the budget.
-    "reduced": Preset(planner="ReducedPlanner", plans="ReducedPlans", configuration=None, epochs=100, iterations=25, looks=5),
+    "reduced": Preset(
+        planner="ReducedPlanner", plans="ReducedPlans", configuration=None, epochs=100, iterations=25, looks=3, adamw_lr=2e-3
+    ),
     # From here on as nnU-Net 2 has it: 1,000 epochs of 250 steps, 50 looks (Isensee et al., Nature Methods 2021).
     "2d": Preset(planner="ExperimentPlanner", plans="nnUNetPlans", configuration="2d", epochs=1000, iterations=250, looks=50),
     "3d_fullres": Preset(

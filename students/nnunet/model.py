@@ -123,7 +123,7 @@ def _plan(trained: Trained) -> NetworkPlan:
     network = configuration.network_arch_init_kwargs
     flat = len(configuration.patch_size) == 2
     between = trainer.plans_manager.original_median_spacing_after_transp[0]
-    inner = range(2) if flat else back
+    inner = [0, 1] if flat else back
     return NetworkPlan(
         dimensions="2d" if flat else "3d",
         in_channels=trainer.num_input_channels,

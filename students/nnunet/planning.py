@@ -21,8 +21,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from students.errors import TrainingError
-from students.nnunet.dataset import MEASURED
+from students.nnunet.dataset import MEASURED, configuration_name
 from students.nnunet.job import DATASET, PRESETS, Job, Places
 from students.spec import NnunetSpec
 
@@ -92,21 +91,6 @@ def plans_file(job: Job, places: Places) -> Path:
     return places.preprocessed / f"{PRESETS[_asked(job).preset].plans}.json"
 
 
-def configuration_name(job: Job, plans: PlansManager) -> str:
-    """Return which of the planned networks is trained.
-
-    Raises:
-        TrainingError: if nnU-Net has planned no such network for these cases.
-    """
-    asked = PRESETS[_asked(job).preset].configuration
-    planned: list[str] = plans.available_configurations
-    name = asked or ("3d_fullres" if "3d_fullres" in planned and not job.flat else "2d")
-    if name not in planned:
-        message = f"the preset {_asked(job).preset} is for volumes, but these cases are single slices. Say preset: 2d, or reduced."
-        raise TrainingError(message)
-    return name
-
-
 def preprocess(job: Job, places: Places, progress: Callable[[int], None]) -> None:
     """Have nnU-Net crop, normalise and resample each case that is not ready yet.
 
@@ -116,7 +100,7 @@ def preprocess(job: Job, places: Places, progress: Callable[[int], None]) -> Non
         progress: Called with the number of cases that are ready.
     """
     plans = PlansManager(str(plans_file(job, places)))
-    configuration = plans.get_configuration(configuration_name(job, plans))
+    configuration = plans.get_configuration(configuration_name(job, plans.available_configurations))
     content = json.loads((places.raw / "dataset.json").read_text(encoding="utf-8"))
     folder, ready = places.preprocessed / configuration.data_identifier, places.work / READY
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from nnunetv2.imageio import reader_writer_registry
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from distill.unknown import believed_ids
-from storage import IGNORE, Archive, Case
+from storage import Archive, Case
+from students.nnunet.dataset import numbered
 from students.nnunet.job import CATALOG
 from students.spec import Frozen
 
@@ -39,13 +40,6 @@ class LabelPointer(ImagePointer):
     """In nnU-Net's order: the first becomes 1."""
     ignore: int
     """What becomes of voxels that nobody should learn from: the number after the classes, or 0 where intensities are measured."""
-
-
-def numbered(ids: Shaped[np.ndarray, "z y x"], class_ids: Sequence[int], ignore: int) -> Int16[np.ndarray, "z y x"]:
-    """Return the archive's class ids as nnU-Net's: 0, 1 to K in the order given, and ``ignore`` for ``IGNORE`` and classes of others."""
-    table = np.full(IGNORE + 1, ignore, np.int16)
-    table[[0, *class_ids]] = range(len(class_ids) + 1)
-    return np.asarray(table[ids])
 
 
 def finite(image: Shaped[np.ndarray, "c z y x"]) -> Float32[np.ndarray, "c z y x"]:

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from students.nnunet.dataset import chosen_fold, configuration_name
 from students.nnunet.job import Advance, Job, Places
-from students.nnunet.planning import configuration_name, plans_file
+from students.nnunet.planning import plans_file
 from students.nnunet.trainer.archive_trainer import nnUNetTrainerArchive
 from students.predict import best_device
-from students.spec import NnunetSpec
 
 LATEST = "checkpoint_latest.pth"
 FINAL = "checkpoint_final.pth"
@@ -37,7 +36,7 @@ def train(job: Job, places: Places, say: Callable[[Advance], None]) -> Trained:
         say: Told about once a second how far it is.
     """
     plans = json.loads(plans_file(job, places).read_text(encoding="utf-8"))
-    configuration = configuration_name(job, PlansManager(plans))
+    configuration = configuration_name(job, PlansManager(plans).available_configurations)
     fold = chosen_fold(job, json.loads((places.preprocessed / "splits_final.json").read_text(encoding="utf-8")))
     content = json.loads((places.preprocessed / "dataset.json").read_text(encoding="utf-8"))
     trainer = nnUNetTrainerArchive(plans | {"continue_training": False}, configuration, fold, content, best_device(job.spec.device))
@@ -46,12 +45,6 @@ def train(job: Job, places: Places, say: Callable[[Advance], None]) -> Trained:
         trainer.report = lambda step, loss: say(_advance(trainer, step, loss, resumed=resumed))
         trainer.run_training()
     return Trained(trainer=trainer, configuration=configuration, fold=fold)
-
-
-def chosen_fold(job: Job, folds: list[Any]) -> int | str:
-    """Return the fold that is held out; everybody is trained on where one patient is all there is."""
-    asked = (job.spec.nnunet or NnunetSpec()).fold
-    return "all" if asked == "all" or not folds else asked % len(folds)
 
 
 def agreement(trainer: nnUNetTrainerArchive) -> float | None:

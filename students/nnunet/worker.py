@@ -88,6 +88,7 @@ def _settings(job: Job, found: Survey) -> dict[str, object]:
         "epochs": asked.epochs or preset.epochs,
         "iterations": asked.iterations or preset.iterations,
         "looks": preset.looks,
+        "adamw_lr": preset.adamw_lr,
         "budget_s": job.spec.budget_seconds,
         "mirror": asked.mirror,
         "seed": job.spec.seed,

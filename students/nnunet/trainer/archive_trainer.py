@@ -13,8 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor, nn
+from torch import nn
+
+from students.nnunet.weighting import CaseWeightedLoss
+
+ADAMW_DECAY = 1e-2
+"""As of compact students, whose trainings are as short."""
 
 REPORT_S = 1.0
 """A progress bar needs no more."""
@@ -22,27 +28,6 @@ REPORT_S = 1.0
 
 class BudgetSpentError(Exception):
     """Ends nnU-Net's loop over epochs after one that spent the budget."""
-
-
-class CaseWeightedLoss(nn.Module):
-    """nnU-Net's loss, and where weights are set that of each sample by itself, by its weight."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-        self.weights: list[float] | None = None
-
-    def forward(self, output: Any, target: Any) -> Tensor:
-        """Return the mean over the batch of weight times loss; outputs and targets may be lists, of several resolutions."""
-        if self.weights is None:
-            plain: Tensor = self.loss(output, target)
-            return plain
-        terms = [weight * self.loss(_sample(output, n), _sample(target, n)) for n, weight in enumerate(self.weights)]
-        return torch.stack(terms).mean()
-
-
-def _sample(batch: Any, n: int) -> Any:
-    return [level[n : n + 1] for level in batch] if isinstance(batch, (list, tuple)) else batch[n : n + 1]
 
 
 class nnUNetTrainerArchive(nnUNetTrainer):  # noqa: N801 - as all of nnU-Net's trainers
@@ -61,6 +46,7 @@ class nnUNetTrainerArchive(nnUNetTrainer):  # noqa: N801 - as all of nnU-Net's t
         self.num_epochs: int = told["epochs"]
         self.num_iterations_per_epoch: int = told["iterations"]
         self.num_val_iterations_per_epoch: int = told["looks"]
+        self.adamw_lr: float | None = told["adamw_lr"]
         self.budget_s: float | None = told["budget_s"]
         self.mirror: bool = told["mirror"]
         self.seed: int = told["seed"]
@@ -82,7 +68,8 @@ class nnUNetTrainerArchive(nnUNetTrainer):  # noqa: N801 - as all of nnU-Net's t
     def fraction(self) -> float:
         """Share of the epochs or the budget that is spent, whichever is further."""
         of_budget = self.seconds / self.budget_s if self.budget_s else 0.0
-        return min(1.0, max(self.current_epoch / self.num_epochs, of_budget))
+        of_epochs = float(self.current_epoch) / self.num_epochs
+        return min(1.0, max(of_epochs, of_budget))
 
     def run_training(self) -> None:
         """Train until epochs or budget are spent."""
@@ -90,6 +77,14 @@ class nnUNetTrainerArchive(nnUNetTrainer):  # noqa: N801 - as all of nnU-Net's t
             super().run_training()
         except BudgetSpentError:
             self.on_train_end()
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return nnU-Net's SGD, or AdamW where a training is to be short; the rate falls alike."""
+        if self.adamw_lr is None:
+            return tuple(super().configure_optimizers())
+        self.initial_lr = self.adamw_lr
+        optimiser = torch.optim.AdamW(self.network.parameters(), self.adamw_lr, weight_decay=ADAMW_DECAY)
+        return optimiser, PolyLRScheduler(optimiser, self.adamw_lr, self.num_epochs)
 
     def on_train_start(self) -> None:
         """Seed what draws patches: anew in each start, lest a resumed training see the first patches again."""

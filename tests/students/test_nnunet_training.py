@@ -1,0 +1,182 @@
+"""One nnU-Net from beginning to end: killed, continued by a process that may have no children, loaded, and scored like any student."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from storage import IGNORE, Archive, ClassInfo, LabelHistory
+from students import load_student
+from students.checkpoint import read_card
+from students.compact import TrainedStudent
+from students.evaluate import EvaluationPlan, evaluate
+from students.nnunet.dataset import splits
+from students.nnunet.job import Job, Places
+from students.predict import Student, predict_cases
+from students.spec import NnunetSpec, StudentSpec, TrainProgress
+from students.training import train
+
+pytestmark = pytest.mark.slow  # each start imports nnU-Net, which takes longer than its epochs here
+
+CLASSES = (ClassInfo(id=3, name="kernel"),)
+SPEC = StudentSpec(name="nn", kind="nnunet", budget_seconds=None, device="cpu", nnunet=NnunetSpec(epochs=3, iterations=8))
+
+_BEGIN = """
+import sys
+from pathlib import Path
+from storage import Archive, ClassInfo
+from students.spec import StudentSpec
+from students.training import train
+train(Archive.open(sys.argv[1]), label_set="pseudo/r1", classes=(ClassInfo(id=3, name="kernel"),),
+      spec=StudentSpec.model_validate_json(sys.argv[2]), workdir=Path(sys.argv[3]), case_weights={"train1": 0.5})
+"""
+
+
+def go_on(url: str, workdir: str, told: "multiprocessing.Queue[object]") -> None:
+    """Continue in a process as schedulers start them: it is daemonic, and multiprocessing lets it have no children."""
+    try:
+        seen: list[TrainProgress] = []
+        done = train(
+            Archive.open(url),
+            label_set="pseudo/r1",
+            classes=CLASSES,
+            spec=SPEC,
+            workdir=Path(workdir),
+            case_weights={"train1": 0.5},
+            progress=seen.append,
+        )
+        first = next(now for now in seen if not now.phase)
+        told.put((multiprocessing.current_process().daemon, done.resumed, done.fresh, first.step, first.resumed))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+        told.put(repr(error))
+
+
+@pytest.fixture(scope="module")
+def own_archive(make_archive: object, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    archive: Archive = make_archive(tmp_path_factory.mktemp("nnunet"), train=6, test=2)  # type: ignore[operator]
+    stored = archive["train5"]
+    ids = np.full(stored.record.shape_czyx[1:], IGNORE, np.uint8)
+    stored.write_labels(LabelHistory(label_set="pseudo/r1", classes=CLASSES, made_by="test", fingerprint="nothing known"), ids)
+    return archive
+
+
+@pytest.fixture(scope="module")
+def killed_and_continued(own_archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+    """Kill the caller of a training after its first epoch, and continue it; return the student's folder and what the second process told."""
+    workdir = tmp_path_factory.mktemp("workdir")
+    places = Places(workdir / "nn")
+    command = [sys.executable, "-c", _BEGIN, own_archive.url, SPEC.model_dump_json(), str(workdir)]
+    with subprocess.Popen(command) as caller:
+        while not list(places.work.rglob("checkpoint_latest.pth")):
+            assert caller.poll() is None, "it ended before its first epoch"
+            time.sleep(0.05)
+        workers = psutil.Process(caller.pid).children(recursive=True)
+        os.kill(caller.pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    assert gone
+    assert not alive, "what a killed caller started is still training"
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=go_on, args=(own_archive.url, str(workdir), told), daemon=True)
+    process.start()
+    answer = told.get(timeout=250)
+    process.join()
+    return places.folder, answer
+
+
+def test_after_a_kill_the_same_call_goes_on_also_where_children_are_forbidden(killed_and_continued: tuple[Path, object]) -> None:
+    folder, answer = killed_and_continued
+    assert isinstance(answer, tuple), answer
+    daemonic, resumed, fresh, first_step, said = answer
+    assert (daemonic, resumed, fresh, said) == (True, True, True, True)
+    assert first_step > 8, "it goes on after the first epoch"
+    card = read_card(folder)
+    assert card.nnunet is not None
+    assert (card.nnunet.epochs, card.steps, card.stopped) == (3, 24, "steps")
+    assert len(card.history) == 3
+
+
+def test_the_card_says_who_taught_it_and_the_folder_holds_a_student_and_no_work(
+    killed_and_continued: tuple[Path, object], own_archive: Archive
+) -> None:
+    folder, _ = killed_and_continued
+    card = read_card(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "nnunet", "student.json"]
+    assert card.spec.kind == "nnunet"
+    assert card.nnunet is not None
+    assert card.nnunet.dropped_cases == ("train5",)
+    assert set(card.training_cases) | set(card.validation_cases) == {f"train{n}" for n in range(5)}
+    assert not set(card.training_cases) & set(card.validation_cases)
+    assert set(card.training_patients) == {f"p-train{n}" for n in range(6)}
+    assert card.agreement is not None
+    folds = json.loads((folder / "nnunet" / "splits_final.json").read_text())
+    assert sorted(folds[0]["val"]) == sorted(card.validation_cases)
+    assert card.plan.spacing_zyx_mm == (1.5, 0.8, 1.0)
+
+
+def test_nnunets_own_files_name_its_own_reader_so_that_its_tools_can_use_them(killed_and_continued: tuple[Path, object]) -> None:
+    folder, _ = killed_and_continued
+    plans, content = (json.loads((folder / "nnunet" / name).read_text()) for name in ("plans.json", "dataset.json"))
+    assert plans["image_reader_writer"] == "SimpleITKIO"
+    assert content["file_ending"] == ".nii.gz"
+    assert content["labels"] == {"background": 0, "kernel": 1, "ignore": 2}
+    assert not {"samdistill", "dataset"} & content.keys()
+    assert str(folder.parent) not in json.dumps([plans, content])
+
+
+def test_it_answers_and_is_scored_like_any_student(killed_and_continued: tuple[Path, object], own_archive: Archive) -> None:
+    student: Student = load_student(killed_and_continued[0], device="cpu")
+    case = own_archive["test0"]
+    found = student.predict(case.read(), case.spacing_zyx_mm)
+    assert found.labels.shape == case.record.shape_czyx[1:]
+    assert set(np.unique(found.labels)) <= {0, 3}
+    assert found.probability.shape == (1, *found.labels.shape)
+    assert np.array_equal(found.labels == 3, found.probability[0] > 0.5)
+    result = evaluate(own_archive, student, EvaluationPlan(teacher="teacher/r1"))
+    assert [each.name for each in result.comparisons] == ["student - gold", "teacher - gold", "student - teacher"]
+    assert result.costs[0].parameters == student.card.parameters
+    assert (result.mean("student - gold") or 0) > 0.5
+    assert predict_cases(student, own_archive, ["test0"]) == 0, "the evaluation has asked already"
+
+
+def test_a_finished_one_is_not_trained_again(killed_and_continued: tuple[Path, object], own_archive: Archive) -> None:
+    folder, _ = killed_and_continued
+    again: TrainedStudent = train(
+        own_archive, label_set="pseudo/r1", classes=CLASSES, spec=SPEC, workdir=folder.parent, case_weights={"train1": 0.5}
+    )
+    assert not again.fresh
+
+
+def test_nnunet_finds_the_trainer_by_its_name_through_the_environment(tmp_path: Path) -> None:
+    program = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "print(find('nnUNetTrainerArchive').__mro__[1].__name__)"
+    )
+    environment = Places(tmp_path / "nn").environment(SPEC, "sqlite://")
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "nnUNetTrainer"
+
+
+def test_folds_in_the_folder_are_those_of_the_cases_that_were_kept(killed_and_continued: tuple[Path, object], own_archive: Archive) -> None:
+    folder, _ = killed_and_continued
+    job = Job.model_validate(
+        {
+            "fingerprint": "f",
+            "archive": own_archive.url,
+            "label_set": "pseudo/r1",
+            "classes": CLASSES,
+            "cases": [{"id": f"train{n}", "patient": f"p-train{n}"} for n in range(5)],
+            "channels": ("MR",),
+            "flat": False,
+            "spec": SPEC,
+        }
+    )
+    assert json.loads((folder / "nnunet" / "splits_final.json").read_text()) == splits(job.cases)
