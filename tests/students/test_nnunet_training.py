@@ -24,7 +24,8 @@ from students.predict import Student, predict_cases
 from students.spec import NnunetSpec, StudentSpec, TrainProgress
 from students.training import train
 
-pytestmark = pytest.mark.slow  # each start imports nnU-Net, which takes longer than its epochs here
+# Each start imports nnU-Net, which takes longer than its epochs here, and much longer on a machine that others use.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
 SPEC = StudentSpec(name="nn", kind="nnunet", budget_seconds=None, device="cpu", nnunet=NnunetSpec(epochs=3, iterations=8))
@@ -87,7 +88,7 @@ def killed_and_continued(own_archive: Archive, tmp_path_factory: pytest.TempPath
     told = context.Queue()
     process = context.Process(target=go_on, args=(own_archive.url, str(workdir), told), daemon=True)
     process.start()
-    answer = told.get(timeout=250)
+    answer = told.get(timeout=900)
     process.join()
     return places.folder, answer
 
@@ -145,6 +146,29 @@ def test_it_answers_and_is_scored_like_any_student(killed_and_continued: tuple[P
     assert result.costs[0].parameters == student.card.parameters
     assert (result.mean("student - gold") or 0) > 0.5
     assert predict_cases(student, own_archive, ["test0"]) == 0, "the evaluation has asked already"
+
+
+def test_nnunets_own_predictor_and_installer_take_the_exported_model_and_give_the_same_answer(
+    killed_and_continued: tuple[Path, object], own_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+
+    from students.nnunet.export import write_model_zip
+
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    (tmp_path / "results").mkdir()
+    install_model_from_zip_file(str(write_model_zip(killed_and_continued[0], tmp_path / "nn.zip")))
+    model = tmp_path / "results" / "Dataset001_nn" / "nnUNetTrainer__ReducedPlans__3d_fullres"
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    case = own_archive["test1"]
+    labels = predictor.predict_single_npy_array(case.read().astype(np.float32), {"spacing": list(case.spacing_zyx_mm)})
+    ours = load_student(killed_and_continued[0], device="cpu").predict(case.read(), case.spacing_zyx_mm).labels
+    assert np.array_equal(labels, ours == 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nn.zip", "results"]
 
 
 def test_a_finished_one_is_not_trained_again(killed_and_continued: tuple[Path, object], own_archive: Archive) -> None:
