@@ -74,9 +74,9 @@ def _held_out(trained: Trained, job: Job, found: Survey) -> set[str]:
 
 def _record(trained: Trained, job: Job, found: Survey) -> NnunetRecord:
     trainer, asked = trained.trainer, job.spec.nnunet or NnunetSpec()
-    axes = trainer.inference_allowed_mirroring_axes
+    axes: tuple[int, ...] = trainer.inference_allowed_mirroring_axes or ()
     # Mirroring asks the net 4 or 8 times; the reduced preset is for machines where that is too dear.
-    mirrored = tuple(int(axis) for axis in axes or ()) if asked.preset != "reduced" else ()
+    mirrored = () if asked.preset == "reduced" else tuple(axes)
     return NnunetRecord(
         version=version("nnunetv2"),
         planner=PRESETS[asked.preset].planner,
@@ -119,7 +119,7 @@ def _known(value: float) -> float | None:
 def _plan(trained: Trained) -> NetworkPlan:
     """Return nnU-Net's plan in our words, axes in our order."""
     trainer, configuration = trained.trainer, trained.trainer.configuration_manager
-    back = list(trainer.plans_manager.transpose_backward)
+    back: list[int] = trainer.plans_manager.transpose_backward
     network = configuration.network_arch_init_kwargs
     flat = len(configuration.patch_size) == 2
     between = trainer.plans_manager.original_median_spacing_after_transp[0]
