@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from storage import IGNORE, Archive, ClassInfo, LabelHistory
+from distill.quality import dice_per_class
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import load_student
 from students.checkpoint import read_card
 from students.compact import TrainedStudent
@@ -28,6 +29,8 @@ from students.training import train
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
+TWO = (ClassInfo(id=7, name="lower"), ClassInfo(id=3, name="upper"))
+"""Not in the order of their ids: nnU-Net's numbers 1 and 2 must find their way back."""
 SPEC = StudentSpec(name="nn", kind="nnunet", budget_seconds=None, device="cpu", nnunet=NnunetSpec(epochs=3, iterations=8))
 
 _BEGIN = """
@@ -177,6 +180,50 @@ def test_a_finished_one_is_not_trained_again(killed_and_continued: tuple[Path, o
         own_archive, label_set="pseudo/r1", classes=CLASSES, spec=SPEC, workdir=folder.parent, case_weights={"train1": 0.5}
     )
     assert not again.fresh
+
+
+@pytest.fixture(scope="module")
+def two_channels(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """Objects whose lower half is another class; only the second channel tells the halves apart. The thickest axis is the last one."""
+    archive = Archive.create(str(tmp_path_factory.mktemp("channels") / "archive.zarr"))
+    rng = np.random.default_rng(7)
+    shape, spacing = (26, 22, 8), (0.8, 1.0, 3.0)
+    affine = ((3.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.8, 0.0), (0.0, 0.0, 0.0, 1.0))
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    for n in range(7):
+        middle, radius = rng.uniform(-0.2, 0.2, 3), rng.uniform(0.5, 0.7, 3)
+        mask = ((z - middle[0]) / radius[0]) ** 2 + ((y - middle[1]) / radius[1]) ** 2 + ((x - middle[2]) / radius[2]) ** 2 < 1
+        lower = np.broadcast_to((np.arange(shape[0]) >= shape[0] // 2)[:, None, None], shape)
+        image = np.stack([mask * 3.0, lower * 4.0]) + rng.normal(2, 0.4, (2, *shape))
+        record = CaseRecord(
+            id=f"case{n}",
+            patient=f"p{n}",
+            shape_czyx=(2, *shape),
+            dtype="float32",
+            geometry=Geometry(spacing_zyx_mm=spacing, affine=affine),
+            part="test" if n == 6 else "archive",
+            fingerprint=str(n),
+        )
+        ids = np.select([mask & lower, mask], [7, 3], 0).astype(np.uint8)
+        history = LabelHistory(label_set="gold", classes=TWO, made_by="test", fingerprint=str(n))
+        archive.add_case(record, image.astype(np.float32)).write_labels(history, ids)
+    return archive
+
+
+def test_channels_axes_and_classes_keep_their_order_through_nnunet(two_channels: Archive, tmp_path: Path) -> None:
+    asked = NnunetSpec(epochs=4, iterations=10, fold="all", mirror=False)
+    spec = SPEC.model_copy(update={"nnunet": asked})
+    done = train(two_channels, label_set="gold", classes=TWO, spec=spec, workdir=tmp_path)
+    assert done.card.nnunet is not None
+    assert (done.card.nnunet.ignored, done.card.agreement, done.card.validation_cases) == (False, None, ())
+    assert done.card.plan.spacing_zyx_mm == (0.8, 1.0, 3.0)
+    assert done.card.plan.strides[1] == (2, 2, 1), "the thick axis is halved last, and it is x"
+    case = two_channels["case6"]
+    found, wanted = load_student(done.path, device="cpu").predict(case.read(), case.spacing_zyx_mm), case.labels("gold").read()
+    assert all(value > 0.6 for value in dice_per_class(found.labels, wanted, (7, 3)).values())
+    background = 1 - found.probability.sum(0)
+    sure = found.probability[0] > np.maximum(found.probability[1], background) + 0.01
+    assert (found.labels[sure] == 7).all(), "the first probability is of the first class"
 
 
 def test_nnunet_finds_the_trainer_by_its_name_through_the_environment(tmp_path: Path) -> None:
