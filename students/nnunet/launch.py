@@ -26,6 +26,9 @@ TRAINER = "1"
 """Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
 
 _FREE = ("threads", "device", "checkpoint_seconds", "cache_bytes")
+_LAST_WORDS_S = 2.0
+"""How long to listen on after the worker has ended."""
+
 _SHOWN_LINES = 3
 """Of the log, in the message about a process that failed."""
 
@@ -126,7 +129,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], places: Places,
     ) as worker:
         if worker.stdout is None:  # for type checkers: it is a pipe
             return
-        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         reader = threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True)
         reader.start()
         try:
@@ -142,25 +145,33 @@ def _run(command: Sequence[str], environment: Mapping[str, str], places: Places,
         raise WorkerError(_accident(worker.returncode, places))
 
 
-def _read(output: TextIO, lines: "queue.SimpleQueue[str]") -> None:
+def _read(output: TextIO, lines: "queue.SimpleQueue[str | None]") -> None:
     for line in output:
         lines.put(line)
+    lines.put(None)
 
 
-def _follow(worker: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]", progress: Callable[[TrainProgress], None] | None) -> str:
+def _follow(
+    worker: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]", progress: Callable[[TrainProgress], None] | None
+) -> str:
     """Pass on progress until the worker has ended; return why it refused, or nothing."""
     refused = ""
     while True:
         ended = worker.poll() is not None
-        with suppress(queue.Empty):
-            said = understood(lines.get(timeout=0.2))
-            if isinstance(said, Refusal):
-                refused = said.refused
-            elif isinstance(said, Advance) and progress:
-                progress(TrainProgress(**said.model_dump()))
+        try:
+            line = lines.get(timeout=_LAST_WORDS_S)
+        except queue.Empty:
+            if ended:  # what it started still holds its output
+                return refused
             continue
-        if ended:
+        if line is None:
+            worker.wait()
             return refused
+        said = understood(line)
+        if isinstance(said, Refusal):
+            refused = said.refused
+        elif isinstance(said, Advance) and progress:
+            progress(TrainProgress(**said.model_dump()))
 
 
 def _accident(code: int, places: Places) -> str:
