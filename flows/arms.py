@@ -17,10 +17,10 @@ from flows.results import TEACHER_SET, counted
 from storage import Archive, CaseRecord
 from students.baselines import LABEL_SET as ELLIPSES
 from students.baselines import write_ellipse_labels
-from students.compact import train
 from students.cost import measure_cost
 from students.evaluate import Arm, EvaluationPlan
 from students.spec import Cost
+from students.training import train
 
 TRAINED_ARMS: dict[ArmName, str] = {
     "ellipse-student": "same net, trained on ellipses",

@@ -15,6 +15,7 @@ from distill.teachers.meant import perhaps_meant, what_is_in
 from flows.errors import FlowError
 from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, Stage, teacher_sets
 from storage import Archive
+from students.spec import NnunetRecord
 
 Kind = Literal["archive", "student", "checkpoint"]
 
@@ -184,11 +185,19 @@ def _student(path: Path) -> Inspection:
             "end of training": stop_words(card),
             "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
             "network": card.plan.dimensions,
+            **({} if card.nnunet is None else {"nnU-Net": _nnunet(card.nnunet)}),
             "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
             "fingerprint": card.fingerprint,
             "warnings": " ".join(training_doubts(card)) or "none",
         },
     )
+
+
+def _nnunet(record: NnunetRecord) -> str:
+    """Say in one line how nnU-Net made a student."""
+    held = "nobody held out" if record.fold == "all" else f"fold {record.fold} held out"
+    epochs = f"{record.epochs} of {record.epochs_asked} epochs of {record.iterations} steps"
+    return f"{record.version}, {record.planner}, {record.configuration}, {epochs}, {held}"
 
 
 def _foreign_teacher(name: str) -> Inspection:

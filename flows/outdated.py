@@ -86,6 +86,8 @@ def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Lite
         return None  # moved away: how it was trained is not known
     if unit.fingerprint == train_fingerprint(archive, spec, believed):
         return None
+    if spec.kind != "compact":
+        return "labels"
     earlier = (str(version) for version in range(1, int(TRAINER)))
     return "program" if any(unit.fingerprint == train_fingerprint(archive, spec, believed, trainer=each) for each in earlier) else "labels"
 

@@ -21,6 +21,7 @@ from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting
 from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
+from students.spec import NnunetPreset
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -246,14 +247,46 @@ class RefineBlock(Block):
     """Rules for single classes; those that are not named get the defaults."""
 
 
+class NnunetBlock(Block):
+    """What is asked of nnU-Net; see docs/students.md."""
+
+    preset: NnunetPreset = "reduced"
+    """``reduced`` trains on two CPU cores in minutes; ``2d``, ``3d_fullres``, ``resenc_m`` and ``resenc_l`` are nnU-Net's own, for a GPU."""
+    epochs: int | None = Field(default=None, ge=1)
+    """By default what the preset has: 100 of the reduced one, 1,000 of the others."""
+    iterations: int | None = Field(default=None, ge=1)
+    """Steps of each epoch; by default 25 of the reduced preset, 250 of the others."""
+    fold: Literal["all"] | Annotated[int, Field(ge=0, le=4)] = 0
+    """Which fifth of the patients is held out; ``all`` trains on everybody."""
+    mirror: bool = True
+    """Off where left and right are different classes."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Threads of preprocessing and, from 2 on, processes of augmentation."""
+
+
 class StudentBlock(Block):
     """The small model that ships."""
 
-    kind: Literal["compact"] = "compact"
+    kind: Literal["compact", "nnunet"] = "compact"
     name: Name = "compact"
+    """By default the kind."""
     budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
-    """Seconds of training; written as 90s, 20min or 1.5h."""
+    """Seconds of training; written as 90s, 20min or 1.5h. nnU-Net's own presets heed it only where it is given."""
     seed: int = 0
+    nnunet: NnunetBlock = NnunetBlock()
+    """Of the kind ``nnunet``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _called_by_its_kind(cls, value: object) -> object:
+        return {"name": value["kind"]} | value if isinstance(value, dict) and isinstance(value.get("kind"), str) else value
+
+    @model_validator(mode="after")
+    def _nnunet_is_asked_for(self) -> "StudentBlock":
+        if self.kind != "nnunet" and "nnunet" in self.model_fields_set:
+            message = f"has settings of nnunet, but the kind is {self.kind}. Say kind: nnunet, or leave them out."
+            raise ValueError(message)
+        return self
 
 
 class EvaluateBlock(Block):

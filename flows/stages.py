@@ -185,9 +185,11 @@ def train(recipe: Recipe) -> StageResult:
 
 def train_fingerprint(archive: Archive, spec: StudentSpec, records: Iterable[CaseRecord], *, trainer: str | None = None) -> str:
     """Everything a student depends on: how it is trained, by which version of the trainer (this one), and the labels it learns from."""
-    from students.compact import TRAINER
+    from students.training import trainer_version
 
-    return fingerprint(trainer=trainer or TRAINER, spec=spec.model_dump(), labels=label_fingerprints(archive, records, PSEUDO_SET))
+    # How many workers there are decides nothing, and of other kinds there is nothing to say.
+    asked = spec.model_dump(exclude={"nnunet": {"workers"}} if spec.nnunet else {"nnunet"})
+    return fingerprint(trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, PSEUDO_SET))
 
 
 def believed_cases(archive: Archive) -> list[CaseRecord]:
@@ -231,18 +233,18 @@ def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
 
 def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
     from flows.plans import class_infos, student_spec
-    from students.compact import train as train_compact
     from students.outcome import stop_words, training_doubts
+    from students.training import train as train_student
 
     follow = Follow("train", percent=True)
-    student = train_compact(
+    student = train_student(
         archive,
         label_set=PSEUDO_SET,
         classes=class_infos(recipe),
         spec=student_spec(recipe),
         workdir=recipe.student_folder.parent,
         cases=cases,
-        progress=lambda now: follow(round(100 * now.fraction), 100, f"loss {now.loss:.3f}"),
+        progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
     )
     archive.catalog.record_student(_record(student.card, student.path))
     doubts = "".join(f" WARNING: {doubt}" for doubt in training_doubts(student.card))

@@ -48,6 +48,11 @@ class Archive:
         self.catalog = Catalog(database)
         self.ledger = Ledger(database)
 
+    @property
+    def catalog_url(self) -> str:
+        """Where the catalog is, for another process that opens this archive; it may hold a password."""
+        return self._database.url
+
     @classmethod
     def create(cls, url: str, *, catalog: str | None = None) -> Self:
         """Make an empty archive at a path or fsspec URL.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from students.errors import StudentFileError
 from students.nets import build_network
+from students.nnunet.job import WORK
 from students.spec import FORMAT_VERSION, StudentCard
 
 CARD = "student.json"
@@ -71,7 +72,7 @@ def read_card(folder: str | Path) -> StudentCard:
     """
     path = Path(folder) / CARD
     if not path.is_file():
-        there = "an unfinished training, which the same train command continues" if (Path(folder) / CHECKPOINT).exists() else "no student"
+        there = "an unfinished training, which the same train command continues" if _is_begun(Path(folder)) else "no student"
         message = f"{folder}: {CARD} is missing; this is {there}. Give the folder that training wrote."
         raise StudentFileError(message)
     try:
@@ -85,6 +86,11 @@ def read_card(folder: str | Path) -> StudentCard:
         message = f"{path}: format {version} is newer than this program, which reads up to {FORMAT_VERSION}. Update samdistill."
         raise StudentFileError(message)
     return card
+
+
+def _is_begun(folder: Path) -> bool:
+    """Tell whether a training that has not ended left something here."""
+    return (folder / CHECKPOINT).exists() or (folder / WORK).exists()
 
 
 def weights_digest(folder: str | Path) -> str:
@@ -103,19 +109,27 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def load_network(folder: str | Path, card: StudentCard) -> nn.Module:
-    """Return the student's network with its weights, in evaluation mode.
+    """Return a compact student's network with its weights, in evaluation mode.
+
+    Raises:
+        StudentFileError: if the weights are missing or belong to another network.
+    """
+    return with_weights(build_network(card.plan), folder)
+
+
+def with_weights(network: nn.Module, folder: str | Path) -> nn.Module:
+    """Return a network with the weights of a student's folder, in evaluation mode.
 
     Raises:
         StudentFileError: if the weights are missing or belong to another network.
     """
     path = Path(folder) / WEIGHTS
-    network = build_network(card.plan)
     try:
         weights = load_file(path)
         if weights.keys() != dict(network.named_parameters()).keys():
             message = "its tensors have other names"
             raise StudentFileError(message)  # noqa: TRY301 - the sentence below gives the file
-        network.load_state_dict(weights, strict=False)  # DynUNet lists shared weights twice; the check above was strict
+        network.load_state_dict(weights, strict=False)  # U-Nets list shared weights twice; the check above was strict
     except Exception as error:
         message = f"{path}: the weights cannot be used with {CARD} beside them ({error}). Both must come from one training."
         raise StudentFileError(message) from error

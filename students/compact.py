@@ -23,8 +23,8 @@ _UNKNOWN_HEARD = "1"
 _MEASURED_CASES = 32
 """Cases whose labels are looked at before training to see how large the objects are."""
 
-_FREE = frozenset({"threads", "device", "checkpoint_seconds", "cache_bytes"})
-"""Settings that say how to compute, not what: changing them does not make another student."""
+_FREE = frozenset({"threads", "device", "checkpoint_seconds", "cache_bytes", "nnunet"})
+"""Settings that say how to compute, not what, or are another kind's: changing them does not make another student."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +67,10 @@ def train(
     Raises:
         TrainingError: if there is nothing to learn from, or a test case was given.
     """
-    records = _chosen(archive, label_set, cases, case_weights or {})
+    records = chosen_records(archive, label_set, cases, case_weights or {})
     plan, training, held_out, mark = _prepare(archive, records, label_set, classes, spec, case_weights or {})
     folder = workdir / spec.name
-    finished = _finished(folder, mark)
+    finished = finished_card(folder, mark)
     if finished is not None:
         return TrainedStudent(path=folder, card=finished, fresh=False, resumed=False)
     _set_threads(spec)
@@ -99,7 +99,7 @@ def _set_threads(spec: StudentSpec) -> None:
         torch.set_num_threads(spec.threads)
 
 
-def _chosen(archive: Archive, label_set: str, cases: Sequence[str] | None, weights: Mapping[str, float]) -> list[CaseRecord]:
+def chosen_records(archive: Archive, label_set: str, cases: Sequence[str] | None, weights: Mapping[str, float]) -> list[CaseRecord]:
     """Return the records to learn from, sorted by id."""
     if cases is None:
         records = list(archive.cases(part="archive", with_labels=label_set))
@@ -170,7 +170,7 @@ def _object_px(archive: Archive, records: list[CaseRecord], label_set: str, clas
     return min((median(known) for known in per_class if known), default=None)
 
 
-def _finished(folder: Path, mark: str) -> StudentCard | None:
+def finished_card(folder: Path, mark: str) -> StudentCard | None:
     """Return the card of a student trained from the very same inputs, if that is what is there."""
     from students.checkpoint import read_card
 

@@ -3,6 +3,7 @@
 StudentError
 ├── StudentFileError     (ValueError) a folder that is not a usable student
 ├── TrainingError        (ValueError) nothing to learn from, or labels that contradict the classes
+├── WorkerError          (RuntimeError) the process that trains ended without a student
 ├── GoldLeakError        (ValueError) a score was asked for on a case that some step has seen
 ├── VolumeError          (ValueError) an image the student cannot answer for
 └── NoSuchDeviceError    (ValueError) a device that is no device, or is not here
@@ -19,6 +20,10 @@ class StudentFileError(StudentError, ValueError):
 
 class TrainingError(StudentError, ValueError):
     """There is nothing to learn from, or the labels contradict the classes."""
+
+
+class WorkerError(StudentError, RuntimeError):
+    """The process that trains ended without a student: it was killed, ran out of memory, or met an error; its log says more."""
 
 
 class GoldLeakError(StudentError, ValueError):

@@ -60,6 +60,9 @@ def training_doubts(card: StudentCard) -> tuple[str, ...]:
             f"agreement with the pseudo-labels of held-out patients reached only {card.agreement:.2f}: it has not found the organ. "
             f"{_longer(card)}"
         )
+    if card.nnunet is not None and (dropped := len(card.nnunet.dropped_cases)):
+        known = len(card.training_cases) + len(card.validation_cases) + dropped
+        doubts.append(f"{dropped} of {known} cases taught nothing, as every voxel of theirs is to be ignored. Look at their labels.")
     return tuple(doubts)
 
 
@@ -122,6 +125,8 @@ def _on_shared_cases(first: Comparison | None, second: Comparison | None, class_
 def _longer(card: StudentCard) -> str:
     """Return the remedy: a budget for enough passes, or at least twice the one there was."""
     factor = max(2.0, _ENOUGH_PASSES / max(passes(card), 0.1))
+    if card.nnunet is not None and card.stopped == "steps":
+        return f"Train longer: student.nnunet.epochs {math.ceil(card.nnunet.epochs_asked * factor)} or more in the recipe."
     if card.spec.steps is not None:
         return f"Train longer: {math.ceil(card.spec.steps * factor / 10) * 10} steps or more."
     minutes = math.ceil(max(card.seconds, card.spec.budget_seconds or 0.0) * factor / 60)

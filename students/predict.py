@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -102,14 +102,36 @@ def _slices(network: nn.Module, plan: NetworkPlan, volume: torch.Tensor) -> torc
     return torch.cat([_windows(network, plan.patch_zyx[1:], part) for part in parts]).transpose(0, 1)
 
 
+class Answering(Protocol):
+    """A network with the way in which it answers for a whole volume; each kind of student has its own."""
+
+    network: nn.Module
+
+    def probability(self, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> Float32[np.ndarray, "c z y x"]:
+        """Return the probability of background and each class, on the grid of the image, of native intensities."""
+        ...
+
+
+class CompactNetwork:
+    """Answers of a compact student."""
+
+    def __init__(self, network: nn.Module, plan: NetworkPlan, device: torch.device) -> None:
+        self.network = network.to(device).eval()
+        self._plan, self._device = plan, device
+
+    def probability(self, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> Float32[np.ndarray, "c z y x"]:
+        """See `class_probability`."""
+        return class_probability(self.network, self._plan, image_czyx, spacing_zyx_mm, device=self._device)
+
+
 class Student:
     """A trained student, ready to answer. Use `load_student` or `Student.load`."""
 
-    def __init__(self, card: StudentCard, network: nn.Module, device: torch.device, path: Path) -> None:
+    def __init__(self, card: StudentCard, answering: Answering, device: torch.device, path: Path) -> None:
         self.card = card
         self.path = path
-        self.network = network.to(device).eval()
         self.device = device
+        self._answering = answering
         self._ids = np.asarray([0, *(info.id for info in card.classes)], np.uint8)
 
     @classmethod
@@ -119,8 +141,17 @@ class Student:
         Raises:
             StudentFileError: if it is not a usable student.
         """
-        card = read_card(path)
-        return cls(card, load_network(path, card), best_device(device), Path(path))
+        card, where = read_card(path), best_device(device)
+        if card.nnunet is not None:
+            from students.nnunet.answers import load_answers
+
+            return cls(card, load_answers(Path(path), card, where), where, Path(path))
+        return cls(card, CompactNetwork(load_network(path, card), card.plan, where), where, Path(path))
+
+    @property
+    def network(self) -> nn.Module:
+        """The network alone, for those who count or export it."""
+        return self._answering.network
 
     @property
     def name(self) -> str:
@@ -139,7 +170,7 @@ class Student:
             VolumeError: if the number of axes or channels is not what the student knows, or no voxel is finite.
         """
         image = self._checked(np.asarray(volume), spacing_zyx_mm)
-        probability = class_probability(self.network, self.card.plan, image, spacing_zyx_mm, device=self.device)
+        probability = self._answering.probability(image, spacing_zyx_mm)
         labels = self._ids[probability.argmax(0)]
         return Prediction(labels=self._single(labels) if largest_component else labels, probability=probability[1:])
 

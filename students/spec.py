@@ -19,11 +19,33 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+NnunetPreset = Literal["reduced", "2d", "3d_fullres", "resenc_m", "resenc_l"]
+"""``reduced`` is a small net that two CPU cores train in minutes; the others are nnU-Net's own, for a GPU."""
+
+
+class NnunetSpec(Frozen):
+    """What a person asks of nnU-Net; what is not said is as the preset has it."""
+
+    preset: NnunetPreset = "reduced"
+    epochs: int | None = Field(default=None, ge=1)
+    """100 of the reduced preset, 1,000 of the others."""
+    iterations: int | None = Field(default=None, ge=1)
+    """Steps of an epoch: 25 of the reduced preset, 250 of the others."""
+    fold: Literal["all"] | Annotated[int, Field(ge=0, le=4)] = 0
+    """Which fifth of the patients is held out to watch agreement; ``all`` trains on everybody and watches nobody."""
+    mirror: bool = True
+    """Whether pictures are mirrored, in training and prediction; wrong where left and right are different classes."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Threads of preprocessing, and processes of augmentation where it is more than 1."""
+
+
 class StudentSpec(Frozen):
     """What a person asks of a student; the rest is planned from the data."""
 
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    kind: Literal["compact"] = "compact"
+    kind: Literal["compact", "nnunet"] = "compact"
+    nnunet: NnunetSpec | None = None
+    """Of the kind ``nnunet``, which of the settings below heeds name, budget, seed, threads and device."""
     budget_seconds: float | None = Field(default=600.0, gt=0)
     """Training time, validation included; a resumed run goes on with what is left. None: only ``steps`` counts."""
     steps: int | None = Field(default=None, ge=1)
@@ -93,6 +115,33 @@ class HistoryPoint(Frozen):
     """Mean foreground Dice with the held-out pseudo-labels (not with gold); None without held-out cases."""
 
 
+class NnunetRecord(Frozen):
+    """How nnU-Net made a student, beyond what the plan says."""
+
+    version: str
+    """Of nnunetv2."""
+    planner: str
+    configuration: str
+    epochs: int
+    """Epochs that were done; the preset or the recipe may have asked for more."""
+    epochs_asked: int
+    iterations: int
+    """Steps of each epoch."""
+    fold: Literal["all"] | int
+    mirror: bool
+    """Whether pictures were mirrored in training."""
+    mirrored_axes: tuple[int, ...]
+    """Along which axes, in nnU-Net's order, pictures are mirrored in prediction, all answers of a case being averaged."""
+    flat: bool
+    """Whether every case was a single slice, whose distance from the next nnU-Net takes for 999 mm."""
+    dropped_cases: tuple[str, ...]
+    """Left out, as nobody says of any voxel of theirs what it is."""
+    ignored: bool
+    """Whether some voxels were nnU-Net's ``ignore``."""
+    normalisation: tuple[str, ...]
+    """nnU-Net's scheme of each channel; the plan's ``normalisation`` is of compact students."""
+
+
 class StudentCard(Frozen):
     """``student.json``: where this student came from and how to use it."""
 
@@ -115,6 +164,8 @@ class StudentCard(Frozen):
     """Agreement of the weights with held-out pseudo-labels: the best there was or, in 2D, the last that came near it."""
     stopped: Literal["budget", "steps", "early"]
     history: tuple[HistoryPoint, ...]
+    nnunet: NnunetRecord | None = None
+    """None for other kinds."""
 
 
 class Cost(Frozen):
@@ -144,3 +195,5 @@ class TrainProgress:
     lr: float
     agreement: float | None
     resumed: bool
+    phase: str = ""
+    """What is done before the first step, where that takes long; empty during training."""

@@ -1,0 +1,79 @@
+"""One training by nnU-Net's trainer, from its own checkpoint where there is one."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from students.nnunet.dataset import chosen_fold, configuration_name
+from students.nnunet.job import Advance, Job, Places
+from students.nnunet.planning import plans_file
+from students.nnunet.trainer.archive_trainer import nnUNetTrainerArchive
+from students.predict import best_device
+
+LATEST = "checkpoint_latest.pth"
+FINAL = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A training that has ended."""
+
+    trainer: nnUNetTrainerArchive
+    configuration: str
+    fold: int | str
+
+
+def train(job: Job, places: Places, say: Callable[[Advance], None]) -> Trained:
+    """Train until epochs or budget are spent; what was interrupted goes on after its last whole epoch.
+
+    Args:
+        job: What is learnt.
+        places: Where it was laid out and preprocessed.
+        say: Told about once a second how far it is.
+    """
+    plans = json.loads(plans_file(job, places).read_text(encoding="utf-8"))
+    configuration = configuration_name(job, PlansManager(plans).available_configurations)
+    fold = chosen_fold(job, json.loads((places.preprocessed / "splits_final.json").read_text(encoding="utf-8")))
+    content = json.loads((places.preprocessed / "dataset.json").read_text(encoding="utf-8"))
+    trainer = nnUNetTrainerArchive(plans | {"continue_training": False}, configuration, fold, content, best_device(job.spec.device))
+    resumed = _restored(trainer)
+    if not (Path(trainer.output_folder) / FINAL).exists():
+        trainer.report = lambda step, loss: say(_advance(trainer, step, loss, resumed=resumed))
+        trainer.run_training()
+    return Trained(trainer=trainer, configuration=configuration, fold=fold)
+
+
+def agreement(trainer: nnUNetTrainerArchive) -> float | None:
+    """Return nnU-Net's moving average of the Dice with held-out labels, in patches; None where nobody is held out."""
+    values = trainer.logger.get_value("ema_fg_dice", step=None)
+    return None if trainer.fold == "all" or not values or values[-1] != values[-1] else round(float(values[-1]), 6)
+
+
+def _restored(trainer: nnUNetTrainerArchive) -> bool:
+    """Load the checkpoint of an interrupted training; one that cannot be read costs the work in it, not the run."""
+    trainer.initialize()
+    for name in (FINAL, LATEST):
+        path = Path(trainer.output_folder) / name
+        if path.is_file():
+            with suppress(Exception):  # torch raises anything from EOFError to UnpicklingError
+                trainer.load_checkpoint(str(path))
+                return True
+            path.unlink()
+    return False
+
+
+def _advance(trainer: nnUNetTrainerArchive, step: int, loss: float, *, resumed: bool) -> Advance:
+    now = step / (trainer.num_epochs * trainer.num_iterations_per_epoch)
+    return Advance(
+        step=step,
+        fraction=min(1.0, max(now, trainer.fraction)),
+        seconds=trainer.seconds,
+        loss=loss,
+        lr=float(trainer.optimizer.param_groups[0]["lr"]),
+        agreement=agreement(trainer),
+        resumed=resumed,
+    )

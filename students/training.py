@@ -1,0 +1,54 @@
+"""Train a student of any kind. Importing this costs no torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from storage import Archive, ClassInfo
+from students import compact
+from students.compact import TrainedStudent
+from students.spec import StudentSpec, TrainProgress
+
+
+def train(
+    archive: Archive,
+    *,
+    label_set: str,
+    classes: tuple[ClassInfo, ...],
+    spec: StudentSpec,
+    workdir: Path,
+    cases: Sequence[str] | None = None,
+    case_weights: Mapping[str, float] | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> TrainedStudent:
+    """Train a student of the kind that ``spec`` names, or continue, or return at once if it is finished.
+
+    Args: as of `students.compact.train`.
+
+    Raises:
+        TrainingError: if there is nothing to learn from, or a test case was given.
+        WorkerError: if the process that trains an nnU-Net ends without a student.
+    """
+    teach = compact.train
+    if spec.kind == "nnunet":
+        from students.nnunet.launch import train as train_nnunet
+
+        teach = train_nnunet
+    return teach(
+        archive,
+        label_set=label_set,
+        classes=classes,
+        spec=spec,
+        workdir=workdir,
+        cases=cases,
+        case_weights=case_weights,
+        progress=progress,
+    )
+
+
+def trainer_version(spec: StudentSpec) -> str:
+    """Return the version of the trainer of this kind: another one gives other students from the same inputs."""
+    if spec.kind == "nnunet":
+        from students.nnunet.launch import TRAINER
+
+        return f"nnunet-{TRAINER}"
+    return compact.TRAINER
