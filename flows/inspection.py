@@ -177,6 +177,8 @@ def _student(path: Path) -> Inspection:
             "learned from": card.label_set,
             "training cases": len(card.training_cases),
             "validation cases": len(card.validation_cases),
+            **({"gold learned from": ", ".join(card.gold_cases)} if card.gold_cases else {}),
+            **({"cases without labels": len(card.unlabeled_cases)} if card.unlabeled_cases else {}),
             "parameters": card.parameters,
             "steps": card.steps,
             "times each training case was seen": round(passes(card), 1),

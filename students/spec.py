@@ -1,11 +1,13 @@
 """The records of a student: what was asked for, what was planned, what came out. Free of torch, so that the command line may import it."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from storage.case import ClassInfo
+from students.frozen import Frozen, Growing
+from students.learning import Learning
 
 FORMAT_VERSION = 1
 """Of ``student.json``; a reader refuses what is newer than itself."""
@@ -13,15 +15,10 @@ FORMAT_VERSION = 1
 Dimensions = Literal["2d", "3d"]
 
 
-class Frozen(BaseModel):
-    """A record that crosses a border: unknown fields are errors, and nothing changes after construction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StudentSpec(Frozen):
+class StudentSpec(Growing):
     """What a person asks of a student; the rest is planned from the data."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"learning"})
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     kind: Literal["compact"] = "compact"
     budget_seconds: float | None = Field(default=600.0, gt=0)
@@ -55,6 +52,8 @@ class StudentSpec(Frozen):
     augment: bool = True
     mixed_precision: bool | None = None
     """bf16 autocast; None: on CUDA, and on CPUs that have bf16 instructions. Only False promises bit-equal repeats on a CPU."""
+    learning: Learning = Learning()
+    """Loss, targets, how voxels count, and what is learnt beside the labels."""
 
 
 class Normalisation(Frozen):
@@ -93,9 +92,10 @@ class HistoryPoint(Frozen):
     """Mean foreground Dice with the held-out pseudo-labels (not with gold); None without held-out cases."""
 
 
-class StudentCard(Frozen):
+class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases"})
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -115,6 +115,10 @@ class StudentCard(Frozen):
     """Agreement of the weights with held-out pseudo-labels: the best there was or, in 2D, the last that came near it."""
     stopped: Literal["budget", "steps", "early"]
     history: tuple[HistoryPoint, ...]
+    gold_cases: tuple[str, ...] = ()
+    """Cases whose expert labels were learnt from beside the label set; their patients are among ``training_patients``."""
+    unlabeled_cases: tuple[str, ...] = ()
+    """Cases that taught consistency without any label; their patients are among ``training_patients`` too."""
 
 
 class Cost(Frozen):
