@@ -2,8 +2,8 @@
 
     python benchmarks/gold_mix.py ARCHIVE --json FILE [--counts 1,3,5,10] [--seeds 1,2,3] [--steps 400] [--width 8] [--arms gold,mixed,...]
 
-ARCHIVE is that of a finished run with gold of archive and test cases; nothing is written to it. Every arm trains the same net for the same number of steps, in
-float32, without anybody held out, and answers for the test cases. Gold patients are drawn by the seed, and those of more include the fewer.
+ARCHIVE is that of a finished run with gold of archive and test cases; it is copied, and the original left alone. Every arm trains the same net for the same number
+of steps, in float32, without anybody held out, and answers for the test cases. Gold patients are drawn by the seed, and those of more include the fewer.
 
 - ``pseudo``: the accepted pseudo-labels alone; ``all``: gold of every archive case instead.
 - ``gold``: gold of so many patients alone.
@@ -17,8 +17,10 @@ Runs that FILE holds already are not repeated.
 import argparse
 import hashlib
 import json
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from distill import quality
 from distill.refine import accepted_cases
 from storage import Archive
 from students import load_student
+from students.agreement import write_agreed
 from students.compact import train
-from students.gold import gold_cases
+from students.gold import gold_cases, split_off_gold
 from students.learning import Learning
 from students.spec import StudentSpec
 
@@ -55,7 +58,7 @@ def kinds(archive: Archive, arm: str, count: int, seed: int) -> dict[str, Any]:
 
 def scored(archive: Archive, path: Path) -> dict[str, float]:
     """Return the mean Dice over classes of each test case."""
-    student, found = load_student(path, device="auto"), {}
+    student, found = load_student(path), {}
     for record in archive.cases(part="test", with_labels="gold"):
         stored = archive[record.id]
         answer, gold = student.predict(stored.read(), record.geometry.spacing_zyx_mm).labels, stored.labels("gold").read()
@@ -64,14 +67,23 @@ def scored(archive: Archive, path: Path) -> dict[str, float]:
     return found
 
 
-def performed(archive: Archive, arm: str, count: int, spec: StudentSpec) -> Run:
-    """Train one student and score it."""
+def performed(archive: Archive, arm: str, count: int, spec: StudentSpec, folder: Path) -> Run:
+    """Train one student and score it; the student of gold alone is trained once, for its own row and as a witness."""
     classes = archive[archive.cases(part="archive", with_labels=PSEUDO)[0].id].labels(PSEUDO).history.classes
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        done = train(archive, label_set=PSEUDO, classes=classes, spec=spec, workdir=Path(folder), **kinds(archive, arm, count, spec.seed))
-        trained = time.monotonic() - began
-        dice = scored(archive, done.path)
+    told = kinds(archive, arm, count, spec.seed) | {"label_set": PSEUDO}
+    began, least = time.monotonic(), spec.learning.gold.agreement
+    if least is not None and told["cases"] and told.get("gold"):
+        alone = spec.model_copy(update={"learning": Learning()})
+        witness = train(archive, classes=classes, spec=alone, workdir=folder / f"gold-{count}", **(told | {"cases": (), "unlabeled": ()}))
+        cases = split_off_gold([archive[case].record for case in told["cases"]], told["gold"])
+        into = f"agreed/{count}-{spec.seed}"
+        agreed = write_agreed(
+            archive, load_student(witness.path), [record.id for record in cases], label_set=PSEUDO, into=into, least=least
+        )
+        told |= {"label_set": into, "cases": agreed.kept}
+    workdir = folder / (f"gold-{count}" if arm == "gold" else f"{arm.replace(':', '-')}-{count}")
+    done = train(archive, classes=classes, spec=spec, workdir=workdir, **told)
+    trained = time.monotonic() - began
     return {
         "arm": arm,
         "count": count,
@@ -81,7 +93,7 @@ def performed(archive: Archive, arm: str, count: int, spec: StudentSpec) -> Run:
         "gold": list(done.card.gold_cases),
         "parameters": done.card.parameters,
         "train_seconds": round(trained, 1),
-        "dice": dice,
+        "dice": scored(archive, done.path),
     }
 
 
@@ -124,47 +136,61 @@ def difference(own: list[Run], other: list[Run], patient: dict[str, str]) -> str
     return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
+def copied(archive: Path, folder: Path) -> Archive:
+    """Copy an archive and its catalog, and open the copy."""
+    shutil.copytree(archive, folder / archive.name)
+    catalog = archive.with_name(f"{archive.name}.catalog.sqlite")
+    shutil.copy(catalog, folder / catalog.name)
+    return Archive.open(str(folder / archive.name))
+
+
+def plans(told: argparse.Namespace) -> Iterator[tuple[str, int, StudentSpec]]:
+    """Yield arm, number of gold patients and student of every run that is asked for."""
+    variants = {"mixed": told.learning} | {f"mixed:{name}": text for name, text in (each.split("=", 1) for each in told.variant)}
+    for seed in map(int, told.seeds.split(",")):
+        spec = StudentSpec(
+            name="student",
+            budget_seconds=None,
+            steps=told.steps,
+            seed=seed,
+            width=told.width,
+            patch_zyx=tuple(map(int, told.patch.split(","))) if told.patch else None,
+            validation_fraction=0.0,
+            mixed_precision=told.half,
+            device=told.device,
+        )
+        for arm in told.arms.split(","):
+            learning = Learning.model_validate_json(variants.get(arm, "{}"))
+            for count in [0] if arm in {"pseudo", "all"} else map(int, told.counts.split(",")):
+                yield arm, count, spec.model_copy(update={"learning": learning})
+
+
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive")
+    parser.add_argument("archive", type=Path)
     parser.add_argument("--json", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--counts", default="1,3,5,10")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--patch", help="voxels, as z,y,x; planned from the cases without it")
     parser.add_argument("--arms", default="pseudo,all,gold,mixed")
     parser.add_argument("--learning", default="{}", help="of the arm mixed")
     parser.add_argument("--variant", action="append", default=[], help="NAME=JSON of the arm mixed:NAME")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--half", action="store_true", help="bfloat16: faster, and runs do not repeat to the last bit")
     told = parser.parse_args()
-    archive = Archive.open(told.archive)
-    runs: list[Run] = json.loads(told.json.read_text()) if told.json.exists() else []
-    variants = {"mixed": told.learning} | {f"mixed:{name}": text for name, text in (each.split("=", 1) for each in told.variant)}
-    torch.set_num_threads(1)
-    for seed in map(int, told.seeds.split(",")):
-        for arm in told.arms.split(","):
-            for count in [0] if arm in {"pseudo", "all"} else map(int, told.counts.split(",")):
-                learning = Learning.model_validate_json(variants.get(arm, "{}"))
-                spec = StudentSpec(
-                    name="student",
-                    budget_seconds=None,
-                    steps=told.steps,
-                    seed=seed,
-                    width=told.width,
-                    validation_fraction=0.0,
-                    mixed_precision=told.half,
-                    learning=learning,
-                )
-                if any((run["arm"], run["count"], run["asked"]) == (arm, count, asked(spec)) for run in runs):
-                    continue
-                runs.append(performed(archive, arm, count, spec))
+    with tempfile.TemporaryDirectory() as folder:
+        archive, runs = copied(told.archive, Path(folder)), json.loads(told.json.read_text()) if told.json.exists() else []
+        torch.set_num_threads(1)
+        for arm, count, spec in plans(told):
+            if not any((run["arm"], run["count"], run["asked"]) == (arm, count, asked(spec)) for run in runs):
+                runs.append(performed(archive, arm, count, spec, Path(folder) / f"seed-{spec.seed}"))
                 told.json.write_text(json.dumps(runs, indent=1))
-                print(
-                    f"{arm} {count} seed {seed}: {np.mean(list(runs[-1]['dice'].values())):.4f}, {runs[-1]['train_seconds']:.0f} s",
-                    flush=True,
-                )
-    print("\n".join(table(archive, runs)))
+                dice, seconds = np.mean(list(runs[-1]["dice"].values())), runs[-1]["train_seconds"]
+                print(f"{arm} {count} seed {spec.seed}: {dice:.4f}, {seconds:.0f} s, {runs[-1]['training']} pseudo-labels", flush=True)
+        print("\n".join(table(archive, runs)))
 
 
 if __name__ == "__main__":

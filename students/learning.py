@@ -36,6 +36,10 @@ class GoldSpec(Frozen):
     """How much a gold voxel counts against a pseudo-labelled one."""
     alone_from: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the training after which gold alone is learnt from; 1 mixes to the end."""
+    agreement: float | None = Field(default=None, ge=0, le=1)
+    """Least Dice of a pseudo-label with a student that learnt from the gold alone (``students.agreement``); heard before training begins."""
+    witness_seconds: float = Field(default=120.0, gt=0)
+    """Training of that student."""
 
 
 class Learning(Frozen):
