@@ -185,7 +185,7 @@ def _student(path: Path) -> Inspection:
             "training seconds": round(card.seconds, 1),
             "end of training": stop_words(card),
             "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
-            "network": card.plan.dimensions,
+            "network": "2.5d" if card.plan.neighbours else card.plan.dimensions,
             "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
             "fingerprint": card.fingerprint,
             "warnings": " ".join(training_doubts(card)) or "none",

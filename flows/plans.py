@@ -101,4 +101,5 @@ def fold_plan(recipe: Recipe) -> FoldPlan:
 def student_spec(recipe: Recipe) -> StudentSpec:
     """What is asked of the student."""
     block = recipe.student
-    return StudentSpec(name=block.name, kind=block.kind, budget_seconds=block.budget, seed=block.seed, learning=block.learning)
+    asked = {"name": block.name, "kind": block.kind, "budget_seconds": block.budget, "seed": block.seed, **block.network}
+    return StudentSpec.model_validate(asked | {"learning": block.learning})

@@ -1,12 +1,13 @@
 """The keys of a recipe that say how a student learns: loss, targets, confidence, gold, and cases without labels."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from flows.durations import seconds_from
 from flows.recipe_parts import Block
 from students.learning import GoldSpec, Learning, LossSpec
+from students.spec import Size
 
 
 def _named(value: object) -> object:
@@ -51,8 +52,22 @@ class TrainingGoldBlock(Block):
         return self
 
 
+def _a_net(value: str) -> str:
+    """Refuse a net that is none, and say which there are."""
+    size, _, dimensions = value.partition("-")
+    if size not in get_args(Size) or dimensions not in {"", "2d", "2.5d", "3d"}:
+        message = (
+            f"must be a size ({', '.join(get_args(Size))}), with -2d, -2.5d or -3d after it if wanted, such as small-3d, but is {value!r}."
+        )
+        raise ValueError(message)
+    return value
+
+
 class LearningKeys(Block):
-    """What ``student`` says about learning."""
+    """What ``student`` says about the network and about learning."""
+
+    net: Annotated[str, AfterValidator(_a_net)] = "standard"
+    """Size of the network, and whether it looks at slices, at slices with their neighbours, or at volumes; planned from the cases otherwise."""
 
     loss: Annotated[LossSpec, BeforeValidator(_named)] = LossSpec()
     """``ce``, ``gce``, ``sce`` or ``kl``, or the block."""
@@ -66,6 +81,12 @@ class LearningKeys(Block):
     """Weight of agreement with the averaged network where no label says anything; cases without believed labels take part then."""
     unlabeled_share: float = Field(default=0.25, ge=0, lt=1)
     """Of the patches of a batch, those of such cases."""
+
+    @property
+    def network(self) -> dict[str, str]:
+        """Size and dimensions, as the trainer is told."""
+        size, _, dimensions = self.net.partition("-")
+        return {"size": size, "dimensions": dimensions or "auto"}
 
     @property
     def learning(self) -> Learning:

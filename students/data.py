@@ -243,11 +243,23 @@ class PatchSource:
             return self._read_patch(self._archive[case], held, start)
         return self._window(held.image, held.ids, held.soft, start)
 
-    def _window(self, image: np.ndarray, ids: np.ndarray, soft: np.ndarray | None, start: Sequence[int]) -> Patch:
-        """Cut a patch out of arrays at the training spacing."""
-        size = self._plan.patch_zyx
+    def _window(
+        self, image: np.ndarray, ids: np.ndarray, soft: np.ndarray | None, start: Sequence[int], first_slice: int | None = None
+    ) -> Patch:
+        """Cut a patch out of arrays at the training spacing, the image with its neighbouring slices as channels.
+
+        Args:
+            image: where ``first_slice`` says at which of its slices the patch with its neighbours begins.
+            ids: where ``start`` says at which voxel the patch begins.
+            soft: likewise.
+            start: likewise.
+            first_slice: by default that of an image that begins where the labels do.
+        """
+        size, beside = self._plan.patch_zyx, self._plan.neighbours
+        begin = start[0] - beside if first_slice is None else first_slice
+        seen = _cut(image, (begin, start[1], start[2]), (size[0] + 2 * beside, size[1], size[2]), "edge")
         return Patch(
-            image=_cut(image, start, size, "edge"),
+            image=seen if not beside else seen.reshape(-1, 1, size[1], size[2]),
             ids=_cut(ids[None], start, size, "ignore")[0],
             soft=None if soft is None else _cut(soft, start, size, "edge"),
         )
@@ -321,13 +333,17 @@ class PatchSource:
         lo = np.maximum(start, 0)
         hi = np.minimum(np.asarray(start) + patch, held.shape_zyx)
         a, b = np.floor(lo * scale).astype(int), np.minimum(np.ceil(hi * scale).astype(int), full)
-        image = held.intensities.apply(stored.read_block(int(a[0]), int(b[0]))[:, :, a[1] : b[1], a[2] : b[2]])
+        # Neighbours are a 2D network's, whose slices are never resampled.
+        beside = self._plan.neighbours
+        top, bottom = max(int(a[0]) - beside, 0), min(int(b[0]) + beside, int(full[0]))
+        image = held.intensities.apply(stored.read_block(top, bottom)[:, :, a[1] : b[1], a[2] : b[2]])
         window = tuple(slice(int(low), int(high)) for low, high in zip(a, b, strict=True))
         ids = self._ids(stored, window)
         size = (int(hi[0] - lo[0]), int(hi[1] - lo[1]), int(hi[2] - lo[2]))
-        ready = resample(torch.from_numpy(image), size).numpy()
+        ready = resample(torch.from_numpy(image), (size[0] + (bottom - top) - int(b[0] - a[0]), size[1], size[2])).numpy()
         labels = resample(torch.from_numpy(ids.astype(np.float32))[None], size, nearest=True).numpy().astype(np.uint8)
-        return self._window(ready, labels[0], self._soft_at(stored, ids, size, window), [min(s, 0) for s in start])
+        begin = start[0] - beside - top if beside else None
+        return self._window(ready, labels[0], self._soft_at(stored, ids, size, window), [min(s, 0) for s in start], begin)
 
 
 def _remember(found: np.ndarray, count: int = _REMEMBERED_VOXELS) -> np.ndarray:

@@ -13,12 +13,13 @@ FORMAT_VERSION = 1
 """Of ``student.json``; a reader refuses what is newer than itself."""
 
 Dimensions = Literal["2d", "3d"]
+Size = Literal["standard", "small", "medium", "large"]
 
 
 class StudentSpec(Growing):
     """What a person asks of a student; the rest is planned from the data."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"learning"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size"})
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     kind: Literal["compact"] = "compact"
     budget_seconds: float | None = Field(default=600.0, gt=0)
@@ -28,8 +29,10 @@ class StudentSpec(Growing):
     seed: int = 0
     width: int = Field(default=16, ge=4, le=256)
     """Channels at full resolution; 16 is about 0.9 M parameters in 3D and multiples of 16 are fast on CPUs with bf16."""
-    dimensions: Literal["auto", "2d", "3d"] = "auto"
-    """``auto``: 2D when most cases are a single slice, otherwise 3D."""
+    size: Size = "standard"
+    """``standard`` goes by ``width``; the others have about 0.3, 2 and 8 million parameters whatever the cases are."""
+    dimensions: Literal["auto", "2d", "2.5d", "3d"] = "auto"
+    """``auto``: 2D when most cases are a single slice, otherwise 3D. ``2.5d`` answers slice by slice and sees the neighbouring slices too."""
     patch_zyx: tuple[int, int, int] | None = None
     """Voxels at the training spacing; planned from the cases when None."""
     batch: int | None = Field(default=None, ge=1)
@@ -63,11 +66,13 @@ class Normalisation(Frozen):
     high_percentile: float = 99.5
 
 
-class NetworkPlan(Frozen):
+class NetworkPlan(Growing):
     """Everything needed to rebuild the network without its training data."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"neighbours"})
     dimensions: Dimensions
     in_channels: int
+    """Of the network: those of the image, times the slices that are seen at once."""
     outputs: int
     """Background and the classes."""
     filters: tuple[int, ...]
@@ -78,6 +83,13 @@ class NetworkPlan(Frozen):
     spacing_zyx_mm: tuple[float, float, float]
     batch: int
     normalisation: Normalisation = Normalisation()
+    neighbours: int = Field(default=0, ge=0)
+    """Slices on each side that a 2D network sees as further channels; beyond the volume the last slice is repeated."""
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images it takes."""
+        return self.in_channels // (1 + 2 * self.neighbours)
 
 
 class HistoryPoint(Frozen):
