@@ -137,7 +137,10 @@ def difference(own: list[Run], other: list[Run], patient: dict[str, str]) -> str
 
 
 def copied(archive: Path, folder: Path) -> Archive:
-    """Copy an archive and its catalog, and open the copy."""
+    """Copy an archive and its catalog, and open the copy; one that is there is taken as it is."""
+    if (folder / archive.name).exists():
+        return Archive.open(str(folder / archive.name))
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(archive, folder / archive.name)
     catalog = archive.with_name(f"{archive.name}.catalog.sqlite")
     shutil.copy(catalog, folder / catalog.name)
@@ -179,14 +182,16 @@ def main() -> None:
     parser.add_argument("--learning", default="{}", help="of the arm mixed")
     parser.add_argument("--variant", action="append", default=[], help="NAME=JSON of the arm mixed:NAME")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, help="folder where students and the copy of the archive stay for the next call")
     parser.add_argument("--half", action="store_true", help="bfloat16: faster, and runs do not repeat to the last bit")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        archive, runs = copied(told.archive, Path(folder)), json.loads(told.json.read_text()) if told.json.exists() else []
+        work = told.work or Path(folder)
+        archive, runs = copied(told.archive, work), json.loads(told.json.read_text()) if told.json.exists() else []
         torch.set_num_threads(1)
         for arm, count, spec in plans(told):
             if not any((run["arm"], run["count"], run["asked"]) == (arm, count, asked(spec)) for run in runs):
-                runs.append(performed(archive, arm, count, spec, Path(folder) / f"seed-{spec.seed}"))
+                runs.append(performed(archive, arm, count, spec, work / f"seed-{spec.seed}"))
                 told.json.write_text(json.dumps(runs, indent=1))
                 dice, seconds = np.mean(list(runs[-1]["dice"].values())), runs[-1]["train_seconds"]
                 print(f"{arm} {count} seed {spec.seed}: {dice:.4f}, {seconds:.0f} s, {runs[-1]['training']} pseudo-labels", flush=True)
