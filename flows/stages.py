@@ -276,6 +276,7 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
 def _record(card: StudentCard, path: Path) -> StudentRecord:
     """What the catalog keeps of a student."""
     known = {} if card.agreement is None else {"agreement": card.agreement}
+    known |= {"gold_cases": float(len(card.gold_cases))} if card.gold_cases else {}
     return StudentRecord(
         name=card.name,
         kind=card.spec.kind,

@@ -16,10 +16,11 @@ from students import compact, gold, load_student
 from students.checkpoint import read_card
 from students.data import PatchSource
 from students.errors import GoldLeakError, TrainingError
-from students.evaluate import EvaluationPlan, unseen_cases
+from students.evaluate import EvaluationPlan, evaluate, unseen_cases
 from students.learning import GoldSpec, Learning
 from students.mixing import MixedSource, dealt
 from students.nets import plan_network
+from students.report import write_report
 from students.spec import NetworkPlan, StudentSpec
 
 MakeArchive = Callable[..., Archive]
@@ -179,3 +180,12 @@ def test_a_case_whose_gold_was_learnt_from_does_not_score(archive: Archive, tmp_
     done = train(archive, tmp_path, gold=["train2"])
     with pytest.raises(GoldLeakError, match="train2"):
         unseen_cases(archive, load_student(done.path), EvaluationPlan(cases=("train2",)))
+
+
+def test_the_report_names_the_gold_that_was_learnt_from(archive: Archive, tmp_path: Path) -> None:
+    done = train(archive, tmp_path, TINY.model_copy(update={"name": "taught-by-gold"}), gold=["train2"])
+    found = evaluate(archive, load_student(done.path), EvaluationPlan())
+    assert found.gold_learnt == ("train2",)
+    page = write_report(found, archive, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "labels of 1 training case (" in page
+    assert "none of which is scored" in page
