@@ -11,6 +11,7 @@ from distill.planes import ask_other_planes
 from distill.prompts.choice import chosen_prompts
 from distill.teachers.checkpoints import load_teacher
 from distill.wavefront import run_wavefront, sizes_of
+from flows.learnt import chosen_gold
 from flows.plans import class_infos, label_plan, student_spec
 from flows.recipe import ArmName, Recipe
 from flows.results import TEACHER_SET, counted
@@ -26,6 +27,7 @@ TRAINED_ARMS: dict[ArmName, str] = {
     "ellipse-student": "same net, trained on ellipses",
     "few-gold": "same net, trained on gold of the calibration part",
     "all-gold": "same net, trained on gold of the archive part",
+    "gold-alone": "same net, trained on the student's own gold alone",
 }
 """How the report calls the arms that end in a student."""
 
@@ -62,15 +64,27 @@ def _arm(archive: Archive, recipe: Recipe, name: ArmName, say: Callable[[str], N
             return _trained(archive, recipe, name, "gold", _gold_cases(archive.cases(part="calibration", with_labels="gold")), say)
         case "all-gold":
             return _trained(archive, recipe, name, "gold", _gold_cases(archive.cases(part="archive", with_labels="gold")), say)
+        case "gold-alone":
+            return _trained(archive, recipe, name, "gold", (), say, gold=chosen_gold(archive, recipe))
 
 
 def _gold_cases(records: list[CaseRecord]) -> list[str]:
     return [record.id for record in records]
 
 
-def _trained(archive: Archive, recipe: Recipe, name: ArmName, label_set: str, cases: list[str], say: Callable[[str], None]) -> Arm:
+def _trained(
+    archive: Archive,
+    recipe: Recipe,
+    name: ArmName,
+    label_set: str,
+    cases: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    gold: Sequence[str] = (),
+) -> Arm:
     """Train the student of an arm; at once if it is there already."""
-    say(f"training the arm {name} on {len(cases)} cases")
+    count = len(cases) + len(gold)
+    say(f"training the arm {name} on {count} cases")
     spec = student_spec(recipe)
     student = train(
         archive,
@@ -79,8 +93,9 @@ def _trained(archive: Archive, recipe: Recipe, name: ArmName, label_set: str, ca
         spec=spec.model_copy(update={"name": f"{spec.name}-{name}"}),
         workdir=recipe.student_folder.parent,
         cases=cases,
+        gold=gold,
     )
-    return Arm(name=f"{TRAINED_ARMS[name]} ({len(cases)} cases)", student=student.path)
+    return Arm(name=f"{TRAINED_ARMS[name]} ({count} cases)", student=student.path)
 
 
 def teacher_cost(archive: Archive, recipe: Recipe, records: Sequence[CaseRecord]) -> Cost:

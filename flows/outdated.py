@@ -7,6 +7,7 @@ have run again, so that nothing is lost over a mistake in a recipe; but it says 
 from dataclasses import dataclass
 from typing import Literal
 
+from flows.learnt import agreed_set
 from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
 from flows.recipe import Recipe
@@ -72,7 +73,7 @@ def find_outdated(archive: Archive) -> Outdated:
 def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Literal["labels", "program"] | None:
     """Tell why a student would be taught anew: by labels that it would be taught with now, or by the trainer alone; None where it stands."""
     unit = archive.ledger.record(LEDGER_STAGES["train"], student.name)
-    if unit is None or unit.state != "done" or student.label_set != PSEUDO_SET:
+    if unit is None or unit.state != "done" or student.label_set not in {PSEUDO_SET, agreed_set(student.name)}:
         return None
     believed = believed_cases(archive)
     if not believed or any(record.id in waiting for record in believed):
@@ -81,15 +82,18 @@ def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Lite
     from students.compact import TRAINER
 
     try:
-        spec = read_card(student.path).spec
+        card = read_card(student.path)
     except StudentError:
         return None  # moved away: how it was trained is not known
-    if unit.fingerprint == train_fingerprint(archive, spec, believed):
+
+    def now(trainer: str | None = None) -> str:
+        return train_fingerprint(archive, card.spec, believed, trainer=trainer, gold=card.gold_cases)
+
+    if unit.fingerprint == now():
         return None
-    if spec.kind != "compact":
+    if card.spec.kind != "compact":
         return "labels"
-    earlier = (str(version) for version in range(1, int(TRAINER)))
-    return "program" if any(unit.fingerprint == train_fingerprint(archive, spec, believed, trainer=each) for each in earlier) else "labels"
+    return "program" if any(unit.fingerprint == now(str(version)) for version in range(1, int(TRAINER))) else "labels"
 
 
 def outdated_words(archive: Archive, recipe: Recipe, recipe_file: str) -> str:

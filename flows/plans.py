@@ -102,8 +102,9 @@ def student_spec(recipe: Recipe) -> StudentSpec:
     """What is asked of the student."""
     block = recipe.student
     if block.kind == "compact":
-        return StudentSpec(name=block.name, kind=block.kind, budget_seconds=block.budget, seed=block.seed)
+        asked = {"name": block.name, "kind": block.kind, "budget_seconds": block.budget, "seed": block.seed, **block.network}
+        return StudentSpec.model_validate(asked | {"learning": block.learning})
     # nnU-Net's own presets are as long as nnU-Net has found good; the default budget would end them after a few epochs.
     budget = block.budget if block.nnunet.preset == "reduced" or "budget" in block.model_fields_set else None
-    asked = NnunetSpec.model_validate(block.nnunet.model_dump())
-    return StudentSpec(name=block.name, kind=block.kind, budget_seconds=budget, seed=block.seed, nnunet=asked)
+    nnunet = NnunetSpec.model_validate(block.nnunet.model_dump())
+    return StudentSpec(name=block.name, kind=block.kind, budget_seconds=budget, seed=block.seed, nnunet=nnunet)

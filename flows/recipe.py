@@ -16,6 +16,7 @@ from distill.teachers.foreign import is_foreign
 from distill.teachers.meant import perhaps_meant
 from flows.durations import seconds_from
 from flows.places import resolve_catalog, resolve_path
+from flows.recipe_learning import LearningKeys
 from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, SourcePath, chained, existing
 from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting_labels
 from flows.results import MOST_TEACHERS
@@ -29,7 +30,7 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
     return resolve_catalog(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
 
 
-ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold"]
+ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone"]
 
 
 class ClassBlock(Block):
@@ -264,7 +265,7 @@ class NnunetBlock(Block):
     """Threads of preprocessing and, from 2 on, processes of augmentation."""
 
 
-class StudentBlock(Block):
+class StudentBlock(LearningKeys):
     """The small model that ships."""
 
     kind: Literal["compact", "nnunet"] = "compact"
@@ -285,6 +286,10 @@ class StudentBlock(Block):
     def _nnunet_is_asked_for(self) -> "StudentBlock":
         if self.kind != "nnunet" and "nnunet" in self.model_fields_set:
             message = f"has settings of nnunet, but the kind is {self.kind}. Say kind: nnunet, or leave them out."
+            raise ValueError(message)
+        others = sorted(self.model_fields_set & LearningKeys.model_fields.keys())
+        if self.kind == "nnunet" and others:
+            message = f"has {', '.join(others)}, which is of kind: compact; nnU-Net has its own network and losses. Leave it out, or say kind: compact."
             raise ValueError(message)
         return self
 
@@ -343,6 +348,13 @@ class Recipe(Block):
     def _prompts_fit_the_rest(self) -> "Recipe":
         check_prompting_labels(self.prompts, self.student.name)
         check_looked_for(self.prompts, {key: block.name for key, block in self.classes.items()})
+        return self
+
+    @model_validator(mode="after")
+    def _gold_alone_has_gold(self) -> "Recipe":
+        if "gold-alone" in self.evaluate.arms and self.student.gold is None:
+            message = "evaluate.arms has gold-alone, but student.gold gives no gold to learn from. Give it, or take few-gold or all-gold."
+            raise ValueError(message)
         return self
 
     @model_validator(mode="after")

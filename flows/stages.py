@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from flows.console import Follow
 from flows.errors import StageError
+from flows.learnt import Material, chosen_gold, filtered, material
 from flows.made_of import outdated_cases, remember_sources
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.recipe import Recipe
@@ -52,7 +55,9 @@ def ingest(recipe: Recipe) -> StageResult:
 
 def shards_to_label(recipe: Recipe, size: int) -> list[Shard]:
     """Every case: archive cases for the student, calibration cases for thresholds, test cases for the teacher's own score."""
-    return _shards([record.id for record in _some(open_archive(recipe).cases(), recipe)], size)
+    archive = open_archive(recipe)
+    chosen_gold(archive, recipe)  # gold that must not be learnt from is refused now, not after hours of labelling
+    return _shards([record.id for record in _some(archive.cases(), recipe)], size)
 
 
 def propose(recipe: Recipe, shard: Shard) -> StageResult:
@@ -173,23 +178,36 @@ def train(recipe: Recipe) -> StageResult:
 
     archive = open_archive(recipe)
     records = _accepted(archive, recipe)
+    found = material(archive, recipe, records)
     return perform_once(
         archive.ledger,
         stage="train",
         unit=recipe.student.name,
-        fingerprint=train_fingerprint(archive, student_spec(recipe), records),
+        fingerprint=train_fingerprint(archive, student_spec(recipe), records, gold=found.gold),
         output=recipe.student_folder / "student.json",
-        work=lambda: _train(archive, recipe, [record.id for record in records]),
+        work=lambda: _train(archive, recipe, found),
     )
 
 
-def train_fingerprint(archive: Archive, spec: StudentSpec, records: Iterable[CaseRecord], *, trainer: str | None = None) -> str:
-    """Everything a student depends on: how it is trained, by which version of the trainer (this one), and the labels it learns from."""
+def train_fingerprint(
+    archive: Archive,
+    spec: StudentSpec,
+    records: Iterable[CaseRecord],
+    *,
+    trainer: str | None = None,
+    gold: Sequence[str] = (),
+) -> str:
+    """Everything a student depends on: how it is trained, by which version of the trainer (this one), the labels it learns from, and gold."""
     from students.training import trainer_version
 
-    # How many workers there are decides nothing, and of other kinds there is nothing to say.
-    asked = spec.model_dump(exclude={"nnunet": {"workers"}} if spec.nnunet else {"nnunet"})
-    return fingerprint(trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, PSEUDO_SET))
+    known = archive.catalog.fingerprints("gold") if gold else {}
+    beside: dict[str, JsonValue] = {"gold": {case: known.get(case, "") for case in gold}} if gold else {}
+    if spec.learning.consistency:
+        beside["unlabeled"] = [record.id for record in archive.cases(part="archive")]
+    asked = spec.model_dump(exclude={"nnunet": {"workers"}} if spec.nnunet else None)  # how many workers there are decides nothing
+    return fingerprint(
+        trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, PSEUDO_SET), **beside
+    )
 
 
 def believed_cases(archive: Archive) -> list[CaseRecord]:
@@ -231,29 +249,35 @@ def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
         raise StageError(message)
 
 
-def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
+def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
     from flows.plans import class_infos, student_spec
     from students.outcome import stop_words, training_doubts
     from students.training import train as train_student
 
     follow = Follow("train", percent=True)
+    found = filtered(archive, recipe, found, follow)
     student = train_student(
         archive,
-        label_set=PSEUDO_SET,
+        label_set=found.label_set,
         classes=class_infos(recipe),
         spec=student_spec(recipe),
         workdir=recipe.student_folder.parent,
-        cases=cases,
+        cases=found.labeled,
+        gold=found.gold,
+        unlabeled=found.unlabeled,
         progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
     )
     archive.catalog.record_student(_record(student.card, student.path))
     doubts = "".join(f" WARNING: {doubt}" for doubt in training_doubts(student.card))
-    return f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{doubts}"
+    return (
+        f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{found.remark}{doubts}"
+    )
 
 
 def _record(card: StudentCard, path: Path) -> StudentRecord:
     """What the catalog keeps of a student."""
     known = {} if card.agreement is None else {"agreement": card.agreement}
+    known |= {"gold_cases": float(len(card.gold_cases))} if card.gold_cases else {}
     return StudentRecord(
         name=card.name,
         kind=card.spec.kind,

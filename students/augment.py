@@ -53,8 +53,15 @@ pictures come from few patients."""
 
 def augment(batch: Batch, spacing_zyx_mm: tuple[float, float, float], generator: torch.Generator, how: Augmentation) -> Batch:
     """Return a changed copy; the image moves linearly, labels by nearest voxel, and what comes from outside the patch is ``IGNORE``."""
-    image, ids = _move(batch.image, batch.ids, spacing_zyx_mm, generator, how)
-    return Batch(image=_retouch(_soften(image, generator, how), generator, how), ids=ids, weight=batch.weight)
+    grid = _grid(batch.image, spacing_zyx_mm, generator, how)
+    image, ids = _move(batch.image, batch.ids, grid)
+    return Batch(
+        image=_retouch(_soften(image, generator, how), generator, how),
+        ids=ids,
+        weight=batch.weight,
+        soft=None if batch.soft is None else _moved_softly(batch.soft, grid),
+        plain=image,
+    )
 
 
 def _uniform(count: int, width: float, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,9 +91,8 @@ def _matrices(count: int, extent_xyz_mm: Tensor, flat: bool, generator: torch.Ge
     return moved * extent_xyz_mm[None, None, :] / extent_xyz_mm[None, :, None]
 
 
-def _move(
-    image: Tensor, ids: Tensor, spacing_zyx_mm: tuple[float, float, float], generator: torch.Generator, how: Augmentation
-) -> tuple[Tensor, Tensor]:
+def _grid(image: Tensor, spacing_zyx_mm: tuple[float, float, float], generator: torch.Generator, how: Augmentation) -> Tensor:
+    """Draw where each voxel of each item comes from, in torch's frame."""
     size_zyx = image.shape[2:]
     extent = torch.tensor([n * mm for n, mm in zip(reversed(size_zyx), reversed(spacing_zyx_mm), strict=True)])
     theta = torch.zeros(len(image), 3, 4)
@@ -94,11 +100,19 @@ def _move(
     if how.shift:
         # In torch's frame an extent is 2 wide.
         theta[:, :2, 3] = (torch.rand(len(image), 2, generator=generator) * 2 - 1) * 2 * how.shift
-    grid = functional.affine_grid(theta.to(image.device), [len(image), 1, *size_zyx], align_corners=False)
+    return functional.affine_grid(theta.to(image.device), [len(image), 1, *size_zyx], align_corners=False)
+
+
+def _move(image: Tensor, ids: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     # Ids are shifted so that the zeros of the padding read as IGNORE after shifting back.
     labels = functional.grid_sample(ids[:, None].float() - IGNORE, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     moved = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return moved, (labels[:, 0] + IGNORE).round().to(torch.uint8)
+
+
+def _moved_softly(soft: Tensor, grid: Tensor) -> Tensor:
+    """Move probabilities linearly, as the image."""
+    return functional.grid_sample(soft.float(), grid, mode="bilinear", padding_mode="border", align_corners=False).round().to(torch.uint8)
 
 
 def _soften(image: Tensor, generator: torch.Generator, how: Augmentation) -> Tensor:

@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
 from students.errors import StudentFileError, TrainingError
+from students.gold import check_gold, split_off_gold
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
+
+if TYPE_CHECKING:  # torch stays out until `train` is called
+    from students.data import PatchSource
+    from students.train import BatchSource
 
 __all__ = ["StudentSpec", "TrainProgress", "TrainedStudent", "train"]
 
@@ -40,7 +46,7 @@ class TrainedStudent:
     """True when an interrupted training was continued."""
 
 
-def train(
+def train(  # noqa: PLR0913 - all but the archive by name, most with a default
     archive: Archive,
     *,
     label_set: str,
@@ -49,6 +55,8 @@ def train(
     workdir: Path,
     cases: Sequence[str] | None = None,
     case_weights: Mapping[str, float] | None = None,
+    gold: Sequence[str] = (),
+    unlabeled: Sequence[str] = (),
     progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainedStudent:
     """Train a student, or continue an interrupted training, or return at once if this very student is finished.
@@ -62,21 +70,68 @@ def train(
         cases: Cases to learn from; by default every ``archive`` case that carries the label set. Training on ``calibration``
             cases (a few-gold arm) must be asked for by name here; ``test`` cases are always refused.
         case_weights: How much a case counts, 1 where not given; a case of weight 0 is left out.
+        gold: Archive cases whose expert labels are learnt from instead, in the share and weight of ``spec.learning.gold``. Nobody is held
+            out then, and the last weights are kept: agreement with pseudo-labels would choose those that copy the teacher's errors.
+        unlabeled: Archive cases that teach consistency, without any label; heard where ``spec.learning.consistency`` is above 0.
         progress: Called about once a second.
 
     Raises:
-        TrainingError: if there is nothing to learn from, or a test case was given.
+        TrainingError: if there is nothing to learn from, or a test case was given, or gold that scores or sets thresholds.
     """
-    records = chosen_records(archive, label_set, cases, case_weights or {})
-    plan, training, held_out, mark = _prepare(archive, records, label_set, classes, spec, case_weights or {})
+    found = _found(archive, label_set, cases, case_weights or {}, gold, unlabeled if spec.learning.consistency else ())
+    plan, training, held_out, mark = _prepare(archive, found, label_set, classes, spec, case_weights or {})
     folder = workdir / spec.name
     finished = finished_card(folder, mark)
     if finished is not None:
         return TrainedStudent(path=folder, card=finished, fresh=False, resumed=False)
     _set_threads(spec)
     return _train(
-        archive, records, (training, held_out), plan, _Request(label_set, classes, spec, folder, mark, case_weights or {}, progress)
+        archive, found, (training, held_out), plan, _Request(label_set, classes, spec, folder, mark, case_weights or {}, progress)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The cases to learn from, each kind sorted by id."""
+
+    labeled: list[CaseRecord]
+    gold: list[CaseRecord]
+    unlabeled: list[CaseRecord]
+
+    @property
+    def every(self) -> list[CaseRecord]:
+        return [*self.labeled, *self.gold, *self.unlabeled]
+
+
+def _found(
+    archive: Archive,
+    label_set: str,
+    cases: Sequence[str] | None,
+    weights: Mapping[str, float],
+    gold: Sequence[str],
+    unlabeled: Sequence[str],
+) -> _Found:
+    """Return the cases of each kind: gold instead of pseudo-labels, and cases without labels that are neither."""
+    check_gold(archive, gold)
+    expert = sorted((archive[case].record for case in dict.fromkeys(gold)), key=lambda record: record.id)
+    labeled = split_off_gold(chosen_records(archive, label_set, cases, weights, expert), gold)
+    taught = {record.id for record in (*labeled, *expert)}
+    rest = [record for case in sorted(set(unlabeled) - taught) if (record := archive[case].record).part == "archive"]
+    found = _Found(labeled=labeled, gold=expert, unlabeled=rest)
+    check_channels(found.every)
+    return found
+
+
+def check_channels(records: Sequence[CaseRecord]) -> None:
+    """Refuse cases that no one network can look at.
+
+    Raises:
+        TrainingError: if their numbers of channels differ.
+    """
+    channels = {record.shape_czyx[0] for record in records}
+    if len(channels) > 1:
+        message = f"cases have different numbers of channels {sorted(channels)}: train one student for each."
+        raise TrainingError(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +154,10 @@ def _set_threads(spec: StudentSpec) -> None:
         torch.set_num_threads(spec.threads)
 
 
-def chosen_records(archive: Archive, label_set: str, cases: Sequence[str] | None, weights: Mapping[str, float]) -> list[CaseRecord]:
-    """Return the records to learn from, sorted by id."""
+def chosen_records(
+    archive: Archive, label_set: str, cases: Sequence[str] | None, weights: Mapping[str, float], gold: Sequence[CaseRecord] = ()
+) -> list[CaseRecord]:
+    """Return the records whose labels are learnt from, sorted by id; none are needed where there is gold."""
     if cases is None:
         records = list(archive.cases(part="archive", with_labels=label_set))
     else:
@@ -112,19 +169,15 @@ def chosen_records(archive: Archive, label_set: str, cases: Sequence[str] | None
             f"case {tests[0]}: it belongs to the test part ({len(tests)} such cases were given). Test cases only score; leave them out."
         )
         raise TrainingError(message)
-    if not records:
+    if not records and not gold:
         message = f"no case to learn from: no archive case carries the label set {label_set!r}. Run the step that writes it first."
-        raise TrainingError(message)
-    channels = {record.shape_czyx[0] for record in records}
-    if len(channels) > 1:
-        message = f"cases have different numbers of channels {sorted(channels)}: train one student for each."
         raise TrainingError(message)
     return records
 
 
 def _prepare(
     archive: Archive,
-    records: list[CaseRecord],
+    found: _Found,
     label_set: str,
     classes: tuple[ClassInfo, ...],
     spec: StudentSpec,
@@ -134,6 +187,7 @@ def _prepare(
     from students.data import split_by_patient
     from students.nets import choose_dimensions, plan_network
 
+    records = [*found.labeled, *found.gold]
     shapes = [record.shape_czyx[1:] for record in records]
     flat = choose_dimensions(spec, shapes) == "2d"
     plan = plan_network(
@@ -142,30 +196,40 @@ def _prepare(
         spacings_zyx_mm=[record.geometry.spacing_zyx_mm for record in records],
         channels=records[0].shape_czyx[0],
         classes=len(classes),
-        object_px=_object_px(archive, records, label_set, classes) if flat else None,
+        object_px=_object_px(archive, found, label_set, classes) if flat else None,
     )
-    training, held_out = split_by_patient(records, spec.validation_fraction, spec.seed)
-    labels = [archive[record.id].labels(label_set) for record in records]
+    training, held_out = split_by_patient(found.labeled, 0.0 if found.gold else spec.validation_fraction, spec.seed)
+    labels = [archive[record.id].labels(label_set) for record in found.labeled]
     unknown = {"unknown": _UNKNOWN_HEARD} if any("unknown" in each.maps for each in labels) else {}
     mark = fingerprint(
         trainer=TRAINER,
         spec=spec.model_dump(exclude=set(_FREE), mode="json"),
         plan=plan.model_dump(mode="json"),
         classes=[(info.id, info.name) for info in classes],
-        cases=[(r.id, r.fingerprint, own.history.fingerprint, weights.get(r.id, 1.0)) for r, own in zip(records, labels, strict=True)],
+        cases=[(r.id, r.fingerprint, o.history.fingerprint, weights.get(r.id, 1.0)) for r, o in zip(found.labeled, labels, strict=True)],
         label_set=label_set,
         **unknown,
+        **_beside(archive, found),
     )
     return plan, training, held_out, mark
 
 
-def _object_px(archive: Archive, records: list[CaseRecord], label_set: str, classes: tuple[ClassInfo, ...]) -> float | None:
+def _beside(archive: Archive, found: _Found) -> dict[str, list[tuple[str, str, str]]]:
+    """Return what is learnt from beside the label set, as the fingerprint has it; empty where there is nothing."""
+    known = archive.catalog.fingerprints("gold")
+    gold = [(record.id, record.fingerprint, known.get(record.id, "")) for record in found.gold]
+    rest = [(record.id, record.fingerprint, "") for record in found.unlabeled]
+    return {name: kind for name, kind in (("gold", gold), ("unlabeled", rest)) if kind}
+
+
+def _object_px(archive: Archive, among: _Found, label_set: str, classes: tuple[ClassInfo, ...]) -> float | None:
     """Return how thick the thinnest class is in a slice, from a sample of the training labels; None where no label has an object."""
     from students.data import thickness_px
     from students.validation import spread
 
-    cases = spread([record.id for record in records], _MEASURED_CASES)
-    found = [thickness_px(archive[case].labels(label_set).read(), [info.id for info in classes]) for case in cases]
+    name = label_set if among.labeled else "gold"
+    cases = spread([record.id for record in among.labeled or among.gold], _MEASURED_CASES)
+    found = [thickness_px(archive[case].labels(name).read(), [info.id for info in classes]) for case in cases]
     per_class = [[thickness for one in found if (thickness := one.get(info.id)) is not None] for info in classes]
     return min((median(known) for known in per_class if known), default=None)
 
@@ -181,35 +245,21 @@ def finished_card(folder: Path, mark: str) -> StudentCard | None:
     return card if card.fingerprint == mark else None
 
 
-def _train(
-    archive: Archive, records: list[CaseRecord], split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request
-) -> TrainedStudent:
+def _train(archive: Archive, found: _Found, split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request) -> TrainedStudent:
     from students.checkpoint import save_student
-    from students.data import PatchSource
     from students.train import Training
 
-    def source(cases: list[str], cache_bytes: int) -> PatchSource:
-        return PatchSource(
-            archive,
-            cases=cases,
-            label_set=asked.label_set,
-            classes=asked.classes,
-            plan=plan,
-            cache_bytes=cache_bytes,
-            weights=asked.weights,
-        )
-
-    training, held_out = split
+    _, held_out = split
     run = Training(
         asked.spec,
         plan,
-        source=source(training, asked.spec.cache_bytes),
-        held_out=source(held_out, 0) if held_out else None,
+        source=_batches(archive, found, split[0], plan, asked),
+        held_out=_source(archive, held_out, asked.label_set, plan, asked, 0) if held_out else None,
         folder=asked.folder,
         fingerprint=asked.mark,
     )
     run.run(asked.progress)
-    card = _card(run.spec, plan, records, split, asked).model_copy(
+    card = _card(run.spec, plan, found, split, asked).model_copy(
         update={
             "parameters": sum(p.numel() for p in run.network.parameters()),
             "steps": run.state.step,
@@ -223,9 +273,45 @@ def _train(
     return TrainedStudent(path=asked.folder, card=card, fresh=True, resumed=run.resumed)
 
 
-def _card(
-    spec: StudentSpec, plan: NetworkPlan, records: list[CaseRecord], split: tuple[list[str], list[str]], asked: _Request
-) -> StudentCard:
+def _batches(archive: Archive, found: _Found, training: list[str], plan: NetworkPlan, asked: _Request) -> "BatchSource":
+    """Return where batches come from: one source, or several in their shares; volumes are kept ready by the number of their cases."""
+    from students.mixing import MixedSource
+
+    if not found.gold and not found.unlabeled:
+        return _source(archive, training, asked.label_set, plan, asked, asked.spec.cache_bytes)
+
+    def part(cases: list[str], label_set: str | None) -> "PatchSource | None":
+        room = asked.spec.cache_bytes * len(cases) // len(found.every)
+        return _source(archive, cases, label_set, plan, asked, room) if cases else None
+
+    return MixedSource(
+        batch=plan.batch,
+        labeled=part(training, asked.label_set),
+        gold=part([record.id for record in found.gold], "gold"),
+        unlabeled=part([record.id for record in found.unlabeled], None),
+        how=asked.spec.learning.gold,
+        unlabeled_share=asked.spec.learning.unlabeled_share,
+    )
+
+
+def _source(
+    archive: Archive, cases: list[str], label_set: str | None, plan: NetworkPlan, asked: _Request, cache_bytes: int
+) -> "PatchSource":
+    from students.data import PatchSource
+
+    return PatchSource(
+        archive,
+        cases=cases,
+        label_set=label_set,
+        classes=asked.classes,
+        plan=plan,
+        cache_bytes=cache_bytes,
+        weights=asked.weights,
+        soft=asked.spec.learning.needs_probability,
+    )
+
+
+def _card(spec: StudentSpec, plan: NetworkPlan, found: _Found, split: tuple[list[str], list[str]], asked: _Request) -> StudentCard:
     """Return the card as far as it is known before training."""
     return StudentCard(
         name=spec.name,
@@ -235,7 +321,7 @@ def _card(
         label_set=asked.label_set,
         training_cases=tuple(split[0]),
         validation_cases=tuple(split[1]),
-        training_patients=tuple(sorted({record.patient for record in records})),
+        training_patients=tuple(sorted({record.patient for record in found.every})),
         fingerprint=asked.mark,
         parameters=0,
         steps=0,
@@ -243,4 +329,6 @@ def _card(
         agreement=None,
         stopped="budget",
         history=(),
+        gold_cases=tuple(record.id for record in found.gold),
+        unlabeled_cases=tuple(record.id for record in found.unlabeled),
     )

@@ -16,6 +16,7 @@ from torch.nn import functional
 from distill.unknown import believed_ids
 from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo
 from students.errors import TrainingError
+from students.soft import soft_targets
 from students.spec import NetworkPlan, Normalisation
 
 FOREGROUND_SHARE = 0.67
@@ -57,6 +58,19 @@ class Batch:
     """0 background, 1.. the position of the class in the student's list, ``IGNORE`` outside the image and where labels say so."""
     weight: Float[torch.Tensor, " b"]
     """How much each patch's case counts."""
+    soft: UInt8[torch.Tensor, "b k z y x"] | None = None
+    """Probability of each class, 255 = certain, where it is learnt from."""
+    plain: Float[torch.Tensor, "b c z y x"] | None = None
+    """The image without changes of its intensities, where another network is asked about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """One window of one case, at the training spacing."""
+
+    image: Float32[np.ndarray, "c z y x"]
+    ids: UInt8[np.ndarray, "z y x"]
+    soft: UInt8[np.ndarray, "k z y x"] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +85,8 @@ class Held:
     image: Float32[np.ndarray, "c z y x"] | None
     ids: UInt8[np.ndarray, "z y x"] | None
     """None for a case too large to keep."""
+    soft: UInt8[np.ndarray, "k z y x"] | None = None
+    """None also where nobody asks for probabilities."""
 
 
 def _per_channel(values: np.ndarray) -> np.ndarray:
@@ -161,18 +177,19 @@ def split_by_patient(records: Sequence[CaseRecord], fraction: float, seed: int) 
 
 
 class PatchSource:
-    """Normalised patches with their labels, from any number of cases in bounded memory."""
+    """Normalised patches with their labels, from any number of cases in bounded memory; without a label set all is ``IGNORE``."""
 
     def __init__(
         self,
         archive: Archive,
         *,
         cases: Sequence[str],
-        label_set: str,
+        label_set: str | None,
         classes: tuple[ClassInfo, ...],
         plan: NetworkPlan,
         cache_bytes: int,
         weights: Mapping[str, float] | None = None,
+        soft: bool = False,
     ) -> None:
         self.cases = tuple(cases)
         self._archive = archive
@@ -181,35 +198,71 @@ class PatchSource:
         self._room = cache_bytes
         self._held: dict[str, Held] = {}
         self._weights = weights or {}
+        self._classes = classes
         self._lookup = _id_lookup(classes)
+        self._soft = soft
 
-    def batch(self, seed: int, step: int) -> Batch:
+    def batch(self, seed: int, step: int, fraction: float = 0.0) -> Batch:  # noqa: ARG002 - sources that mix go by it
         """Return the batch of this step, the same each time it is asked for."""
         rng = np.random.default_rng((seed, step))
-        drawn = [self.cases[n] for n in rng.integers(0, len(self.cases), self._plan.batch)]
-        pairs = [self._patch(case, rng) for case in drawn]
+        return self.draw(rng, self._plan.batch)
+
+    def draw(self, rng: np.random.Generator, count: int) -> Batch:
+        """Return so many patches of any of the cases, as the generator draws them."""
+        drawn = [self.cases[n] for n in rng.integers(0, len(self.cases), count)]
+        patches = [self._patch(case, rng) for case in drawn]
+        soft = [patch.soft for patch in patches if patch.soft is not None]
         return Batch(
-            image=torch.from_numpy(np.stack([image for image, _ in pairs])),
-            ids=torch.from_numpy(np.stack([ids for _, ids in pairs])),
+            image=torch.from_numpy(np.stack([patch.image for patch in patches])),
+            ids=torch.from_numpy(np.stack([patch.ids for patch in patches])),
             weight=torch.tensor([self._weights.get(case, 1.0) for case in drawn]),
+            soft=torch.from_numpy(np.stack(soft)) if soft else None,
         )
 
     def whole(self, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
         """Return a case as stored, for validation: image ``c z y x``, label indices ``z y x``, spacing in mm."""
         stored = self._archive[case]
-        return stored.read(), self._lookup[believed_ids(stored.labels(self._label_set))], stored.spacing_zyx_mm
+        return stored.read(), self._ids(stored), stored.spacing_zyx_mm
+
+    def _ids(self, stored: Case, where: tuple[int | slice, ...] = (slice(None),)) -> UInt8[np.ndarray, "..."]:
+        """Return a window of a case's labels as the network counts them."""
+        if self._label_set is None:
+            # A view of one voxel: nothing of the case's size is allocated.
+            return np.broadcast_to(np.uint8(IGNORE), stored.record.shape_czyx[1:])[where]
+        return np.asarray(self._lookup[believed_ids(stored.labels(self._label_set), where)])
 
     def depth(self) -> int:
         """Return the number of slices of the case in the middle."""
         return int(np.median([self._archive[case].record.shape_czyx[1] for case in self.cases]))
 
-    def _patch(self, case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _patch(self, case: str, rng: np.random.Generator) -> Patch:
         held = self._held.get(case) or self._prepare(case)
         centre = self._centre(held, rng)
         start = [self._start(c, size, want, rng) for c, size, want in zip(centre, held.shape_zyx, self._plan.patch_zyx, strict=True)]
         if held.image is None or held.ids is None:
             return self._read_patch(self._archive[case], held, start)
-        return _cut(held.image, start, self._plan.patch_zyx, "edge"), _cut(held.ids[None], start, self._plan.patch_zyx, "ignore")[0]
+        return self._window(held.image, held.ids, held.soft, start)
+
+    def _window(
+        self, image: np.ndarray, ids: np.ndarray, soft: np.ndarray | None, start: Sequence[int], first_slice: int | None = None
+    ) -> Patch:
+        """Cut a patch out of arrays at the training spacing, the image with its neighbouring slices as channels.
+
+        Args:
+            image: where ``first_slice`` says at which of its slices the patch with its neighbours begins.
+            ids: where ``start`` says at which voxel the patch begins.
+            soft: likewise.
+            start: likewise.
+            first_slice: by default that of an image that begins where the labels do.
+        """
+        size, beside = self._plan.patch_zyx, self._plan.neighbours
+        begin = start[0] - beside if first_slice is None else first_slice
+        seen = _cut(image, (begin, start[1], start[2]), (size[0] + 2 * beside, size[1], size[2]), "edge")
+        return Patch(
+            image=seen if not beside else seen.reshape(-1, 1, size[1], size[2]),
+            ids=_cut(ids[None], start, size, "ignore")[0],
+            soft=None if soft is None else _cut(soft, start, size, "edge"),
+        )
 
     def _centre(self, held: Held, rng: np.random.Generator) -> np.ndarray:
         """Return an object voxel for most patches, any voxel for the rest."""
@@ -232,7 +285,7 @@ class PatchSource:
             stored.record.shape_czyx[1:], stored.spacing_zyx_mm, self._plan.spacing_zyx_mm, keep_z=self._plan.dimensions == "2d"
         )
         channels = stored.record.shape_czyx[0]
-        cost = int(np.prod(shape)) * (4 * channels + 1)
+        cost = int(np.prod(shape)) * (4 * channels + 1 + (len(self._classes) if self._soft else 0))
         held = self._load(stored, shape) if cost <= self._room else self._scan(stored, shape)
         if held.image is not None:
             self._room -= cost
@@ -242,19 +295,30 @@ class PatchSource:
     def _load(self, stored: Case, shape: tuple[int, int, int]) -> Held:
         image = stored.read()
         intensities = measure_intensities(image, self._plan.normalisation)
-        ids = self._lookup[believed_ids(stored.labels(self._label_set))]
+        ids = self._ids(stored)
         ready = resample(torch.from_numpy(intensities.apply(image)), shape).numpy()
-        labels = resample(torch.from_numpy(ids)[None].float(), shape, nearest=True)[0].numpy().astype(np.uint8)
+        labels = resample(torch.from_numpy(ids.astype(np.float32))[None], shape, nearest=True)[0].numpy().astype(np.uint8)
         centres = _remember(np.argwhere((labels > 0) & (labels != IGNORE)))
-        return Held(intensities=intensities, centres_zyx=centres, shape_zyx=shape, image=ready, ids=labels)
+        soft = self._soft_at(stored, ids, shape)
+        return Held(intensities=intensities, centres_zyx=centres, shape_zyx=shape, image=ready, ids=labels, soft=soft)
+
+    def _soft_at(
+        self, stored: Case, ids: np.ndarray, shape: tuple[int, int, int], where: tuple[int | slice, ...] = (slice(None),)
+    ) -> np.ndarray | None:
+        """Return the probabilities of a window at the training spacing; None where nobody asks for them."""
+        if not self._soft:
+            return None
+        labels = None if self._label_set is None else stored.labels(self._label_set)
+        found = torch.from_numpy(soft_targets(labels, ids, self._classes, where)).float()
+        return np.asarray(resample(found, shape).round().to(torch.uint8))
 
     def _scan(self, stored: Case, shape: tuple[int, int, int]) -> Held:
         """Measure a large case slice by slice, holding one at a time."""
         depth = stored.record.shape_czyx[1]
         sample = np.stack([stored.read_slice(z) for z in range(0, depth, max(1, depth // 16))], axis=1)
-        labels, centres = stored.labels(self._label_set), []
+        centres = []
         for z in range(depth):
-            hit = self._lookup[believed_ids(labels, (z,))]
+            hit = self._ids(stored, (z,))
             found = np.argwhere((hit > 0) & (hit != IGNORE))
             centres.append(_remember(np.insert(found, 0, z, axis=1), _REMEMBERED_VOXELS // 16))
         scale = np.asarray(shape) / np.asarray(stored.record.shape_czyx[1:])
@@ -262,21 +326,24 @@ class PatchSource:
         intensities = measure_intensities(sample, self._plan.normalisation)
         return Held(intensities=intensities, centres_zyx=kept, shape_zyx=shape, image=None, ids=None)
 
-    def _read_patch(self, stored: Case, held: Held, start: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _read_patch(self, stored: Case, held: Held, start: Sequence[int]) -> Patch:
         """Read the source voxels under one patch, and bring them to the training spacing."""
         patch, full = self._plan.patch_zyx, np.asarray(stored.record.shape_czyx[1:])
         scale = full / np.asarray(held.shape_zyx)
         lo = np.maximum(start, 0)
         hi = np.minimum(np.asarray(start) + patch, held.shape_zyx)
         a, b = np.floor(lo * scale).astype(int), np.minimum(np.ceil(hi * scale).astype(int), full)
-        image = held.intensities.apply(stored.read_block(int(a[0]), int(b[0]))[:, :, a[1] : b[1], a[2] : b[2]])
+        # Neighbours are a 2D network's, whose slices are never resampled.
+        beside = self._plan.neighbours
+        top, bottom = max(int(a[0]) - beside, 0), min(int(b[0]) + beside, int(full[0]))
+        image = held.intensities.apply(stored.read_block(top, bottom)[:, :, a[1] : b[1], a[2] : b[2]])
         window = tuple(slice(int(low), int(high)) for low, high in zip(a, b, strict=True))
-        ids = self._lookup[believed_ids(stored.labels(self._label_set), window)]
+        ids = self._ids(stored, window)
         size = (int(hi[0] - lo[0]), int(hi[1] - lo[1]), int(hi[2] - lo[2]))
-        ready = resample(torch.from_numpy(image), size).numpy()
-        labels = resample(torch.from_numpy(ids)[None].float(), size, nearest=True).numpy().astype(np.uint8)
-        inner = [min(s, 0) for s in start]
-        return _cut(ready, inner, patch, "edge"), _cut(labels, inner, patch, "ignore")[0]
+        ready = resample(torch.from_numpy(image), (size[0] + (bottom - top) - int(b[0] - a[0]), size[1], size[2])).numpy()
+        labels = resample(torch.from_numpy(ids.astype(np.float32))[None], size, nearest=True).numpy().astype(np.uint8)
+        begin = start[0] - beside - top if beside else None
+        return self._window(ready, labels[0], self._soft_at(stored, ids, size, window), [min(s, 0) for s in start], begin)
 
 
 def _remember(found: np.ndarray, count: int = _REMEMBERED_VOXELS) -> np.ndarray:

@@ -86,6 +86,7 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
     return Evaluation(
         student=student.name,
         trained_on=student.card.label_set,
+        gold_learnt=student.card.gold_cases,
         agreement=student.card.agreement,
         tolerance_mm=plan.tolerance_mm,
         cases=tuple(cases),
@@ -129,7 +130,7 @@ def _check_unseen(record: CaseRecord, student: Student, plan: EvaluationPlan) ->
     card, why = student.card, ""
     if record.part != "test":
         why = f"belongs to the part {record.part!r}, which training or calibration may use"
-    elif record.id in (*card.training_cases, *card.validation_cases):
+    elif record.id in (*card.training_cases, *card.validation_cases, *card.gold_cases, *card.unlabeled_cases):
         why = f"was learnt from by the student {card.name}"
     elif record.patient in card.training_patients:
         why = f"is of a patient ({record.patient}) that the student {card.name} was trained on"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from students.spec import Dimensions, NetworkPlan, StudentSpec
+from students.spec import Dimensions, NetworkPlan, Size, StudentSpec
 
 _LEVELS = {"3d": 4, "2d": 6}
 """At most. Three halvings leave 5-8 voxels of a volume patch of 40-64; a slice of 256 pixels needs five to see where in the body it is:
@@ -29,7 +29,19 @@ Half the resolution is a quarter of the cost, and minutes of training are better
 _COARSEST = 2.0
 """Times the spacing of the cases, at most."""
 
+NEIGHBOURS = 1
+"""Slices on each side that a 2.5D network sees beside the one it answers for."""
+
 _BATCH = {"3d": 2, "2d": 4}
+
+_WIDTHS: dict[tuple[Dimensions, int], dict[Size, int]] = {
+    ("3d", 4): {"small": 8, "medium": 24, "large": 48},
+    ("2d", 4): {"small": 12, "medium": 32, "large": 64},
+    ("2d", 5): {"small": 8, "medium": 20, "large": 40},
+    ("2d", 6): {"small": 6, "medium": 16, "large": 32},
+}
+"""Channels at full resolution of each size, by how deep the cases let the network be: about 0.3, 2 and 8 million parameters, which grow with their square.
+0.3 M answers in a tenth of a second on one core, 2 M is the size of nnU-Net's smallest useful plans, and 8 M pays with a GPU."""
 
 _WIDEST = {"3d": 4, "2d": 8}
 """Channels grow with depth up to this multiple of the width; deeper ones cost parameters and gain nothing on small organs."""
@@ -38,8 +50,13 @@ _WIDEST = {"3d": 4, "2d": 8}
 def choose_dimensions(spec: StudentSpec, shapes_zyx: Sequence[tuple[int, int, int]]) -> Dimensions:
     """Return ``2d`` when more than half of the cases are a single slice, unless the spec says."""
     if spec.dimensions != "auto":
-        return spec.dimensions
+        return "3d" if spec.dimensions == "3d" else "2d"
     return "2d" if np.median([shape[0] for shape in shapes_zyx]) == 1 else "3d"
+
+
+def plan_width(spec: StudentSpec, dimensions: Dimensions, levels: int) -> int:
+    """Return the channels at full resolution: those asked for, or those that give the size that is asked for."""
+    return spec.width if spec.size == "standard" else _WIDTHS[dimensions, levels][spec.size]
 
 
 def plan_depth(dimensions: Dimensions, sizes_zyx: Sequence[float]) -> int:
@@ -117,16 +134,18 @@ def plan_network(
     levels = plan_depth(dimensions, asked)
     patch = (1 if first else _round_up(asked[0], levels), _round_up(asked[1], levels), _round_up(asked[2], levels))
     strides, kernels = plan_levels(patch[first:], spacing[first:].tolist(), levels)
+    width, neighbours = plan_width(spec, dimensions, levels), NEIGHBOURS if spec.dimensions == "2.5d" else 0
     return NetworkPlan(
         dimensions=dimensions,
-        in_channels=channels,
+        in_channels=channels * (1 + 2 * neighbours),
         outputs=classes + 1,
-        filters=tuple(spec.width * min(2**level, _WIDEST[dimensions]) for level in range(levels)),
+        filters=tuple(width * min(2**level, _WIDEST[dimensions]) for level in range(levels)),
         strides=strides,
         kernels=kernels,
         patch_zyx=patch,
         spacing_zyx_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         batch=spec.batch or _BATCH[dimensions],
+        neighbours=neighbours,
     )
 
 

@@ -37,16 +37,19 @@ def stop_words(card: StudentCard) -> str:
     if card.agreement is not None:
         agreement = f"agreement with held-out pseudo-labels {card.agreement:.3f}"
     elif card.validation_cases:
-        held = f"{len(card.validation_cases)} {'case' if len(card.validation_cases) == 1 else 'cases'}"
-        agreement = f"agreement with the pseudo-labels of {held} held out is not known"
+        agreement = f"agreement with the pseudo-labels of {_cases(len(card.validation_cases))} held out is not known"
     else:
-        agreement = "nobody held out"
+        agreement = "nobody held out" + (f", gold of {_cases(len(card.gold_cases))} learnt from" if card.gold_cases else "")
     return f"stopped because {_REASONS[card.stopped]}; {agreement}"
+
+
+def _cases(count: int) -> str:
+    return f"{count} {'case' if count == 1 else 'cases'}"
 
 
 def passes(card: StudentCard) -> float:
     """Return how often each training case was seen, on average."""
-    return card.steps * card.plan.batch / max(len(card.training_cases), 1)
+    return card.steps * card.plan.batch / max(len(card.training_cases) + len(card.gold_cases) + len(card.unlabeled_cases), 1)
 
 
 def training_doubts(card: StudentCard) -> tuple[str, ...]:

@@ -97,9 +97,13 @@ def _windows(network: nn.Module, size: tuple[int, ...], batch: torch.Tensor) -> 
 
 
 def _slices(network: nn.Module, plan: NetworkPlan, volume: torch.Tensor) -> torch.Tensor:
-    """Answer for each z-slice on its own."""
-    parts = volume.transpose(0, 1).split(_SLICES_AT_ONCE)
-    return torch.cat([_windows(network, plan.patch_zyx[1:], part) for part in parts]).transpose(0, 1)
+    """Answer for each z-slice, with as many neighbours as the network sees."""
+    depth, beside = volume.shape[1], torch.arange(-plan.neighbours, plan.neighbours + 1)
+    parts = []
+    for slices in torch.arange(depth).split(_SLICES_AT_ONCE):
+        seen = volume[:, (slices[:, None] + beside).clamp(0, depth - 1)]
+        parts.append(_windows(network, plan.patch_zyx[1:], seen.transpose(0, 1).flatten(1, 2)))
+    return torch.cat(parts).transpose(0, 1)
 
 
 class Answering(Protocol):
@@ -176,7 +180,7 @@ class Student:
 
     def _checked(self, volume: np.ndarray, spacing_zyx_mm: Sequence[float]) -> np.ndarray:
         image = volume[None] if volume.ndim == 3 else volume
-        channels = self.card.plan.in_channels
+        channels = self.card.plan.image_channels
         if image.ndim != 4 or image.shape[0] != channels:
             message = (
                 f"student {self.name} needs z y x or c z y x with {channels} channel(s), but the volume has shape {volume.shape}. "

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from distill import quality
 from storage import ClassInfo
-from students.spec import Cost, Frozen
+from students.frozen import Frozen
+from students.spec import Cost
 
 METRICS = quality.MaskScores.__slots__
 
@@ -122,6 +123,8 @@ class Evaluation(Frozen):
     spacing_known: bool | Literal["mixed"] = True
     """False when no scored case had a spacing: one pixel was taken for a millimetre, so every mm here is a pixel, every ml 1000 of them.
     Mixed when some had none: lengths and volumes are means over millimetres and pixels, and say little."""
+    gold_learnt: tuple[str, ...] = ()
+    """Training cases whose expert labels the student learnt from, beside its label set; none of them is scored."""
 
     def comparison(self, name: str) -> Comparison:
         """Return a comparison by name.

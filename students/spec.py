@@ -1,22 +1,19 @@
 """The records of a student: what was asked for, what was planned, what came out. Free of torch, so that the command line may import it."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from storage.case import ClassInfo
+from students.frozen import Frozen, Growing
+from students.learning import Learning
 
 FORMAT_VERSION = 1
 """Of ``student.json``; a reader refuses what is newer than itself."""
 
 Dimensions = Literal["2d", "3d"]
-
-
-class Frozen(BaseModel):
-    """A record that crosses a border: unknown fields are errors, and nothing changes after construction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+Size = Literal["standard", "small", "medium", "large"]
 
 
 NnunetPreset = Literal["reduced", "2d", "3d_fullres", "resenc_m", "resenc_l"]
@@ -39,9 +36,10 @@ class NnunetSpec(Frozen):
     """Threads of preprocessing, and processes of augmentation where it is more than 1."""
 
 
-class StudentSpec(Frozen):
+class StudentSpec(Growing):
     """What a person asks of a student; the rest is planned from the data."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet"})
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     kind: Literal["compact", "nnunet"] = "compact"
     nnunet: NnunetSpec | None = None
@@ -53,8 +51,10 @@ class StudentSpec(Frozen):
     seed: int = 0
     width: int = Field(default=16, ge=4, le=256)
     """Channels at full resolution; 16 is about 0.9 M parameters in 3D and multiples of 16 are fast on CPUs with bf16."""
-    dimensions: Literal["auto", "2d", "3d"] = "auto"
-    """``auto``: 2D when most cases are a single slice, otherwise 3D."""
+    size: Size = "standard"
+    """``standard`` goes by ``width``; the others have about 0.3, 2 and 8 million parameters whatever the cases are."""
+    dimensions: Literal["auto", "2d", "2.5d", "3d"] = "auto"
+    """``auto``: 2D when most cases are a single slice, otherwise 3D. ``2.5d`` answers slice by slice and sees the neighbouring slices too."""
     patch_zyx: tuple[int, int, int] | None = None
     """Voxels at the training spacing; planned from the cases when None."""
     batch: int | None = Field(default=None, ge=1)
@@ -77,6 +77,8 @@ class StudentSpec(Frozen):
     augment: bool = True
     mixed_precision: bool | None = None
     """bf16 autocast; None: on CUDA, and on CPUs that have bf16 instructions. Only False promises bit-equal repeats on a CPU."""
+    learning: Learning = Learning()
+    """Loss, targets, how voxels count, and what is learnt beside the labels."""
 
 
 class Normalisation(Frozen):
@@ -86,11 +88,13 @@ class Normalisation(Frozen):
     high_percentile: float = 99.5
 
 
-class NetworkPlan(Frozen):
+class NetworkPlan(Growing):
     """Everything needed to rebuild the network without its training data."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"neighbours"})
     dimensions: Dimensions
     in_channels: int
+    """Of the network: those of the image, times the slices that are seen at once."""
     outputs: int
     """Background and the classes."""
     filters: tuple[int, ...]
@@ -101,6 +105,13 @@ class NetworkPlan(Frozen):
     spacing_zyx_mm: tuple[float, float, float]
     batch: int
     normalisation: Normalisation = Normalisation()
+    neighbours: int = Field(default=0, ge=0)
+    """Slices on each side that a 2D network sees as further channels; beyond the volume the last slice is repeated."""
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images it takes."""
+        return self.in_channels // (1 + 2 * self.neighbours)
 
 
 class HistoryPoint(Frozen):
@@ -142,9 +153,10 @@ class NnunetRecord(Frozen):
     """nnU-Net's scheme of each channel; the plan's ``normalisation`` is of compact students."""
 
 
-class StudentCard(Frozen):
+class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet"})
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -166,6 +178,10 @@ class StudentCard(Frozen):
     history: tuple[HistoryPoint, ...]
     nnunet: NnunetRecord | None = None
     """None for other kinds."""
+    gold_cases: tuple[str, ...] = ()
+    """Cases whose expert labels were learnt from beside the label set; their patients are among ``training_patients``."""
+    unlabeled_cases: tuple[str, ...] = ()
+    """Cases that taught consistency without any label; their patients are among ``training_patients`` too."""
 
 
 class Cost(Frozen):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from students.augment import SLICES, Augmentation, augment
 from students.checkpoint import load_checkpoint, save_checkpoint
 from students.data import Batch, PatchSource
 from students.errors import TrainingError
-from students.losses import segmentation_loss, targets_from_ids
+from students.losses import consistency_loss, segmentation_loss, targets_from_ids, targets_from_probability
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
 from students.spec import HistoryPoint, NetworkPlan, StudentSpec, TrainProgress
@@ -41,6 +41,9 @@ _SKIPS = 20
 
 _PATIENT_FROM = 0.5
 """Patience begins in the second half of the schedule: while the rate is high, agreement jumps, and it rises most when the rate falls."""
+
+_RISEN = 0.4
+"""Share of the training after which consistency has its full weight; Laine and Aila 2017 let it rise as ``exp(-5 (1 - t)^2)``."""
 
 _LEARNT = 0.3
 """An agreement below this is a network that has not found the organ yet: no reason to stop looking."""
@@ -81,7 +84,7 @@ class Training:
     """One training run; `run` it, then take `weights`."""
 
     def __init__(
-        self, spec: StudentSpec, plan: NetworkPlan, *, source: PatchSource, held_out: PatchSource | None, folder: Path, fingerprint: str
+        self, spec: StudentSpec, plan: NetworkPlan, *, source: "BatchSource", held_out: PatchSource | None, folder: Path, fingerprint: str
     ) -> None:
         self.spec, self.plan = spec, plan
         self._source, self._held_out = source, held_out
@@ -113,7 +116,7 @@ class Training:
         self._restore()
         started = time.monotonic() - self.state.seconds
         saved = told = self.state.seconds
-        with batches_ahead(self._source, self.spec.seed, self.state.step) as batches:
+        with batches_ahead(self._source, self.spec.seed, self.state.step, self._fraction_at) as batches:
             while self.state.stopped is None:
                 loss = self._learn(next(batches))
                 self.state.seconds = time.monotonic() - started
@@ -136,23 +139,46 @@ class Training:
             spent.append(self.state.step / self.spec.steps)
         return min(1.0, max(spent))
 
+    def _fraction_at(self, step: int) -> float:
+        """Return the share of the training that a step comes after: known of a training of so many steps, else what is spent by now."""
+        return self.fraction if self.spec.budget_seconds is not None or self.spec.steps is None else min(1.0, step / self.spec.steps)
+
     def _learn(self, batch: Batch) -> float:
         """Take one optimiser step and return its loss."""
         rate = self.spec.lr * (1 - self.fraction) ** 0.9
         for group in self._optimiser.param_groups:
             group["lr"] = max(rate, self.spec.lr * 1e-3)
         batch = self._changed(batch)
-        image = batch.image.squeeze(2) if self.plan.dimensions == "2d" else batch.image
-        ids = batch.ids.squeeze(1) if self.plan.dimensions == "2d" else batch.ids
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits = self.network(image)
-        targets, weights = targets_from_ids(ids, self.plan.outputs)
-        weights = weights * batch.weight.view(-1, *[1] * (weights.ndim - 1))
-        loss = segmentation_loss(logits, targets, weights)
+            logits = self.network(self._flat(batch.image))
+        loss = self._loss(batch, logits)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._apply(float(loss.detach()))
         return float(loss.detach())
+
+    def _flat(self, image: Tensor) -> Tensor:
+        """Return a batch of images as the network takes them: without the axis of slices in 2D."""
+        return image.squeeze(2) if self.plan.dimensions == "2d" else image
+
+    def _loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Return what this batch says about the network."""
+        how = self.spec.learning
+        ids = batch.ids.squeeze(1) if self.plan.dimensions == "2d" else batch.ids
+        if batch.soft is None:
+            targets, weights = targets_from_ids(ids, self.plan.outputs)
+        else:
+            targets, weights = targets_from_probability(ids, self._flat(batch.soft), how)
+        weights = weights * batch.weight.view(-1, *[1] * (weights.ndim - 1))
+        loss = segmentation_loss(logits, targets, weights, how.loss)
+        return loss + self._consistency(batch, logits, weights) if how.consistency else loss
+
+    def _consistency(self, batch: Batch, logits: Tensor, weights: Tensor) -> Tensor:
+        """Return the distance to the averaged network's answers to the plain image, where no label says anything; its weight rises slowly."""
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            other = self._average(self._flat(batch.image if batch.plain is None else batch.plain))
+        weight = self.spec.learning.consistency * math.exp(-5 * (1 - min(1.0, self.fraction / _RISEN)) ** 2)
+        return weight * consistency_loss(logits, other, (weights == 0).to(weights.dtype))
 
     def _apply(self, loss: float) -> None:
         """Step along the gradients, unless one of them is not finite: such a step is skipped, and a row of them ends the training."""
@@ -174,7 +200,12 @@ class Training:
 
     def _changed(self, batch: Batch) -> Batch:
         """Move a batch to the device and augment it there."""
-        here = Batch(image=batch.image.to(self._device), ids=batch.ids.to(self._device), weight=batch.weight.to(self._device))
+        here = Batch(
+            image=batch.image.to(self._device),
+            ids=batch.ids.to(self._device),
+            weight=batch.weight.to(self._device),
+            soft=None if batch.soft is None else batch.soft.to(self._device),
+        )
         if not self.spec.augment:
             return here
         generator = torch.Generator().manual_seed((self.spec.seed << 32) + self.state.step)
@@ -320,17 +351,27 @@ class Training:
         self.resumed = True
 
 
+class BatchSource(Protocol):
+    """Where batches come from."""
+
+    def batch(self, seed: int, step: int, fraction: float = 0.0) -> Batch:
+        """Return the batch of a step, the same each time it is asked for with the same share of the training behind it."""
+        ...
+
+
 @contextmanager
-def batches_ahead(source: PatchSource, seed: int, first_step: int) -> Iterator[Iterator[Batch]]:
+def batches_ahead(
+    source: BatchSource, seed: int, first_step: int, fraction_at: Callable[[int], float] = lambda _: 0.0
+) -> Iterator[Iterator[Batch]]:
     """Give the batches from a step on, each read by a thread while the one before is learnt from."""
 
     def ahead(pool: ThreadPoolExecutor) -> Iterator[Batch]:
         step = first_step
-        coming = pool.submit(source.batch, seed, step)
+        coming = pool.submit(source.batch, seed, step, fraction_at(step))
         while True:
             ready = coming.result()
             step += 1
-            coming = pool.submit(source.batch, seed, step)
+            coming = pool.submit(source.batch, seed, step, fraction_at(step))
             yield ready
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as pool:

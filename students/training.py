@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from storage import Archive, ClassInfo
 from students import compact
 from students.compact import TrainedStudent
+from students.errors import TrainingError
 from students.spec import StudentSpec, TrainProgress
 
 
@@ -18,6 +20,8 @@ def train(
     workdir: Path,
     cases: Sequence[str] | None = None,
     case_weights: Mapping[str, float] | None = None,
+    gold: Sequence[str] = (),
+    unlabeled: Sequence[str] = (),
     progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainedStudent:
     """Train a student of the kind that ``spec`` names, or continue, or return at once if it is finished.
@@ -28,21 +32,25 @@ def train(
         TrainingError: if there is nothing to learn from, or a test case was given.
         WorkerError: if the process that trains an nnU-Net ends without a student.
     """
-    teach = compact.train
-    if spec.kind == "nnunet":
-        from students.nnunet.launch import train as train_nnunet
+    asked: dict[str, Any] = {
+        "label_set": label_set,
+        "classes": classes,
+        "spec": spec,
+        "workdir": workdir,
+        "cases": cases,
+        "case_weights": case_weights,
+        "progress": progress,
+    }
+    if spec.kind == "compact":
+        return compact.train(archive, **asked, gold=gold, unlabeled=unlabeled)
+    if gold or unlabeled:
+        message = (
+            f"student {spec.name}: nnU-Net learns from pseudo-labels alone. Train a compact student on gold beside them, or leave gold out."
+        )
+        raise TrainingError(message)
+    from students.nnunet.launch import train as train_nnunet
 
-        teach = train_nnunet
-    return teach(
-        archive,
-        label_set=label_set,
-        classes=classes,
-        spec=spec,
-        workdir=workdir,
-        cases=cases,
-        case_weights=case_weights,
-        progress=progress,
-    )
+    return train_nnunet(archive, **asked)
 
 
 def trainer_version(spec: StudentSpec) -> str:

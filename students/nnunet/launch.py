@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
-from students.compact import TrainedStudent, chosen_records, finished_card
+from students.compact import TrainedStudent, check_channels, chosen_records, finished_card
 from students.errors import TrainingError, WorkerError
 from students.nnunet.job import JOB, LOG, Advance, Job, JobCase, Places, Refusal, understood, write_json
 from students.spec import NnunetSpec, StudentSpec, TrainProgress
@@ -53,6 +53,7 @@ def train(
         WorkerError: if the process that trains ends without a student.
     """
     records = chosen_records(archive, label_set, cases, case_weights or {})
+    check_channels(records)
     job = _job(archive, records, label_set, classes, spec, case_weights or {})
     places = Places(workdir / spec.name)
     done = finished_card(places.folder, job.fingerprint)

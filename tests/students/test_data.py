@@ -101,10 +101,10 @@ def test_patches_read_from_disk_equal_patches_from_memory(archive: Archive) -> N
         assert b.image is None
         assert a.image is not None
         assert a.ids is not None
-        image, ids = read._read_patch(archive[case], b, [2, 3, 5])
+        found = read._read_patch(archive[case], b, [2, 3, 5])
         # A large case measures its intensities on a sample of slices; here that is every slice.
-        np.testing.assert_allclose(image, data._cut(a.image, [2, 3, 5], plan.patch_zyx, "edge"), atol=1e-5)
-        np.testing.assert_array_equal(ids, data._cut(a.ids[None], [2, 3, 5], plan.patch_zyx, "ignore")[0])
+        np.testing.assert_allclose(found.image, data._cut(a.image, [2, 3, 5], plan.patch_zyx, "edge"), atol=1e-5)
+        np.testing.assert_array_equal(found.ids, data._cut(a.ids[None], [2, 3, 5], plan.patch_zyx, "ignore")[0])
 
 
 @pytest.mark.parametrize("by_class", [False, True], ids=["one map", "maps by class"])
@@ -128,7 +128,7 @@ def test_what_a_teacher_was_not_asked_about_is_no_background_however_it_is_read(
         assert (ids[4:9] == gold[4:9] // 3).all()
         assert (ids[9:] == IGNORE).all(), "neither background nor what was drawn where the track was lost"
     np.testing.assert_array_equal(
-        read._read_patch(archive[CASES[0]], scanned, [0, 3, 5])[1], data._cut(held.ids[None], [0, 3, 5], plan.patch_zyx, "ignore")[0]
+        read._read_patch(archive[CASES[0]], scanned, [0, 3, 5]).ids, data._cut(held.ids[None], [0, 3, 5], plan.patch_zyx, "ignore")[0]
     )
     assert set(scanned.centres_zyx[:, 0]) <= set(range(4, 9))
 

@@ -1,0 +1,202 @@
+"""What are a few gold cases worth alone, and what beside pseudo-labels?
+
+    python benchmarks/gold_mix.py ARCHIVE --json FILE [--counts 1,3,5,10] [--seeds 1,2,3] [--steps 400] [--width 8] [--arms gold,mixed,...]
+
+ARCHIVE is that of a finished run with gold of archive and test cases; it is copied, and the original left alone. Every arm trains the same net for the same number
+of steps, in float32, without anybody held out, and answers for the test cases. Gold patients are drawn by the seed, and those of more include the fewer.
+
+- ``pseudo``: the accepted pseudo-labels alone; ``all``: gold of every archive case instead.
+- ``gold``: gold of so many patients alone.
+- ``mixed``: the same gold beside the pseudo-labels of all others, as ``--learning`` says (JSON of ``students.learning.Learning``).
+
+``--arms`` may also name variants ``mixed:NAME`` with ``--variant NAME=JSON``. Prints a Markdown table: mean Dice over test patients and seeds with its 95 % interval
+over patients (their Dice averaged over seeds first), the deviation between seeds, and the paired difference to gold alone of as many patients.
+Runs that FILE holds already are not repeated.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill import quality
+from distill.refine import accepted_cases
+from storage import Archive
+from students import load_student
+from students.agreement import write_agreed
+from students.compact import train
+from students.gold import gold_cases, split_off_gold
+from students.learning import Learning
+from students.spec import StudentSpec
+
+Run = dict[str, Any]
+"""Arm, number of gold patients, seed, what it was asked, Dice by test case, seconds."""
+PSEUDO = "pseudo/r1"
+
+
+def kinds(archive: Archive, arm: str, count: int, seed: int) -> dict[str, Any]:
+    """Return what an arm learns from, as `students.compact.train` is told."""
+    if arm == "all":
+        return {"cases": (), "gold": [record.id for record in archive.cases(part="archive", with_labels="gold")]}
+    believed = set(accepted_cases(archive, PSEUDO))
+    labeled = [record.id for record in archive.cases(part="archive", with_labels=PSEUDO)]
+    if arm == "pseudo":
+        return {"cases": [case for case in labeled if case in believed]}
+    gold = gold_cases(archive, patients=count, seed=seed)
+    if arm == "gold":
+        return {"cases": (), "gold": gold}
+    return {"cases": [case for case in labeled if case in believed], "gold": gold, "unlabeled": labeled}
+
+
+def scored(archive: Archive, path: Path) -> dict[str, float]:
+    """Return the mean Dice over classes of each test case."""
+    student, found = load_student(path), {}
+    for record in archive.cases(part="test", with_labels="gold"):
+        stored = archive[record.id]
+        answer, gold = student.predict(stored.read(), record.geometry.spacing_zyx_mm).labels, stored.labels("gold").read()
+        values = [quality.dice(answer == info.id, gold == info.id) for info in student.card.classes]
+        found[record.id] = float(np.nanmean(values))
+    return found
+
+
+def performed(archive: Archive, arm: str, count: int, spec: StudentSpec, folder: Path) -> Run:
+    """Train one student and score it; the student of gold alone is trained once, for its own row and as a witness."""
+    classes = archive[archive.cases(part="archive", with_labels=PSEUDO)[0].id].labels(PSEUDO).history.classes
+    told = kinds(archive, arm, count, spec.seed) | {"label_set": PSEUDO}
+    began, least = time.monotonic(), spec.learning.gold.agreement
+    if least is not None and told["cases"] and told.get("gold"):
+        alone = spec.model_copy(update={"learning": Learning()})
+        witness = train(archive, classes=classes, spec=alone, workdir=folder / f"gold-{count}", **(told | {"cases": (), "unlabeled": ()}))
+        cases = split_off_gold([archive[case].record for case in told["cases"]], told["gold"])
+        into = f"agreed/{count}-{spec.seed}"
+        agreed = write_agreed(
+            archive, load_student(witness.path), [record.id for record in cases], label_set=PSEUDO, into=into, least=least
+        )
+        told |= {"label_set": into, "cases": agreed.kept}
+    workdir = folder / (f"gold-{count}" if arm == "gold" else f"{arm.replace(':', '-')}-{count}")
+    done = train(archive, classes=classes, spec=spec, workdir=workdir, **told)
+    trained = time.monotonic() - began
+    return {
+        "arm": arm,
+        "count": count,
+        "seed": spec.seed,
+        "asked": asked(spec),
+        "training": len(done.card.training_cases),
+        "gold": list(done.card.gold_cases),
+        "parameters": done.card.parameters,
+        "train_seconds": round(trained, 1),
+        "dice": scored(archive, done.path),
+    }
+
+
+def asked(spec: StudentSpec) -> str:
+    """Return a short hash of all that a run depends on beside the archive."""
+    return hashlib.blake2b(spec.model_dump_json().encode(), digest_size=6).hexdigest()
+
+
+def table(archive: Archive, runs: list[Run]) -> list[str]:
+    """Return the rows of a Markdown table, one per arm and number of gold patients."""
+    patient = {record.id: record.patient for record in archive.cases(part="test")}
+    lines = ["| arm | gold patients | Dice | s.d. between seeds | minus gold alone, paired |", "| --- | --- | --- | --- | --- |"]
+    groups = {
+        (run["count"], run["arm"]): [other for other in runs if (other["count"], other["arm"]) == (run["count"], run["arm"])]
+        for run in runs
+    }
+    for (count, arm), own in sorted(groups.items()):
+        means = over_seeds(own)
+        interval = quality.patient_interval(list(means.values()), [patient[case] for case in means])
+        spread = f"{np.std([np.mean(list(run['dice'].values())) for run in own], ddof=1):.4f}" if len(own) > 1 else "one seed"
+        lines.append(
+            f"| {arm} | {count or '-'} | {interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}] | {spread} "
+            f"| {difference(own, groups.get((count, 'gold'), []), patient) if arm != 'gold' else ''} |"
+        )
+    return lines
+
+
+def over_seeds(runs: list[Run]) -> dict[str, float]:
+    """Return each case's Dice, averaged over seeds."""
+    return {case: float(np.mean([run["dice"][case] for run in runs])) for case in runs[0]["dice"]}
+
+
+def difference(own: list[Run], other: list[Run], patient: dict[str, str]) -> str:
+    """Return the mean paired difference over the seeds that both have, with its interval over patients."""
+    seeds = {run["seed"] for run in own} & {run["seed"] for run in other}
+    if not seeds:
+        return ""
+    mine, theirs = (over_seeds([run for run in runs if run["seed"] in seeds]) for runs in (own, other))
+    found = quality.paired_interval(list(mine.values()), [theirs[case] for case in mine], [patient[case] for case in mine])
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def copied(archive: Path, folder: Path) -> Archive:
+    """Copy an archive and its catalog, and open the copy; one that is there is taken as it is."""
+    if (folder / archive.name).exists():
+        return Archive.open(str(folder / archive.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(archive, folder / archive.name)
+    catalog = archive.with_name(f"{archive.name}.catalog.sqlite")
+    shutil.copy(catalog, folder / catalog.name)
+    return Archive.open(str(folder / archive.name))
+
+
+def plans(told: argparse.Namespace) -> Iterator[tuple[str, int, StudentSpec]]:
+    """Yield arm, number of gold patients and student of every run that is asked for."""
+    variants = {"mixed": told.learning} | {f"mixed:{name}": text for name, text in (each.split("=", 1) for each in told.variant)}
+    for seed in map(int, told.seeds.split(",")):
+        spec = StudentSpec(
+            name="student",
+            budget_seconds=None,
+            steps=told.steps,
+            seed=seed,
+            width=told.width,
+            patch_zyx=tuple(map(int, told.patch.split(","))) if told.patch else None,
+            validation_fraction=0.0,
+            mixed_precision=told.half,
+            device=told.device,
+        )
+        for arm in told.arms.split(","):
+            learning = Learning.model_validate_json(variants.get(arm, "{}"))
+            for count in [0] if arm in {"pseudo", "all"} else map(int, told.counts.split(",")):
+                yield arm, count, spec.model_copy(update={"learning": learning})
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("--json", type=Path, required=True, help="where runs are kept")
+    parser.add_argument("--counts", default="1,3,5,10")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--patch", help="voxels, as z,y,x; planned from the cases without it")
+    parser.add_argument("--arms", default="pseudo,all,gold,mixed")
+    parser.add_argument("--learning", default="{}", help="of the arm mixed")
+    parser.add_argument("--variant", action="append", default=[], help="NAME=JSON of the arm mixed:NAME")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, help="folder where students and the copy of the archive stay for the next call")
+    parser.add_argument("--half", action="store_true", help="bfloat16: faster, and runs do not repeat to the last bit")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = told.work or Path(folder)
+        archive, runs = copied(told.archive, work), json.loads(told.json.read_text()) if told.json.exists() else []
+        torch.set_num_threads(1)
+        for arm, count, spec in plans(told):
+            if not any((run["arm"], run["count"], run["asked"]) == (arm, count, asked(spec)) for run in runs):
+                runs.append(performed(archive, arm, count, spec, work / f"seed-{spec.seed}"))
+                told.json.write_text(json.dumps(runs, indent=1))
+                dice, seconds = np.mean(list(runs[-1]["dice"].values())), runs[-1]["train_seconds"]
+                print(f"{arm} {count} seed {spec.seed}: {dice:.4f}, {seconds:.0f} s, {runs[-1]['training']} pseudo-labels", flush=True)
+        print("\n".join(table(archive, runs)))
+
+
+if __name__ == "__main__":
+    main()

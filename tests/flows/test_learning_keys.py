@@ -1,0 +1,163 @@
+"""How a recipe says what a student learns, and which gold it may never learn from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows import arms, learnt, stages
+from flows.errors import RecipeError
+from flows.outdated import find_outdated
+from flows.plans import student_spec
+from flows.recipe import Recipe
+from flows.recipe_file import load_recipe
+from flows.results import PSEUDO_SET, TEACHER_SET
+from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part
+from students.checkpoint import read_card
+from students.errors import TrainingError
+from students.learning import GoldSpec, Learning, LossSpec
+from students.spec import StudentSpec
+
+WriteRecipe = Callable[[str], Path]
+HEAD = "archive: ./a.zarr\nclasses: {1: {name: organ}}\n"
+CLASSES = (ClassInfo(id=1, name="organ"),)
+
+
+def add(archive: Archive, name: str, part: Part, seed: int) -> None:
+    """A noisy volume with a bright block, expert labels, and labels of a teacher that draws it a little too large."""
+    shape, rng = (6, 20, 18), np.random.default_rng(seed)
+    gold = np.zeros(shape, np.uint8)
+    y, x = rng.integers(3, 8, 2)
+    gold[1:5, y : y + 9, x : x + 8] = 1
+    geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)))
+    record = CaseRecord(
+        id=name, patient=f"p-{name}", shape_czyx=(1, *shape), dtype="float32", geometry=geometry, part=part, fingerprint=name
+    )
+    case = archive.add_case(record, (gold * 2 + rng.normal(3, 0.3, shape)).astype(np.float32)[None])
+    drawn = np.maximum(gold, np.roll(gold, 1, 2))
+    for label_set, ids in (("gold", gold), (TEACHER_SET, drawn), (PSEUDO_SET, drawn)):
+        history = LabelHistory(label_set=label_set, classes=CLASSES, made_by="test", fingerprint=name)
+        case.write_labels(history, ids, probability_kzyx=drawn[None] * np.uint8(230), scores={"accepted": 1.0})
+
+
+@pytest.fixture
+def recipe_with(write_recipe: WriteRecipe) -> Callable[[str], Recipe]:
+    def make(student: str, more: str = "") -> Recipe:
+        return load_recipe(write_recipe(f"{HEAD}student: {student}\n{more}"))
+
+    return make
+
+
+@pytest.fixture
+def archive(recipe_with: Callable[[str], Recipe]) -> Archive:
+    made = Archive.create(recipe_with("{}").archive)
+    for n in range(5):
+        add(made, f"learnt{n}", "archive", n)
+    add(made, "tested", "test", 8)
+    add(made, "set", "calibration", 9)
+    return made
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students of a few steps."""
+
+    def spec(recipe: Recipe) -> StudentSpec:
+        return StudentSpec(
+            name=recipe.student.name,
+            budget_seconds=None,
+            steps=12,
+            width=4,
+            threads=1,
+            validations=1,
+            mixed_precision=False,
+            learning=recipe.student.learning,
+        )
+
+    monkeypatch.setattr("flows.plans.student_spec", spec)
+    monkeypatch.setattr(arms, "student_spec", spec)
+
+
+def test_a_recipe_that_asks_for_nothing_new_asks_for_the_student_it_always_did(recipe_with: Callable[[str], Recipe]) -> None:
+    spec = student_spec(recipe_with("{}"))
+    assert spec.learning == Learning()
+    assert "learning" not in spec.model_dump()
+    assert "learning" not in spec.model_dump(exclude={"threads"}, mode="json")
+    assert StudentSpec.model_validate(spec.model_dump()) == spec
+
+
+def test_each_key_reaches_the_trainer(recipe_with: Callable[[str], Recipe]) -> None:
+    text = """{loss: gce, targets: soft, confidence: 2, consistency: 0.1, unlabeled_share: 0.5,
+      gold: {patients: 3, share: 0.25, weight: 2, alone_from: 0.6, agreement: 0.5, witness_budget: 1min}}"""
+    assert student_spec(recipe_with(text)).learning == Learning(
+        loss=LossSpec(name="gce"),
+        targets="soft",
+        confidence=2,
+        consistency=0.1,
+        unlabeled_share=0.5,
+        gold=GoldSpec(share=0.25, weight=2, alone_from=0.6, agreement=0.5, witness_seconds=60),
+    )
+    assert recipe_with("{loss: {name: kl, temperature: 3}}").student.learning.loss == LossSpec(name="kl", temperature=3)
+
+
+@pytest.mark.parametrize(
+    ("student", "more", "said"),
+    [
+        pytest.param("{gold: {}}", "", "needs either cases, by name, or patients", id="no gold in the block"),
+        pytest.param("{gold: {cases: [a], patients: 1}}", "", "needs either cases, by name, or patients", id="both ways at once"),
+        pytest.param("{loss: dice}", "", "'ce', 'gce', 'sce' or 'kl'", id="a loss that is none"),
+        pytest.param("{}", "evaluate: {arms: [gold-alone]}", "student.gold gives no gold", id="an arm without its gold"),
+    ],
+)
+def test_a_block_that_says_nothing_definite_is_refused(recipe_with: Callable[..., Recipe], student: str, more: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe_with(student, more)
+
+
+@pytest.mark.parametrize("case", ["tested", "set"])
+@pytest.mark.usefixtures("archive")
+def test_gold_that_scores_or_sets_thresholds_is_refused_by_name_before_anything_is_drawn(
+    recipe_with: Callable[[str], Recipe], case: str
+) -> None:
+    with pytest.raises(TrainingError, match=f"case {case} belongs to the"):
+        stages.shards_to_label(recipe_with(f"{{gold: {{cases: [learnt0, {case}]}}}}"), 8)
+
+
+@pytest.mark.usefixtures("quick")
+def test_gold_labels_cut_pseudo_labels_and_the_student_tells_whose_gold_it_was(
+    recipe_with: Callable[[str], Recipe], archive: Archive
+) -> None:
+    recipe = recipe_with("{gold: {cases: [learnt0, learnt1], agreement: 0.0}, name: mixed, consistency: 0.1}")
+    result = stages.train(recipe)
+    assert "gold of 2 cases learnt from" in result.note
+    card = read_card(recipe.student_folder)
+    assert (card.label_set, card.gold_cases) == (learnt.agreed_set("mixed"), ("learnt0", "learnt1"))
+    assert card.training_cases == ("learnt2", "learnt3", "learnt4")
+    labels = archive["learnt2"].labels("agreed/mixed")
+    before, after = archive["learnt2"].labels(PSEUDO_SET).read(), labels.read()
+    assert ((after == before) | (after == 255)).all()
+    assert labels.history.parents[0] == PSEUDO_SET
+    assert "agreed/mixed" not in archive["learnt0"].label_sets()
+    assert stages.train(recipe).skipped == 1
+    assert find_outdated(archive).students == ()
+    archive["learnt0"].write_labels(LabelHistory(label_set="gold", classes=CLASSES, made_by="test", fingerprint="mended"), before)
+    assert find_outdated(archive).students == ("mixed",)
+
+
+@pytest.mark.usefixtures("quick", "archive")
+def test_pseudo_labels_that_a_student_of_the_gold_contradicts_are_left_out(recipe_with: Callable[[str], Recipe]) -> None:
+    recipe = recipe_with("{gold: {patients: 2, agreement: 1.0}, name: strict}")
+    note = stages.train(recipe).note
+    assert "3 pseudo-labels left out" in note
+    assert read_card(recipe.student_folder).training_cases == ()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_arm_of_gold_alone_learns_from_the_same_gold_and_nothing_else(recipe_with: Callable[..., Recipe], archive: Archive) -> None:
+    recipe = recipe_with("{gold: {patients: 2}}", "evaluate: {arms: [gold-alone]}")
+    arm = arms._arm(archive, recipe, "gold-alone", lambda _: None)
+    assert arm.student is not None
+    card = read_card(arm.student)
+    assert (card.training_cases, card.gold_cases) == ((), learnt.chosen_gold(archive, recipe))
+    assert arm.name == "same net, trained on the student's own gold alone (2 cases)"
