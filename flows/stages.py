@@ -6,12 +6,14 @@ functions, so that a stage with nothing to do costs nothing.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.console import Follow
 from flows.errors import StageError
 from flows.made_of import outdated_cases, remember_sources
 from flows.once import left_to_another_run, perform_once, why_given_up
+from flows.program_version import code_version
 from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, ArchiveNotFoundError, CaseRecord, Prompt, StudentRecord, fingerprint
@@ -244,13 +246,15 @@ def _train(archive: Archive, recipe: Recipe, cases: Sequence[str]) -> str:
         cases=cases,
         progress=lambda now: follow(round(100 * now.fraction), 100, f"loss {now.loss:.3f}"),
     )
-    archive.catalog.record_student(_record(student.card, student.path))
+    archive.catalog.record_student(_record(student.card, student.path, recipe))
     doubts = "".join(f" WARNING: {doubt}" for doubt in training_doubts(student.card))
     return f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{doubts}"
 
 
-def _record(card: StudentCard, path: Path) -> StudentRecord:
-    """What the catalog keeps of a student."""
+def _record(card: StudentCard, path: Path, recipe: Recipe) -> StudentRecord:
+    """What the catalog keeps of a student; the recipe without places, which may be secret."""
+    from students.checkpoint import weights_digest
+
     known = {} if card.agreement is None else {"agreement": card.agreement}
     return StudentRecord(
         name=card.name,
@@ -260,6 +264,10 @@ def _record(card: StudentCard, path: Path) -> StudentRecord:
         parameters=card.parameters,
         fingerprint=card.fingerprint,
         metrics={"steps": card.steps, "seconds": card.seconds, **known},
+        weights=weights_digest(path),
+        recipe=recipe.model_dump(mode="json", exclude={"archive", "catalog", "results", "ingest", "schedule"}, exclude_defaults=True),
+        code=code_version(),
+        trained_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
 
@@ -332,7 +340,10 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
     write_report(found, archive, recipe.report_folder / "report.html")
     follow(steps, steps, "report written")
-    scores = ", ".join(f"{name} {dice:.3f}" for name in ("student - gold", "teacher - gold") if (dice := _dice(found, name)) is not None)
+    dice = {name: value for name in ("student - gold", "teacher - gold") if (value := _dice(found, name)) is not None}
+    known = {"dice": dice.get("student - gold"), "teacher_dice": dice.get("teacher - gold"), "test_cases": len(found.cases)}
+    archive.catalog.add_student_metrics(recipe.student.name, {name: value for name, value in known.items() if value is not None})
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return scores + evaluation_note(found)
 
 

@@ -1,0 +1,48 @@
+"""``samdistill students``: the commands around trained students. Each is a few lines that call one function."""
+
+from typing import Annotated
+
+import typer
+
+students_app = typer.Typer(no_args_is_help=True, help="The students of an archive: which there are, and which one to use.")
+
+ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder ending in .zarr, or a URL such as s3://bucket/archive.zarr.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The student's name, as 'students list' has it.")]
+CatalogUrl = Annotated[str | None, typer.Option("--catalog", help="SQLAlchemy URL of the catalog; by default SQLite beside the archive.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table.")]
+
+
+@students_app.command("list")
+def list_students(archive: ArchiveUrl, as_json: AsJson = False, catalog: CatalogUrl = None) -> None:
+    """Say which students an archive has, what each learnt from, and how good it is known to be.
+
+    Example: samdistill students list archive.zarr
+    """
+    from flows.roster import all_students
+    from flows.student_words import show_students
+
+    show_students(all_students(archive, catalog), archive, as_json=as_json)
+
+
+@students_app.command()
+def show(archive: ArchiveUrl, name: Name, as_json: AsJson = False, catalog: CatalogUrl = None) -> None:
+    """Say everything that is known of one student: recipe, program, scores, and its earlier trainings.
+
+    Example: samdistill students show archive.zarr compact
+    """
+    from flows.roster import trainings
+    from flows.student_words import show_student
+
+    show_student(trainings(archive, name, catalog), as_json=as_json)
+
+
+@students_app.command()
+def promote(archive: ArchiveUrl, name: Name, catalog: CatalogUrl = None) -> None:
+    """Choose the student to use: 'samdistill predict ARCHIVE SCANS' then asks it. One student of an archive at a time.
+
+    Example: samdistill students promote archive.zarr compact
+    """
+    from flows.roster import promote as choose
+    from flows.student_words import show_promoted
+
+    show_promoted(*choose(archive, name, catalog), archive)
