@@ -1,6 +1,7 @@
 """``samdistill students``: the commands around trained students. Each is a few lines that call one function."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,3 +47,19 @@ def promote(archive: ArchiveUrl, name: Name, catalog: CatalogUrl = None) -> None
     from flows.student_words import show_promoted
 
     show_promoted(*choose(archive, name, catalog), archive)
+
+
+@students_app.command()
+def export(
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, or an archive: its promoted student.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; an earlier export there is replaced.")],
+    to: Annotated[Literal["onnx", "torchscript"], typer.Option(help="The format.")] = "onnx",
+    catalog: CatalogUrl = None,
+) -> None:
+    """Write a student in the format of other programs, compared with the original. 'predict' takes the folder as it takes a student.
+
+    Example: samdistill students export results/students/compact --to onnx -o compact-onnx
+    """
+    from flows.exporting import export_to, show_export
+
+    show_export(export_to(student, out, to, catalog=catalog), out)
