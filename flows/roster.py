@@ -76,6 +76,15 @@ def promoted_student(archive_url: str, catalog: str | None) -> Path:
     return Path(chosen.path)
 
 
+def meant_student(student: Path, catalog: str | None) -> Path:
+    """Return a student's folder as it is, and for an archive that of its promoted student.
+
+    Raises:
+        StageError: as for `promoted_student`.
+    """
+    return promoted_student(str(student), catalog) if (student / "zarr.json").is_file() else student
+
+
 def check_files(record: StudentRecord) -> None:
     """Find out whether a student's files are there, and of the training that the catalog knows.
 

@@ -82,10 +82,11 @@ def predict_anywhere(
     Raises:
         StageError: if files are given without a folder to write to, or an archive beside other things, or no student is promoted.
     """
-    if (student / "zarr.json").is_file():
-        from flows.roster import promoted_student
+    from flows.roster import meant_student
 
-        sources, student = list(sources) or [student], promoted_student(str(student), catalog)
+    if not sources and (student / "zarr.json").is_file():
+        sources = [student]
+    student = meant_student(student, catalog)
     if not sources:
         message = "say what to segment: scans, folders of them, or an archive (predict STUDENT FILES... -o FOLDER)."
         raise StageError(message)

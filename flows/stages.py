@@ -339,12 +339,21 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     say("preparing the baselines")
     found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
     write_report(found, archive, recipe.report_folder / "report.html")
+    _write_model_card(found, recipe.student_folder)
     follow(steps, steps, "report written")
     dice = {name: value for name in ("student - gold", "teacher - gold") if (value := _dice(found, name)) is not None}
     known = {"dice": dice.get("student - gold"), "teacher_dice": dice.get("teacher - gold"), "test_cases": len(found.cases)}
     archive.catalog.add_student_metrics(recipe.student.name, {name: value for name, value in known.items() if value is not None})
     scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return scores + evaluation_note(found)
+
+
+def _write_model_card(found: Evaluation, folder: Path) -> None:
+    """Leave a page about the student beside it."""
+    from students.checkpoint import read_card
+    from students.export.model_card import FILE, model_card
+
+    (folder / FILE).write_text(model_card(read_card(folder), found), encoding="utf-8")
 
 
 def _dice(found: Evaluation, name: str) -> float | None:

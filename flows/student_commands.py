@@ -10,6 +10,10 @@ students_app = typer.Typer(no_args_is_help=True, help="The students of an archiv
 ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder ending in .zarr, or a URL such as s3://bucket/archive.zarr.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The student's name, as 'students list' has it.")]
 CatalogUrl = Annotated[str | None, typer.Option("--catalog", help="SQLAlchemy URL of the catalog; by default SQLite beside the archive.")]
+StudentFolder = Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, or an archive: its promoted student.")]
+Report = Annotated[
+    Path | None, typer.Option(help="report.json of an evaluation of this student, or its folder: its scores go onto the page about it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table.")]
 
 
@@ -51,9 +55,10 @@ def promote(archive: ArchiveUrl, name: Name, catalog: CatalogUrl = None) -> None
 
 @students_app.command()
 def export(
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, or an archive: its promoted student.")],
+    student: StudentFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; an earlier export there is replaced.")],
-    to: Annotated[Literal["onnx", "torchscript"], typer.Option(help="The format.")] = "onnx",
+    to: Annotated[Literal["onnx", "torchscript", "bundle"], typer.Option(help="The format; bundle is MONAI's.")] = "onnx",
+    report: Report = None,
     catalog: CatalogUrl = None,
 ) -> None:
     """Write a student in the format of other programs, compared with the original. 'predict' takes the folder as it takes a student.
@@ -62,4 +67,20 @@ def export(
     """
     from flows.exporting import export_to, show_export
 
-    show_export(export_to(student, out, to, catalog=catalog), out)
+    show_export(export_to(student, out, to, report=report, catalog=catalog), out)
+
+
+@students_app.command()
+def card(
+    student: StudentFolder,
+    report: Report = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Markdown file to write; by default it is printed.")] = None,
+    catalog: CatalogUrl = None,
+) -> None:
+    """Write a model card: what a student is, what it learnt from, how good it is, and what nobody knows.
+
+    Example: samdistill students card results/students/compact --report results/reports/compact -o MODEL_CARD.md
+    """
+    from flows.exporting import write_card
+
+    write_card(student, report, out, catalog=catalog)

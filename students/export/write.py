@@ -10,22 +10,26 @@ from torch import nn
 
 from students.checkpoint import CARD, load_network, read_card, weights_digest
 from students.errors import ExportError
-from students.export import onnx_file, script
+from students.export import bundle, model_card, onnx_file, script
 from students.export.compare import check_faithful, multiple_of, random_patch, shapes_to_check, worst_difference
+from students.results import Evaluation
 from students.runtime import OnnxNetwork, read_script
 from students.spec import Exported, ExportFormat, StudentCard
+
+_USE = "`samdistill predict FOLDER SCANS -o LABELS`, where `FOLDER` is the one that this page lies in."
 
 Fill = Callable[[Path, StudentCard, nn.Module], Exported]
 """Writes the files of one format into an empty folder, and says how far they can be trusted."""
 
 
-def export_student(folder: str | Path, out: str | Path, to: ExportFormat) -> StudentCard:
+def export_student(folder: str | Path, out: str | Path, to: ExportFormat, report: Evaluation | None = None) -> StudentCard:
     """Export a student to ``onnx``, ``torchscript`` or ``bundle``, and compare its answers with the original's.
 
     Args:
         folder: As training wrote it.
         out: The folder to make; an export that lies there is replaced, in one step.
         to: The format.
+        report: Of an evaluation of this student, for the page about it.
 
     Returns:
         The card of the export, which lies in ``out`` as ``student.json``.
@@ -34,12 +38,12 @@ def export_student(folder: str | Path, out: str | Path, to: ExportFormat) -> Stu
         ExportError: if the student is an export itself, ``out`` holds something else, or the answers differ; ``out`` is as it was then.
         StudentFileError: if ``folder`` is no usable student.
     """
-    fillers: dict[ExportFormat, Fill] = {"onnx": _fill_onnx, "torchscript": _fill_script}
-    return write_export(Path(folder), Path(out), fillers[to])
+    fillers: dict[ExportFormat, Fill] = {"onnx": _fill_onnx, "torchscript": _fill_script, "bundle": _fill_bundle}
+    return write_export(Path(folder), Path(out), fillers[to], report)
 
 
-def write_export(folder: Path, out: Path, fill: Fill) -> StudentCard:
-    """Fill a folder beside ``out``, and put it in its place when it is finished."""
+def write_export(folder: Path, out: Path, fill: Fill, report: Evaluation | None = None) -> StudentCard:
+    """Fill a folder beside ``out``, add the student's card and the page about it, and put it in its place when it is finished."""
     card = read_card(folder)
     if card.exported is not None:
         message = f"{folder} is an export to {card.exported.format} itself. Give the folder that training wrote."
@@ -52,11 +56,20 @@ def write_export(folder: Path, out: Path, fill: Fill) -> StudentCard:
     try:
         exported = fill(unfinished, card, network)
         card = card.model_copy(update={"exported": exported.model_copy(update={"source_weights": weights_digest(folder)})})
-        (unfinished / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _describe(unfinished, card, report)
         _put_in_place(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return card
+
+
+def _describe(folder: Path, card: StudentCard, report: Evaluation | None) -> None:
+    """Write what programs and people read about an export; a bundle's page lies where MONAI's tools look for it."""
+    page = folder / ("docs/README.md" if card.exported and card.exported.format == "bundle" else model_card.FILE)
+    page.parent.mkdir(exist_ok=True)
+    use = bundle.USE if page.name == "README.md" else _USE
+    page.write_text(model_card.model_card(card, report, use=use), encoding="utf-8")
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _check_replaceable(folder: Path, out: Path) -> None:
@@ -99,6 +112,14 @@ def _fill_script(folder: Path, card: StudentCard, network: nn.Module) -> Exporte
     path = folder / script.FILE
     script.write_script(network, random_patch(shapes_to_check(card.plan)[0], 0), path)
     return compared(card, network, read_script(path), "torchscript", script.FILE)
+
+
+def _fill_bundle(folder: Path, card: StudentCard, network: nn.Module) -> Exported:
+    path = folder / bundle.NETWORK
+    path.parent.mkdir()
+    script.write_script(network, random_patch(shapes_to_check(card.plan)[0], 0), path)
+    bundle.write_bundle(folder, card)
+    return compared(card, network, read_script(path), "bundle", bundle.NETWORK, "monai")
 
 
 def facts(card: StudentCard) -> dict[str, str]:

@@ -30,3 +30,10 @@ def test_an_export_is_said_to_be_as_faithful_as_it_is(
     assert "onnx, opset 18" in shown
     assert "differs from torch by at most" in shown
     assert "exported to" in said(capsys, "inspect", str(out))
+
+
+def test_a_model_card_is_printed_or_written(make_student: MakeStudent, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_student("2d")
+    assert "# untaught" in said(capsys, "students", "card", str(folder))
+    said(capsys, "students", "card", str(folder), "-o", str(tmp_path / "pages" / "CARD.md"))
+    assert "Nobody has scored it" in (tmp_path / "pages" / "CARD.md").read_text()

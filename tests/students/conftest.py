@@ -121,7 +121,7 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
             training_patients=("p-train0", "p-train1", "p-train2"),
             fingerprint="f",
             parameters=sum(each.numel() for each in network.parameters()),
-            steps=7,
+            steps=3,
             seconds=1.5,
             agreement=0.75,
             stopped="steps",

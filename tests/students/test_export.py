@@ -115,7 +115,7 @@ def test_an_answer_that_is_no_number_is_no_faithful_export(folder: Path) -> None
 def test_an_export_takes_the_place_of_an_export_and_of_nothing_else(folder: Path, tmp_path: Path) -> None:
     export_student(folder, tmp_path / "out", "onnx")
     export_student(folder, tmp_path / "out", "torchscript")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.ts", "student.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["MODEL_CARD.md", "model.ts", "student.json"]
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "a.nii.gz").touch()
     for place in (tmp_path / "scans", folder):
