@@ -11,6 +11,7 @@ import typer
 
 from flows.results import STAGES, Stage
 from flows.review_commands import review_app
+from flows.student_commands import students_app
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -33,6 +34,7 @@ app = typer.Typer(
 prompts_app = typer.Typer(no_args_is_help=True, help="Weak prompts: the boxes, points and scribbles that somebody left.")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(review_app, name="review")
+app.add_typer(students_app, name="students")
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file. 'samdistill recipe' prints one to start from.")
@@ -159,10 +161,18 @@ def evaluate(recipe: RecipeFile, as_json: AsJson = False, retry: Retry = False) 
 
 @app.command()
 def predict(
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's folder, such as results/students/compact.")],
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILES...", help="NIfTI, DICOM, PNG, JPEG or TIFF files, folders of them, or one archive.")
+    student: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDENT", help="A student's folder, such as results/students/compact, or an archive: its promoted student."
+        ),
     ],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILES...]", help="NIfTI, DICOM, PNG, JPEG or TIFF files, folders of them, or one archive.", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per scan, in its geometry.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI for pictures too, instead of PNG.")] = False,
@@ -176,10 +186,12 @@ def predict(
     Folders are searched with all below them. DICOM series go by pseudonyms; a private list beside the folder says which is which.
 
     With an archive instead of files, its cases get the label set student/NAME: samdistill predict results/students/compact archive.zarr
+
+    With an archive instead of a student, the student that 'samdistill students promote' chose is asked: samdistill predict archive.zarr scans/ -o labels/
     """
     from flows.showcase import predict_anywhere
 
-    raise typer.Exit(predict_anywhere(student, files, out, device=device, nifti=nifti, catalog=catalog))
+    raise typer.Exit(predict_anywhere(student, files or [], out, device=device, nifti=nifti, catalog=catalog))
 
 
 @app.command()

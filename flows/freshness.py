@@ -3,10 +3,8 @@
 The stages themselves would find out too, but only after torch and Prefect have been imported and a server started.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from sqlalchemy import make_url
 from distill.extensions import installed
 from distill.prompts.choice import PROPOSED
 from distill.teachers.fetch import OFFICIAL, checkpoint_folder
+from flows.program_version import source_hash
 from flows.recipe import Recipe
 from flows.results import (
     CALIBRATE,
@@ -103,7 +102,7 @@ def run_fingerprint(recipe: Recipe, archive: Archive, files: Stamps | None = Non
     """Everything a run depends on, and the state it left behind; ``files`` are its inputs, looked at now where they are not given."""
     return fingerprint(
         version=version("samdistill"),
-        code=_code(),
+        code=source_hash(),
         extensions=installed(),
         recipe=recipe.model_dump(mode="json"),
         files=input_stamps(recipe) if files is None else files,
@@ -131,16 +130,6 @@ def material(archive: Archive) -> str:
 def input_stamps(recipe: Recipe) -> Stamps:
     """Return path, size and time of change of every file the recipe reads."""
     return [_stamp(path) for path in _inputs(recipe)]
-
-
-@cache
-def _code() -> str:
-    """Return a hash of this package's source, the pages of its reports among it: a version in development keeps its number while its answers change."""
-    digest = hashlib.blake2b(digest_size=16)
-    for room in ("storage", "distill", "students", "flows"):
-        for file in sorted(file for file in (Path(__file__).parents[1] / room).rglob("*") if file.suffix in {".py", ".html"}):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _inputs(recipe: Recipe) -> Iterator[Path]:

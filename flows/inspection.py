@@ -15,7 +15,7 @@ from distill.teachers.meant import perhaps_meant, what_is_in
 from flows.errors import FlowError
 from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, Stage, teacher_sets
 from storage import Archive
-from students.spec import NnunetRecord
+from students.spec import Exported, NnunetRecord
 
 Kind = Literal["archive", "student", "checkpoint"]
 
@@ -191,6 +191,7 @@ def _student(path: Path) -> Inspection:
             "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
             "fingerprint": card.fingerprint,
             "warnings": " ".join(training_doubts(card)) or "none",
+            **(_export(card.exported) if card.exported else {}),
         },
     )
 
@@ -200,6 +201,14 @@ def _nnunet(record: NnunetRecord) -> str:
     held = "nobody held out" if record.fold == "all" else f"fold {record.fold} held out"
     epochs = f"{record.epochs} of {record.epochs_asked} epochs of {record.iterations} steps"
     return f"{record.version}, {record.planner}, {record.configuration}, {epochs}, {held}"
+
+
+def _export(exported: Exported) -> dict[str, JsonValue]:
+    return {
+        "exported to": f"{exported.format}, opset {exported.opset}" if exported.opset else exported.format,
+        "differs from torch by at most": float(f"{exported.worst_difference:.2g}"),
+        "made with": ", ".join(f"{name} {number}" for name, number in exported.made_with.items()),
+    }
 
 
 def _foreign_teacher(name: str) -> Inspection:

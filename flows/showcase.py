@@ -71,9 +71,25 @@ def predict_anywhere(
 ) -> int:
     """Segment scans in files into a folder, or the cases of one archive (whose catalog may be named) into a label set of it.
 
+    Args:
+        student: Its folder, or an archive, for the student of it that is promoted; without sources, it answers for the archive itself.
+        sources: Scans, folders of them, or one archive.
+        out: Where the answers go.
+        device: Where to compute.
+        nifti: Write NIfTI for all.
+        catalog: Of the archive.
+
     Raises:
-        StageError: if files are given without a folder to write to, or an archive beside other things.
+        StageError: if files are given without a folder to write to, or an archive beside other things, or no student is promoted.
     """
+    from flows.roster import meant_student
+
+    if not sources and (student / "zarr.json").is_file():
+        sources = [student]
+    student = meant_student(student, catalog)
+    if not sources:
+        message = "say what to segment: scans, folders of them, or an archive (predict STUDENT FILES... -o FOLDER)."
+        raise StageError(message)
     archives = [source for source in sources if (source / "zarr.json").is_file()]
     if archives and len(sources) == 1:
         return predict_to_archive(student, archives[0], device=device, catalog=catalog)

@@ -6,6 +6,7 @@ functions, so that a stage with nothing to do costs nothing.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -15,6 +16,7 @@ from flows.errors import StageError
 from flows.learnt import Material, chosen_gold, filtered, material
 from flows.made_of import outdated_cases, remember_sources
 from flows.once import left_to_another_run, perform_once, why_given_up
+from flows.program_version import code_version
 from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, ArchiveNotFoundError, CaseRecord, Prompt, StudentRecord, fingerprint
@@ -267,15 +269,17 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
         unlabeled=found.unlabeled,
         progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
     )
-    archive.catalog.record_student(_record(student.card, student.path))
+    archive.catalog.record_student(_record(student.card, student.path, recipe))
     doubts = "".join(f" WARNING: {doubt}" for doubt in training_doubts(student.card))
     return (
         f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{found.remark}{doubts}"
     )
 
 
-def _record(card: StudentCard, path: Path) -> StudentRecord:
-    """What the catalog keeps of a student."""
+def _record(card: StudentCard, path: Path, recipe: Recipe) -> StudentRecord:
+    """What the catalog keeps of a student; the recipe without places, which may be secret."""
+    from students.checkpoint import weights_digest
+
     known = {} if card.agreement is None else {"agreement": card.agreement}
     known |= {"gold_cases": float(len(card.gold_cases))} if card.gold_cases else {}
     return StudentRecord(
@@ -286,6 +290,10 @@ def _record(card: StudentCard, path: Path) -> StudentRecord:
         parameters=card.parameters,
         fingerprint=card.fingerprint,
         metrics={"steps": card.steps, "seconds": card.seconds, **known},
+        weights=weights_digest(path),
+        recipe=recipe.model_dump(mode="json", exclude={"archive", "catalog", "results", "ingest", "schedule"}, exclude_defaults=True),
+        code=code_version(),
+        trained_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
 
@@ -357,9 +365,21 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     say("preparing the baselines")
     found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
     write_report(found, archive, recipe.report_folder / "report.html")
+    _write_model_card(found, recipe.student_folder)
     follow(steps, steps, "report written")
-    scores = ", ".join(f"{name} {dice:.3f}" for name in ("student - gold", "teacher - gold") if (dice := _dice(found, name)) is not None)
+    dice = {name: value for name in ("student - gold", "teacher - gold") if (value := _dice(found, name)) is not None}
+    known = {"dice": dice.get("student - gold"), "teacher_dice": dice.get("teacher - gold"), "test_cases": len(found.cases)}
+    archive.catalog.add_student_metrics(recipe.student.name, {name: value for name, value in known.items() if value is not None})
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return scores + evaluation_note(found)
+
+
+def _write_model_card(found: Evaluation, folder: Path) -> None:
+    """Leave a page about the student beside it."""
+    from students.checkpoint import read_card
+    from students.export.model_card import FILE, model_card
+
+    (folder / FILE).write_text(model_card(read_card(folder), found), encoding="utf-8")
 
 
 def _dice(found: Evaluation, name: str) -> float | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import sqlalchemy as sa
 
-from storage import label_rows
+from storage import label_rows, student_rows
 from storage.case import CaseRecord, LabelHistory, Part, Prompt
 from storage.case_rows import case_record, case_row, check_known, digest
 from storage.database import Database, storable, upsert
@@ -21,9 +21,9 @@ from storage.prompt_rows import (
     replace_boxes,
     take_back,
 )
-from storage.records import ListingRecord, ProblemRecord, ReviewRecord, StudentRecord
+from storage.records import ListingRecord, ProblemRecord, ReviewRecord, Scalar, StudentRecord
 from storage.reviews import add_verdict, listed, listing_row, verdicts
-from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow, StudentRow
+from storage.tables import CaseRow, LabelSetRow, ListingRow, ProblemRow, PromptRow
 
 
 class Catalog:
@@ -323,16 +323,32 @@ class Catalog:
             label_rows.put_made_of(connection, label_set, sources)
 
     def record_student(self, student: StudentRecord) -> None:
-        """Insert or overwrite a student."""
-        row = asdict(student)
+        """Insert a student, or a new training of it, which counts one revision on; what was known of the one before stays.
+
+        The same training recorded again adds to its metrics, and takes nothing away. ``revision`` and ``promoted`` are the catalog's own.
+        """
         with self._database.writing() as connection:
-            upsert(connection, StudentRow, [row], update=[name for name in row if name != "name"])
+            student_rows.put(connection, student)
 
     def students(self) -> list[StudentRecord]:
         """Return all students, by name."""
         with self._database.reading() as connection:
-            rows = connection.execute(sa.select(StudentRow.__table__).order_by(StudentRow.name)).mappings().all()
-        return [StudentRecord(**row) for row in rows]
+            return student_rows.read_all(connection)
+
+    def student_versions(self, name: str) -> list[StudentRecord]:
+        """Return every training of a student, the oldest first, the one that stands last; empty where there is no such student."""
+        with self._database.reading() as connection:
+            return student_rows.versions(connection, name)
+
+    def add_student_metrics(self, name: str, metrics: Mapping[str, Scalar]) -> None:
+        """Add to what is known of how good a student is; a student that is not recorded stays so."""
+        with self._database.writing() as connection:
+            student_rows.add_metrics(connection, name, metrics)
+
+    def promote_student(self, name: str, revision: int) -> bool:
+        """Make one student the one to use, in place of any other; False, and nothing changed, if it is not there in this revision."""
+        with self._database.writing() as connection:
+            return student_rows.promote(connection, name, revision)
 
     def record_problems(self, problems: Iterable[ProblemRecord]) -> None:
         """Keep why files or rows could not go in; the same problem met again is the same row."""

@@ -1,7 +1,7 @@
 """Small records that the catalog keeps besides cases and prompts."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Scalar = str | float | int | bool
 
@@ -33,7 +33,26 @@ class StudentRecord:
     parameters: int = 0
     """Number of trainable parameters."""
     fingerprint: str = ""
+    """Of what it was trained from."""
     metrics: dict[str, Scalar] = field(default_factory=dict)
+    """What is known of how good it is: ``agreement`` of its training, ``dice`` with experts once it was scored, ..."""
+    weights: str = ""
+    """Hash of its weights: a training stopped by the clock gives others each time."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The parts of the recipe that decide about it, in a recipe's own words; no places of files or databases."""
+    code: str = ""
+    """Version of the program that trained it, with a hash of its source."""
+    trained_at: str = ""
+    """When it was finished, in UTC, to the second: ``2026-11-21T16:30:00Z``."""
+    revision: int = 1
+    """Which training under this name: 1 for the first, then 2, ...; counted by the catalog."""
+    promoted: int = 0
+    """The revision that somebody chose as the one to use; 0 for none, and another one where it was trained again since."""
+
+    @property
+    def is_promoted(self) -> bool:
+        """Whether this is the student to use, as it is now."""
+        return self.promoted == self.revision
 
 
 Opinion = Literal["accept", "ignore", "reject"]

@@ -189,3 +189,20 @@ class StudentRow(Base):
     parameters: Mapped[int]
     fingerprint: Mapped[str] = mapped_column(String(64))
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    weights: Mapped[str] = mapped_column(String(64))
+    recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
+    code: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    trained_at: Mapped[str] = mapped_column(String(32))
+    revision: Mapped[int]
+    promoted: Mapped[int]
+    """The revision that was promoted, 0 for none; at most one row of the table has another number."""
+
+
+class StudentVersionRow(Base):
+    """What was known of one training of a student, when the next one under its name had not begun yet."""
+
+    __tablename__ = "student_versions"
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    content: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -99,7 +99,7 @@ def weights_digest(folder: str | Path) -> str:
     Raises:
         StudentFileError: if there are none.
     """
-    path = Path(folder) / WEIGHTS
+    path = _network_file(Path(folder))
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -108,12 +108,25 @@ def weights_digest(folder: str | Path) -> str:
         raise StudentFileError(message) from error
 
 
+def _network_file(folder: Path) -> Path:
+    """Return the file that holds a student's weights: training's own, or that of an export, as its card names it."""
+    own = folder / WEIGHTS
+    if own.exists() or not (folder / CARD).is_file():
+        return own
+    exported = read_card(folder).exported
+    return own if exported is None else folder / exported.file
+
+
 def load_network(folder: str | Path, card: StudentCard) -> nn.Module:
-    """Return a compact student's network with its weights, in evaluation mode.
+    """Return a compact student's network with its weights, in evaluation mode; that of an export runs in the format it was exported to.
 
     Raises:
         StudentFileError: if the weights are missing or belong to another network.
     """
+    if card.exported is not None:
+        from students.runtime import load_exported
+
+        return load_exported(Path(folder), card.exported)
     return with_weights(build_network(card.plan), folder)
 
 

@@ -4,6 +4,7 @@ StudentError
 ├── StudentFileError     (ValueError) a folder that is not a usable student
 ├── TrainingError        (ValueError) nothing to learn from, or labels that contradict the classes
 ├── WorkerError          (RuntimeError) the process that trains ended without a student
+├── ExportError          (ValueError) a student that cannot be written, or not faithfully, in another format
 ├── GoldLeakError        (ValueError) a score was asked for on a case that some step has seen
 ├── VolumeError          (ValueError) an image the student cannot answer for
 └── NoSuchDeviceError    (ValueError) a device that is no device, or is not here
@@ -12,6 +13,10 @@ StudentError
 
 class StudentError(Exception):
     """Base of everything this room raises on purpose."""
+
+
+class ExportError(StudentError, ValueError):
+    """A student that cannot be written in another format, or whose answers there are not its own; nothing is left behind then."""
 
 
 class StudentFileError(StudentError, ValueError):

@@ -56,6 +56,22 @@ def best_device(name: str = "auto") -> torch.device:
     return device
 
 
+def _device_for(card: StudentCard, name: str) -> torch.device:
+    """Return where a student computes: ONNX on the CPU alone, all else where it is asked to.
+
+    Raises:
+        NoSuchDeviceError: if a GPU was asked for an ONNX student, or as for `best_device`.
+    """
+    if card.exported is None or card.exported.format not in ("onnx", "int8"):
+        return best_device(name)
+    if name not in ("auto", "cpu"):
+        message = (
+            f"student {card.name} is an export to ONNX, which runs on the CPU, not on {name}. Give the folder that training wrote, or cpu."
+        )
+        raise NoSuchDeviceError(message)
+    return torch.device("cpu")
+
+
 def half_precision_pays(device: torch.device) -> bool:
     """Return whether bf16 makes this device faster: CUDA, and CPUs with bf16 instructions (1.7-1.9 times on one core)."""
     if device.type == "cuda":
@@ -144,8 +160,10 @@ class Student:
 
         Raises:
             StudentFileError: if it is not a usable student.
+            NoSuchDeviceError: if the device is not here, or not for a student of this format.
         """
-        card, where = read_card(path), best_device(device)
+        card = read_card(path)
+        where = _device_for(card, device)
         if card.nnunet is not None:
             from students.nnunet.answers import load_answers
 

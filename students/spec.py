@@ -153,10 +153,52 @@ class NnunetRecord(Frozen):
     """nnU-Net's scheme of each channel; the plan's ``normalisation`` is of compact students."""
 
 
+ExportFormat = Literal["onnx", "int8", "torchscript", "bundle"]
+"""``int8`` is ONNX with 8-bit products; ``bundle`` a folder that MONAI's command line runs, with TorchScript in it."""
+
+
+class Int8Cost(Frozen):
+    """What 8-bit products cost, measured when they were made."""
+
+    method: str
+    calibration_cases: tuple[str, ...]
+    """Whose patches set the ranges."""
+    cases: tuple[str, ...]
+    """Of the measurement."""
+    against: str
+    """Label set: experts' on test cases where there are some, else the labels it learnt from, on cases held out in training."""
+    measure: Literal["Dice", "agreement"]
+    """Agreement is Dice with pseudo-labels."""
+    before: float
+    """Mean over cases and classes, of the network in 32 bits."""
+    after: float
+
+
+class Exported(Frozen):
+    """How a student came into another format, and how far its answers there are its own."""
+
+    format: ExportFormat
+    file: str
+    """The network, below the folder."""
+    opset: int | None = None
+    """Of ONNX."""
+    worst_difference: float
+    """The largest difference of a class probability from torch in float32, on random patches."""
+    checked_shapes: tuple[tuple[int, ...], ...]
+    """Of these patches: batch, channels, then space."""
+    multiple_of: tuple[int, ...]
+    """Batch and space may have any size; that of space must be a multiple of this, axis by axis."""
+    source_weights: str
+    """Hash of the weights that were exported."""
+    made_with: dict[str, str]
+    """Versions of the libraries that had a part in it."""
+    int8: Int8Cost | None = None
+
+
 class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "exported"})
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -182,6 +224,8 @@ class StudentCard(Growing):
     """Cases whose expert labels were learnt from beside the label set; their patients are among ``training_patients``."""
     unlabeled_cases: tuple[str, ...] = ()
     """Cases that taught consistency without any label; their patients are among ``training_patients`` too."""
+    exported: Exported | None = None
+    """None for a student as training left it."""
 
 
 class Cost(Frozen):

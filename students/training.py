@@ -11,7 +11,7 @@ from students.errors import TrainingError
 from students.spec import StudentSpec, TrainProgress
 
 
-def train(
+def train(  # noqa: PLR0913 - all but the archive by name
     archive: Archive,
     *,
     label_set: str,

@@ -14,8 +14,9 @@ from distill.unknown import believed_ids
 from storage import IGNORE, Archive, ClassInfo
 from students.errors import TrainingError
 from students.folds import folds_of
+from students.frozen import Frozen
 from students.nnunet.job import PRESETS, Job, JobCase, Places, write_json
-from students.spec import Frozen, NnunetSpec
+from students.spec import NnunetSpec
 
 FOLDS = 5
 """nnU-Net's own number; fewer where there are fewer patients."""

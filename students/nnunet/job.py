@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from storage import ClassInfo
-from students.spec import Frozen, NnunetPreset, StudentSpec
+from students.frozen import Frozen
+from students.spec import NnunetPreset, StudentSpec
 
 MODEL = "nnunet"
 """Below the student's folder, with what nnU-Net itself needs to use the student."""

@@ -16,9 +16,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from distill.unknown import believed_ids
 from storage import Archive, Case
+from students.frozen import Frozen
 from students.nnunet.dataset import numbered
 from students.nnunet.job import CATALOG
-from students.spec import Frozen
 
 BETWEEN_PICTURES_MM = 999.0
 """nnU-Net's word for the distance between slices of a single slice: larger than both others, so that it is never resampled."""

@@ -141,7 +141,7 @@ def test_a_file_that_is_to_be_tried_again_by_the_next_run_keeps_a_run_from_being
 
 def test_a_version_with_other_source_looks_again_whatever_its_number(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_once(recipe)
-    monkeypatch.setattr(freshness, "_code", lambda: "other")
+    monkeypatch.setattr(freshness, "source_hash", lambda: "other")
     assert not freshness.is_up_to_date(recipe, freshness.input_stamps(recipe))
 
 

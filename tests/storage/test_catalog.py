@@ -222,6 +222,47 @@ def test_students_and_problems_are_kept_once(catalog: Catalog) -> None:
     assert catalog.problems() == problems
 
 
+def student(weights: str = "w1", **changes: object) -> StudentRecord:
+    known: dict[str, object] = {"name": "s", "kind": "compact", "path": "students/s", "label_set": "pseudo/r1", "fingerprint": "f"}
+    return StudentRecord(**{**known, "weights": weights, **changes})  # type: ignore[arg-type]
+
+
+def test_a_student_trained_again_counts_one_on_and_the_one_before_is_remembered(catalog: Catalog) -> None:
+    catalog.record_student(student(metrics={"agreement": 0.7}))
+    catalog.add_student_metrics("s", {"dice": 0.6})
+    catalog.record_student(student("w2", metrics={"agreement": 0.8}))
+    assert [(each.revision, each.weights, each.metrics) for each in catalog.student_versions("s")] == [
+        (1, "w1", {"agreement": 0.7, "dice": 0.6}),
+        (2, "w2", {"agreement": 0.8}),
+    ]
+    assert [each.revision for each in catalog.students()] == [2]
+
+
+def test_the_same_training_recorded_again_keeps_its_scores(catalog: Catalog) -> None:
+    catalog.record_student(student(metrics={"agreement": 0.7}))
+    catalog.add_student_metrics("s", {"dice": 0.6})
+    catalog.record_student(student(metrics={"agreement": 0.7}))
+    (kept,) = catalog.student_versions("s")
+    assert kept == student(metrics={"agreement": 0.7, "dice": 0.6})
+
+
+def test_scores_of_a_student_that_nobody_recorded_make_none(catalog: Catalog) -> None:
+    catalog.add_student_metrics("s", {"dice": 0.6})
+    assert catalog.students() == []
+
+
+def test_one_student_is_promoted_at_a_time_and_a_new_training_of_it_is_not(catalog: Catalog) -> None:
+    catalog.record_student(student())
+    catalog.record_student(student(name="t"))
+    assert catalog.promote_student("s", 1)
+    assert catalog.promote_student("t", 1)
+    assert [each.is_promoted for each in catalog.students()] == [False, True]
+    catalog.record_student(student("w2", name="t"))
+    assert [(each.promoted, each.is_promoted) for each in catalog.students()] == [(0, False), (1, False)]
+    assert not catalog.promote_student("t", 1), "that training is gone"
+    assert not catalog.promote_student("u", 1)
+
+
 def test_what_a_label_set_was_made_of_is_known_without_its_file_and_goes_with_it(catalog: Catalog) -> None:
     for case, parameters in (("a", {"made_of": "first"}), ("b", {})):
         catalog.add_label_set(case, LabelHistory(label_set="pseudo/r1", classes=(), made_by="t", parameters=parameters), {})
@@ -306,11 +347,20 @@ class TestSchema:
         catalog.record_made_of("pseudo/r1", {"old": "print of the teacher's"})
         assert catalog.made_of("pseudo/r1") == {"old": "print of the teacher's"}
 
+    def test_students_from_before_are_first_trainings_that_nobody_promoted(self, url: str, database: sa.Engine) -> None:
+        with database.begin() as connection:
+            upgrade(connection, "0005")
+            connection.execute(sa.text("INSERT INTO students VALUES ('s', 'compact', 'students/s', 'pseudo/r1', 1, 0, 'f', '{}')"))
+        catalog = Catalog(url)
+        assert catalog.students() == [student("")]
+        catalog.record_student(student("w1"))
+        assert [(each.revision, each.weights) for each in catalog.student_versions("s")] == [(1, "w1")]
+
     def test_a_newer_catalog_is_refused_with_the_remedy(self, url: str, database: sa.Engine) -> None:
         Catalog(url)
         with database.begin() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0005.*upgrade this one"):
+        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0006.*upgrade this one"):
             Catalog(url)
 
     def test_many_that_open_a_new_catalog_at_once_all_get_it(self, url: str) -> None:

@@ -87,3 +87,47 @@ def make_archive() -> MakeArchive:
 def archive(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     """Shared by tests; they may add label sets, and change nothing else."""
     return make_archive(tmp_path_factory.mktemp("students"))
+
+
+MakeStudent = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
+    """Students that nobody trained: their answers mean nothing, but are the same in every format."""
+
+    def make(dimensions: str = "3d", *, name: str = "untaught", channels: int = 1, classes: tuple[ClassInfo, ...] = CLASSES) -> Path:
+        import torch
+
+        from students.checkpoint import save_student
+        from students.nets import build_network, plan_network
+        from students.spec import StudentCard, StudentSpec
+
+        torch.manual_seed(3)
+        spec = StudentSpec(name=name, width=8, dimensions=dimensions)  # type: ignore[arg-type]
+        shape = (16, 32, 24) if dimensions == "3d" else (1, 40, 32)
+        spacing = (1.5, 0.8, 1.0)
+        plan = plan_network(spec, shapes_zyx=[shape], spacings_zyx_mm=[spacing], channels=channels, classes=len(classes))
+        network = build_network(plan)
+        folder: Path = tmp_path_factory.mktemp("untaught") / name
+        card = StudentCard(
+            name=name,
+            spec=spec,
+            plan=plan,
+            classes=classes,
+            label_set="pseudo/r1",
+            training_cases=("train0", "train1"),
+            validation_cases=("train2",),
+            training_patients=("p-train0", "p-train1", "p-train2"),
+            fingerprint="f",
+            parameters=sum(each.numel() for each in network.parameters()),
+            steps=3,
+            seconds=1.5,
+            agreement=0.75,
+            stopped="steps",
+            history=(),
+        )
+        save_student(folder, card, dict(network.named_parameters()))
+        return folder
+
+    return make

@@ -1,0 +1,58 @@
+"""Export a student, and say how faithful the export is."""
+
+from pathlib import Path
+
+from flows.console import OUT, show_next
+from flows.places import check_writable, shortest, typed
+from flows.roster import meant_student
+from students.spec import Exported, ExportFormat, StudentCard
+
+
+def export_to(student: Path, out: Path, to: ExportFormat, *, report: Path | None = None, catalog: str | None = None) -> StudentCard:
+    """Export a student's folder, or the promoted student of an archive.
+
+    Raises:
+        StageError: if the folder cannot be written to, or the archive has no promoted student.
+        ExportError: if the export is not faithful, or something else would be lost.
+    """
+    from students.export.model_card import read_report
+    from students.export.write import export_student
+
+    check_writable(out.parent, "the export")
+    return export_student(meant_student(student, catalog), out, to, read_report(report) if report else None)
+
+
+def write_card(student: Path, report: Path | None, out: Path | None, *, catalog: str | None = None) -> None:
+    """Write the model card of a student, or print it."""
+    from students.checkpoint import read_card
+    from students.export.model_card import model_card, read_report
+
+    page = model_card(read_card(meant_student(student, catalog)), read_report(report) if report else None)
+    if out is None:
+        OUT.print(page, soft_wrap=True, highlight=False, markup=False)
+        return
+    check_writable(out.parent, "the model card")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    OUT.print(f"written to {out}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_export(card: StudentCard, out: Path) -> None:
+    """Say what was written, and how far its answers are the student's."""
+    exported = card.exported
+    if exported is None:
+        return
+    for line in export_words(exported, out):
+        OUT.print(line, soft_wrap=True, highlight=False, markup=False)
+    show_next((f"predict {typed(shortest(str(out)))} NEW_SCANS/ -o labels/",))
+
+
+def export_words(exported: Exported, out: Path) -> list[str]:
+    """Return the facts of an export, one in each line."""
+    path = out / exported.file
+    opset = f", opset {exported.opset}" if exported.opset else ""
+    steps = " x ".join(map(str, exported.multiple_of))
+    return [
+        f"{path}: {exported.format}{opset}, {path.stat().st_size / 1e6:.1f} MB; any batch, any size that is a multiple of {steps}",
+        f"differs from torch by at most {exported.worst_difference:.1e} in a class probability ({len(exported.checked_shapes)} random patches)",
+    ]

@@ -1,0 +1,100 @@
+"""What the commands around students print."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flows.console import OUT, show_next, show_table
+from flows.places import shortest, typed
+from storage import StudentRecord
+
+_HEADS = ("student", "", "training", "learnt from", "parameters", "agreement", "Dice", "teacher's", "trained", "program")
+_KNOWN = ("agreement", "dice", "teacher_dice")
+
+
+def show_students(records: Sequence[StudentRecord], archive: str, *, as_json: bool) -> None:
+    """Print one line for each student."""
+    if as_json:
+        OUT.print_json(json.dumps([_plain(each) for each in records]))
+        return
+    if not records:
+        _say(f"{archive} has no student yet: 'samdistill run RECIPE' trains one.")
+        return
+    rows = [(*_line(each), *(_score(each, metric) for metric in _KNOWN), each.trained_at[:10], each.code) for each in records]
+    show_table(f"students of {archive} (Dice with experts on test cases, means over classes)", _HEADS, rows)
+    if not any(each.is_promoted for each in records):
+        show_next((f"students promote {typed(shortest(archive))} {records[0].name}      to choose the one to use",))
+
+
+def show_student(records: Sequence[StudentRecord], *, as_json: bool) -> None:
+    """Print what is known of a student, the training that stands in full and earlier ones in a line each."""
+    if as_json:
+        OUT.print_json(json.dumps([_plain(each) for each in records]))
+        return
+    record = records[-1]
+    facts = {
+        "name": record.name,
+        "promoted": _promoted(record) or "no",
+        "training": record.revision,
+        "kind": record.kind,
+        "folder": record.path,
+        "learnt from": record.label_set,
+        "parameters": f"{record.parameters:,}",
+        "trained": record.trained_at or "not known: recorded by an older program",
+        "program": record.code or "not known",
+        "weights": record.weights or "not known",
+        "fingerprint": record.fingerprint,
+        **{name.replace("_", " "): _rounded(value) for name, value in record.metrics.items()},
+        "recipe, without defaults": json.dumps(record.recipe, indent=1) if record.recipe else "not known",
+    }
+    show_table(f"student {record.name}", ("what", "value"), [(name, str(value)) for name, value in facts.items()])
+    if records[1:]:
+        rows = [(*_line(each), *(_score(each, metric) for metric in _KNOWN), each.trained_at[:10], each.code) for each in records[:-1]]
+        show_table("earlier trainings, whose weights are replaced", _HEADS, rows)
+
+
+def show_promoted(record: StudentRecord, before: StudentRecord | None, archive: str) -> None:
+    """Say which student is used from now on, in whose place, and whether that one scored better."""
+    place = "" if before is None else f", in place of {before.name}, training {before.promoted}"
+    _say(f"{record.name}, training {record.revision}, is the student of {archive}{place}.")
+    if before is not None and before.name != record.name:
+        _warn_if_worse(record, before)
+    where = typed(shortest(archive))
+    show_next((f"predict {where} NEW_SCANS/ -o labels/", f"predict {where}      for the cases of the archive itself"))
+
+
+def _warn_if_worse(record: StudentRecord, before: StudentRecord) -> None:
+    for metric, what in (("dice", "Dice with experts"), ("agreement", "agreement with held-out pseudo-labels")):
+        new, old = record.metrics.get(metric), before.metrics.get(metric)
+        if isinstance(new, float) and isinstance(old, float):
+            if new < old:
+                _say(f"WARNING: its {what} is {new:.3f}, and that of {before.name} {old:.3f}.")
+            return
+
+
+def _line(record: StudentRecord) -> tuple[str, ...]:
+    return record.name, _promoted(record), str(record.revision), record.label_set, f"{record.parameters:,}"
+
+
+def _promoted(record: StudentRecord) -> str:
+    if record.is_promoted:
+        return "promoted"
+    return f"promoted as training {record.promoted}, trained again since" if record.promoted else ""
+
+
+def _score(record: StudentRecord, metric: str) -> str:
+    value = record.metrics.get(metric)
+    return f"{value:.3f}" if isinstance(value, float) else ""
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(record: StudentRecord) -> dict[str, Any]:
+    return asdict(record) | {"is_promoted": record.is_promoted}
+
+
+def _say(sentence: str) -> None:
+    OUT.print(sentence, soft_wrap=True, highlight=False, markup=False)

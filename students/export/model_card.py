@@ -1,0 +1,153 @@
+"""A page about a student for people who think of using it: what it is, what it learnt from, how good it is, and what nobody knows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from students.errors import StudentFileError
+from students.outcome import stop_words, training_doubts
+from students.results import Comparison, Evaluation, Measured
+from students.spec import StudentCard
+
+FILE = "MODEL_CARD.md"
+
+_METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)", "volume_bias": "volume bias"}
+
+
+def read_report(path: str | Path) -> Evaluation:
+    """Read the JSON report of an evaluation.
+
+    Args:
+        path: The file, or the folder that it lies in.
+
+    Raises:
+        StudentFileError: if there is none, or it is damaged.
+    """
+    place = Path(path)
+    file = place / "report.json" if place.is_dir() else place
+    try:
+        return Evaluation.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        message = f"{file}: this is no report of an evaluation ({type(error).__name__}). Give report.json, or the folder that it lies in."
+        raise StudentFileError(message) from error
+
+
+def model_card(card: StudentCard, report: Evaluation | None = None, *, use: str = "") -> str:
+    """Return the page in Markdown.
+
+    Args:
+        card: The student's, or an export's.
+        report: Of this student; without it, the page says that nobody has scored it.
+        use: How this copy of it is used, in Markdown.
+
+    Raises:
+        StudentFileError: if the report is about a student of another name.
+    """
+    if report is not None and report.student != card.name:
+        message = f"the report is about the student {report.student!r}, not about {card.name!r}. Give the report of this one."
+        raise StudentFileError(message)
+    parts = [_head(card), f"## Use\n\n{use}" if use else "", _training(card), _scores(report), _limits(card, report), _technical(card)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _head(card: StudentCard) -> str:
+    classes = ", ".join(f"{info.name} (class id {info.id})" for info in card.classes)
+    kind = "slices, one by one" if card.plan.dimensions == "2d" else "volumes"
+    taught = (
+        "experts' drawings" if card.label_set.startswith("gold") else "labels that a program made and filtered, not from experts' drawings"
+    )
+    return (
+        f"# {card.name}\n\nA segmentation network of {card.parameters / 1e6:.2f} million parameters for {kind}. It draws {classes}. It learnt from {taught}.\n\n"
+        "**Not a medical device.** For research; to be validated on the scans of its place before anybody relies on it."
+    )
+
+
+def _training(card: StudentCard) -> str:
+    rows = [
+        ("labels", f"`{card.label_set}`"),
+        ("cases learnt from", f"{len(card.training_cases):,}"),
+        ("cases held out", f"{len(card.validation_cases):,}"),
+        ("patients of both", f"{len(card.training_patients):,}"),
+        ("steps", f"{card.steps:,} of {card.plan.batch} patches, {card.seconds:,.0f} s"),
+        ("end", stop_words(card)),
+    ]
+    return f"## Training\n\n{_table(('what', 'value'), rows)}\n\nThe names of cases and patients are in `student.json`: on these no score may be taken."
+
+
+def _scores(report: Evaluation | None) -> str:
+    if report is None:
+        return "## How good it is\n\nNobody has scored it against experts: agreement with labels made by a program is no measure of that."
+    rows = [row for each in report.comparisons if each.role in {"student", "teacher", "agreement", "arm"} for row in _rows(each)]
+    unit = "" if report.spacing_known is True else " Voxel sizes were not known of all scans: lengths are in pixels there."
+    table = _table(("comparison", "class", "cases", *_METRICS.values()), rows)
+    return f"## How good it is\n\nOn {len(report.cases)} test cases that no step had seen. {report.conventions}{unit}\n\n{table}{_cost(report)}"
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [
+        (comparison.name, found.class_name, str(comparison.cases), *(_interval(found.metrics.get(name)) for name in _METRICS))
+        for found in comparison.classes
+    ]
+
+
+def _interval(measured: Measured | None) -> str:
+    if measured is None or measured.mean is None:
+        return "not known"
+    span = "" if measured.low is None or measured.high is None else f" ({measured.low:.3f} to {measured.high:.3f})"
+    return f"{measured.mean:.3f}{span}"
+
+
+def _cost(report: Evaluation) -> str:
+    rows = [(each.name, f"{each.seconds_per_case:.2f} s", f"{each.device}, {each.threads} threads") for each in report.costs]
+    return f"\n\n{_table(('who', 'per case', 'on'), rows)}" if rows else ""
+
+
+def _limits(card: StudentCard, report: Evaluation | None) -> str:
+    warnings = report.warnings if report is not None else training_doubts(card)
+    known = [
+        "It answers for every scan, also of another organ, modality or quality than it has seen, and does not say so.",
+        f"It looks at scans at {_millimetres(card)} mm; what is smaller than a few such voxels it may miss.",
+        "Errors that its teacher makes everywhere it may have learnt.",
+        *(f"WARNING: {warning}" for warning in warnings),
+    ]
+    return "## Limits\n\n" + "\n".join(f"- {each}" for each in known)
+
+
+def _millimetres(card: StudentCard) -> str:
+    return " x ".join(f"{each:.3g}" for each in card.plan.spacing_zyx_mm)
+
+
+def _technical(card: StudentCard) -> str:
+    plan, rule = card.plan, card.plan.normalisation
+    rows: Mapping[str, str] = {
+        "input": f"{plan.in_channels} channel(s), axes z y x, {_millimetres(card)} mm (z y x)",
+        "intensities": f"per channel: clipped to percentiles {rule.low_percentile:g} and {rule.high_percentile:g} of the voxels that are not zero, then mean 0, deviation 1",
+        "output": "logits of background and of each class, in the order above",
+        "window": f"{' x '.join(map(str, plan.patch_zyx))} voxels, half overlapping, Gaussian weights",
+        "fingerprint": f"`{card.fingerprint}`",
+        **_export_rows(card),
+    }
+    return f"## Technical\n\n{_table(('what', 'value'), list(rows.items()))}"
+
+
+def _export_rows(card: StudentCard) -> dict[str, str]:
+    found = card.exported
+    if found is None:
+        return {}
+    opset = f", opset {found.opset}" if found.opset else ""
+    rows = {
+        "format": f"{found.format}{opset}, `{found.file}`",
+        "difference from torch": f"at most {found.worst_difference:.1e} in a class probability, on random patches",
+        "made with": ", ".join(f"{name} {number}" for name, number in found.made_with.items()),
+    }
+    cost = found.int8
+    if cost is not None:
+        rows["8-bit products"] = (
+            f"{cost.measure} {cost.after:.3f} instead of {cost.before:.3f}, on {len(cost.cases)} cases, against `{cost.against}`"
+        )
+    return rows

@@ -1,0 +1,79 @@
+"""A model card says what is known, and that the rest is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage import ClassInfo
+from students.checkpoint import read_card
+from students.errors import StudentFileError
+from students.export.model_card import model_card, read_report
+from students.results import ClassResult, Comparison, Evaluation, Measured
+from students.spec import Cost
+
+MakeStudent = Callable[..., Path]
+
+
+def report(student: str = "untaught", **changes: object) -> Evaluation:
+    known = Measured(mean=0.8125, low=0.75, high=0.875, patients=3, excluded=0)
+    unknown = Measured(mean=None, low=None, high=None, patients=0, excluded=3)
+    metrics = {"dice": known, "nsd": known, "hd95_mm": known, "volume_bias": unknown}
+    found = ClassResult(class_id=3, class_name="kernel", metrics=metrics)
+    comparison = Comparison(
+        name="student - gold", role="student", first="a", second="gold", cases=3, missing=0, classes=(found,), scores=()
+    )
+    cost = Cost(
+        name="student untaught",
+        parameters=1,
+        flops_per_case=1.0,
+        seconds_per_case=0.25,
+        peak_memory_bytes=None,
+        device="CPU",
+        threads=2,
+    )
+    values: dict[str, object] = {
+        "student": student,
+        "trained_on": "pseudo/r1",
+        "agreement": 0.75,
+        "tolerance_mm": 1.0,
+        "cases": ("t0", "t1", "t2"),
+        "comparisons": (comparison,),
+        "transfer": None,
+        "differences": (),
+        "hindsight": None,
+        "costs": (cost,),
+        "classes": (ClassInfo(id=3, name="kernel"),),
+    }
+    return Evaluation.model_validate(values | changes)
+
+
+def test_scores_stand_in_it_with_their_intervals_and_what_is_not_known_as_such(make_student: MakeStudent) -> None:
+    page = model_card(read_card(make_student()), report())
+    assert "On 3 test cases that no step had seen" in page
+    assert "| student - gold | kernel | 3 | 0.812 (0.750 to 0.875) |" in page
+    assert "| not known |" in page
+    assert "| student untaught | 0.25 s | CPU, 2 threads |" in page
+
+
+def test_a_student_that_nobody_scored_is_said_to_be_one(make_student: MakeStudent) -> None:
+    page = model_card(read_card(make_student()))
+    assert "Nobody has scored it against experts" in page
+    assert "WARNING: each training case was seen" in page
+
+
+def test_the_report_of_another_student_is_refused(make_student: MakeStudent) -> None:
+    with pytest.raises(StudentFileError, match="about the student 'other', not about 'untaught'"):
+        model_card(read_card(make_student()), report("other"))
+
+
+def test_warnings_of_the_report_are_among_the_limits(make_student: MakeStudent) -> None:
+    assert "- WARNING: it is bad." in model_card(read_card(make_student()), report(warnings=("it is bad.",)))
+
+
+def test_a_report_is_read_from_its_folder_and_refused_where_it_is_none(tmp_path: Path) -> None:
+    report().save(tmp_path / "report.json")
+    assert read_report(tmp_path) == report()
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(StudentFileError, match=r"report\.json: this is no report"):
+        read_report(tmp_path)
