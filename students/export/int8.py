@@ -95,11 +95,12 @@ def quantise(source: Path, out: Path, card: StudentCard, archive: Archive) -> tu
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
     """Silence onnxruntime's advice to optimise the graph first, on the root logger: our graphs have nothing to fold, and its optimiser fixes shapes."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 class _Patches:

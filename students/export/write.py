@@ -104,7 +104,12 @@ def _put_in_place(finished: Path, out: Path) -> None:
     old = finished.with_name(f"{finished.name}.old")
     if out.exists():
         out.rename(old)
-    finished.rename(out)
+    try:
+        finished.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
