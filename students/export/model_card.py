@@ -1,7 +1,7 @@
 """A page about a student for people who think of using it: what it is, what it learnt from, how good it is, and what nobody knows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from students.errors import StudentFileError
@@ -50,7 +50,7 @@ def model_card(card: StudentCard, report: Evaluation | None = None, *, use: str 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
