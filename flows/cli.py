@@ -175,7 +175,7 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per scan, in its geometry.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI for pictures too, instead of PNG.")] = False,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI for pictures and DICOM too.")] = False,
     catalog: CatalogUrl = None,
 ) -> None:
     """Use a student on new scans; it needs no prompts.
@@ -183,7 +183,8 @@ def predict(
     Example: samdistill predict results/students/compact scans/ -o labels/
 
     Volumes become NAME.nii.gz; a picture becomes NAME.png of the same size, grey, whose values are class ids (1, 2, ...: it looks black).
-    Folders are searched with all below them. DICOM series go by pseudonyms; a private list beside the folder says which is which.
+    Folders are searched with all below them. DICOM series become DICOM SEG that refers to its slices, and so names the patient: for your eyes only.
+    The files go by pseudonyms; a private list beside the folder says which is which.
 
     With an archive instead of files, its cases get the label set student/NAME: samdistill predict results/students/compact archive.zarr
 

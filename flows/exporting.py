@@ -4,11 +4,18 @@ from pathlib import Path
 
 from flows.console import OUT, show_next
 from flows.places import check_writable, shortest, typed
+from flows.results import counted
 from flows.roster import meant_student
-from students.spec import Exported, ExportFormat, StudentCard
+from storage import Archive
+from students.spec import Exported, ExportFormat, Int8Cost, StudentCard
+
+_MUCH_LOST = 0.01
+"""Dice: as much as a better training often gains."""
 
 
-def export_to(student: Path, out: Path, to: ExportFormat, *, report: Path | None = None, catalog: str | None = None) -> StudentCard:
+def export_to(
+    student: Path, out: Path, to: ExportFormat, *, report: Path | None = None, archive: str | None = None, catalog: str | None = None
+) -> StudentCard:
     """Export a student's folder, or the promoted student of an archive.
 
     Raises:
@@ -19,7 +26,10 @@ def export_to(student: Path, out: Path, to: ExportFormat, *, report: Path | None
     from students.export.write import export_student
 
     check_writable(out.parent, "the export")
-    return export_student(meant_student(student, catalog), out, to, read_report(report) if report else None)
+    place = archive or (str(student) if (student / "zarr.json").is_file() else None)
+    store = Archive.open(place, catalog=catalog, mode="r") if place and to == "int8" else None
+    scores = read_report(report) if report else None
+    return export_student(meant_student(student, catalog), out, to, scores, archive=store)
 
 
 def write_card(student: Path, report: Path | None, out: Path | None, *, catalog: str | None = None) -> None:
@@ -52,7 +62,15 @@ def export_words(exported: Exported, out: Path) -> list[str]:
     path = out / exported.file
     opset = f", opset {exported.opset}" if exported.opset else ""
     steps = " x ".join(map(str, exported.multiple_of))
+    cost = [] if exported.int8 is None else _cost_words(exported.int8)
     return [
         f"{path}: {exported.format}{opset}, {path.stat().st_size / 1e6:.1f} MB; any batch, any size that is a multiple of {steps}",
         f"differs from torch by at most {exported.worst_difference:.1e} in a class probability ({len(exported.checked_shapes)} random patches)",
+        *cost,
     ]
+
+
+def _cost_words(cost: Int8Cost) -> list[str]:
+    on = f"on {counted(len(cost.cases), 'case', 'cases')}, against {cost.against}"
+    said = f"8-bit products: {cost.measure} {cost.after:.4f} instead of {cost.before:.4f} ({cost.after - cost.before:+.4f}) {on}"
+    return [said] if cost.before - cost.after <= _MUCH_LOST else [said, "WARNING: that is much. Use --to onnx, which costs nothing."]

@@ -57,7 +57,10 @@ def promote(archive: ArchiveUrl, name: Name, catalog: CatalogUrl = None) -> None
 def export(
     student: StudentFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; an earlier export there is replaced.")],
-    to: Annotated[Literal["onnx", "torchscript", "bundle"], typer.Option(help="The format; bundle is MONAI's.")] = "onnx",
+    to: Annotated[
+        Literal["onnx", "int8", "torchscript", "bundle"], typer.Option(help="The format; int8 is ONNX with 8-bit products, bundle MONAI's.")
+    ] = "onnx",
+    archive: Annotated[str | None, typer.Option(help="For int8: the archive that the student was trained from.")] = None,
     report: Report = None,
     catalog: CatalogUrl = None,
 ) -> None:
@@ -67,7 +70,7 @@ def export(
     """
     from flows.exporting import export_to, show_export
 
-    show_export(export_to(student, out, to, report=report, catalog=catalog), out)
+    show_export(export_to(student, out, to, report=report, archive=archive, catalog=catalog), out)
 
 
 @students_app.command()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,9 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from storage.case import Geometry
 from storage.errors import IngestError, InvalidCaseError
+from storage.export.dicom_seg import MadeBy, obstacle, write_dicom_seg
 from storage.export.nifti import write_nifti
-from storage.ingest.source import quiet_readers
+from storage.ingest.dicom import order_slices
+from storage.ingest.source import SourceCase, quiet_readers
+from students.checkpoint import weights_digest
 from students.errors import VolumeError
 from students.predict import Student
 from students.scans import Scan, find_scans
@@ -62,12 +67,13 @@ def predict_files(
         student: Who answers.
         paths: Files, and folders that are searched with all that is below them.
         out: Folder for the answers; below it they lie as their scans do. A volume becomes ``NAME.nii.gz``, and a picture of one slice
-            ``NAME.png``, an 8-bit grey image of the same size whose values are class ids (so it looks black). A DICOM series is named
-            by a pseudonym; ``OUT.dicom-names.csv`` beside the folder says which is which, for its owner only. No answer takes the
-            place of a scan, nor of any other file that already lies in the folder of its scan.
+            ``NAME.png``, an 8-bit grey image of the same size whose values are class ids (so it looks black). A DICOM series becomes
+            DICOM SEG, ``NAME.dcm``, or NIfTI with a note where its headers lack what that needs; ``NAME`` is a pseudonym, and ``OUT.dicom-names.csv``
+            beside the folder says which is which, for its owner only. The segmentation itself names the patient as the series does, and
+            is its owner's only too. No answer takes the place of a scan, nor of any other file that already lies in the folder of its scan.
         progress: Called after each scan, with the number of all.
         largest_component: As in `Student.predict`.
-        nifti_only: Write NIfTI for pictures too.
+        nifti_only: Write NIfTI for pictures and DICOM series too.
 
     Returns:
         One record per scan, in the order of their names, those that could not be segmented among them with the reason.
@@ -106,17 +112,19 @@ def _predict_scan(
     target, problem, notes = scan.target, "", tuple[str, ...]()
     try:
         source = scan.read()
-        flat = scan.picture and not nifti_only and source.record.shape_czyx[1] == 1
-        target = scan.target.with_name(scan.target.name + (".png" if flat else ".nii.gz"))
+        ending, remark = (".nii.gz", "") if nifti_only else _own_format(scan, source)
+        target = scan.target.with_name(scan.target.name + ending)
         _check_free(target, scan, taken, given)
         geometry = source.record.geometry
         labels = student.predict(source.image_czyx, geometry.spacing_zyx_mm, largest_component=largest_component).labels
-        if flat:
+        if ending == ".dcm":
+            target, remark = _write_seg(student, scan, labels, geometry, target)
+        elif ending == ".png":
             write_label_png(labels, target)
         else:
             write_nifti(labels, geometry, target)
         taken.add(target)
-        notes = tuple(each.replace("case scan", scan.name) for each in source.notes)
+        notes = (*(each.replace("case scan", scan.name) for each in source.notes), *([remark] if remark else []))
     except (IngestError, InvalidCaseError, VolumeError) as error:
         said = str(error).replace("then ingest again", "then predict again")
         problem = said if said.startswith((scan.name, "DICOM", "case ")) else f"{scan.name}: {said}"
@@ -125,6 +133,31 @@ def _predict_scan(
         problem = f"{scan.name}: {type(error).__name__} while it was segmented{f' ({error})' if scan.path else ''}."
     output = None if problem else target
     return FilePrediction(source=scan.name, output=output, problem=problem, seconds=time.perf_counter() - started, notes=notes)
+
+
+def _own_format(scan: Scan, source: SourceCase) -> tuple[str, str]:
+    """Return the ending of the format that a scan came in, and why it is not taken, where it is not."""
+    if scan.series is not None:
+        lacking = obstacle(_slices(scan))
+        return (".nii.gz", f"{scan.name}: written as NIfTI, not as DICOM SEG, since {lacking}.") if lacking else (".dcm", "")
+    return (".png", "") if scan.picture and source.record.shape_czyx[1] == 1 else (".nii.gz", "")
+
+
+def _write_seg(student: Student, scan: Scan, labels: UInt8[np.ndarray, "z y x"], geometry: Geometry, target: Path) -> tuple[Path, str]:
+    """Write DICOM SEG, or NIfTI where the headers do not allow it; return where, and why it is NIfTI."""
+    made_by = MadeBy(name=student.name, version=weights_digest(student.path), program_version=f"samdistill {version('samdistill')}")
+    try:
+        write_dicom_seg(labels, _slices(scan), student.card.classes, made_by, target)
+    except InvalidCaseError as error:
+        other = target.with_suffix(".nii.gz")
+        write_nifti(labels, geometry, other)
+        return other, f"{scan.name}: written as NIfTI, since {error}."
+    return target, ""
+
+
+def _slices(scan: Scan) -> list[Path]:
+    """Return the files of a DICOM series in the order of the volume's slices."""
+    return [] if scan.series is None else [header.path for header in order_slices(scan.series).slices]
 
 
 def _check_free(target: Path, scan: Scan, taken: set[Path], given: AbstractSet[Path]) -> None:

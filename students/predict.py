@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import nn
 
 from storage import Archive, LabelHistory, fingerprint
@@ -94,13 +94,21 @@ def class_probability(
     """
     flat = plan.dimensions == "2d"
     shape = (int(image_czyx.shape[1]), int(image_czyx.shape[2]), int(image_czyx.shape[3]))
-    wanted = shape_at_spacing(shape, spacing_zyx_mm, plan.spacing_zyx_mm, keep_z=flat)
-    normalised = measure_intensities(image_czyx, plan.normalisation).apply(image_czyx)
-    volume = resample(torch.from_numpy(normalised).to(device), wanted)
+    volume = prepared_volume(plan, image_czyx, spacing_zyx_mm, device=device)
     with torch.inference_mode():
         logits = _slices(network, plan, volume) if flat else _windows(network, plan.patch_zyx, volume[None])[0]
         answer: np.ndarray = torch.softmax(resample(logits.float(), shape), 0).cpu().numpy()
     return answer
+
+
+def prepared_volume(
+    plan: NetworkPlan, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float], *, device: torch.device | None = None
+) -> Float[torch.Tensor, "c z y x"]:
+    """Return a scan as networks see it: normalised by its own intensities, at the plan's spacing."""
+    shape = (int(image_czyx.shape[1]), int(image_czyx.shape[2]), int(image_czyx.shape[3]))
+    wanted = shape_at_spacing(shape, spacing_zyx_mm, plan.spacing_zyx_mm, keep_z=plan.dimensions == "2d")
+    normalised = measure_intensities(image_czyx, plan.normalisation).apply(image_czyx)
+    return resample(torch.from_numpy(normalised).to(device), wanted)
 
 
 def _windows(network: nn.Module, size: tuple[int, ...], batch: torch.Tensor) -> torch.Tensor:

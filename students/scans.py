@@ -16,7 +16,7 @@ from pathlib import Path
 from storage.errors import IngestError, InvalidCaseError
 from storage.ingest.dicom import read_series
 from storage.ingest.dicom_attributes import keyed_hash, load_or_make_key
-from storage.ingest.dicom_headers import SliceHeader, group_series, read_header
+from storage.ingest.dicom_headers import DicomSeries, SliceHeader, group_series, read_header
 from storage.ingest.discover import OWN_FOLDERS, FoundFile, find_files, kind_of
 from storage.ingest.images import read_image
 from storage.ingest.nifti import read_nifti
@@ -44,6 +44,8 @@ class Scan:
     """Raises `IngestError` with a reason that a person can act on."""
     path: Path | None = None
     """The file; None for a series."""
+    series: DicomSeries | None = None
+    """The series; None for a file."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -193,7 +195,9 @@ def _add_series(files: Sequence[FoundFile], out: Path, found: FoundScans, privat
             rows.append((f"{what or 'file'} {number} ({keyed_hash(key, ('name', name))})", file.path))
     for series in group_series(headers, key=key):
         rows += [(series.case, header.path) for header in sorted(series.slices, key=lambda header: header.number)]
-        found.scans.append(Scan(name=series.case, target=out / series.case, picture=False, read=partial(read_series, series)))
+        found.scans.append(
+            Scan(name=series.case, target=out / series.case, picture=False, read=partial(read_series, series), series=series)
+        )
     found.private_list = _private_list(out)
     _write_privately(found.private_list, [(name, str(path.absolute())) for name, path in rows])
 

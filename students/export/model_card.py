@@ -43,7 +43,7 @@ def model_card(card: StudentCard, report: Evaluation | None = None, *, use: str 
     Raises:
         StudentFileError: if the report is about a student of another name.
     """
-    if report is not None and report.student != card.name:
+    if report is not None and report.student not in (card.name, card.name.removesuffix("-int8")):
         message = f"the report is about the student {report.student!r}, not about {card.name!r}. Give the report of this one."
         raise StudentFileError(message)
     parts = [_head(card), f"## Use\n\n{use}" if use else "", _training(card), _scores(report), _limits(card, report), _technical(card)]

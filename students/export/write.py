@@ -2,15 +2,17 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
 from torch import nn
 
+from storage import Archive
 from students.checkpoint import CARD, load_network, read_card, weights_digest
 from students.errors import ExportError
-from students.export import bundle, model_card, onnx_file, script
+from students.export import bundle, int8, model_card, onnx_file, script
 from students.export.compare import check_faithful, multiple_of, random_patch, shapes_to_check, worst_difference
 from students.results import Evaluation
 from students.runtime import OnnxNetwork, read_script
@@ -22,14 +24,17 @@ Fill = Callable[[Path, StudentCard, nn.Module], Exported]
 """Writes the files of one format into an empty folder, and says how far they can be trusted."""
 
 
-def export_student(folder: str | Path, out: str | Path, to: ExportFormat, report: Evaluation | None = None) -> StudentCard:
-    """Export a student to ``onnx``, ``torchscript`` or ``bundle``, and compare its answers with the original's.
+def export_student(
+    folder: str | Path, out: str | Path, to: ExportFormat, report: Evaluation | None = None, *, archive: Archive | None = None
+) -> StudentCard:
+    """Export a student, and compare its answers with the original's.
 
     Args:
         folder: As training wrote it.
         out: The folder to make; an export that lies there is replaced, in one step.
         to: The format.
         report: Of an evaluation of this student, for the page about it.
+        archive: That it was trained from; ``int8`` takes ranges from its cases, and measures on it what 8-bit products cost.
 
     Returns:
         The card of the export, which lies in ``out`` as ``student.json``.
@@ -39,6 +44,11 @@ def export_student(folder: str | Path, out: str | Path, to: ExportFormat, report
         StudentFileError: if ``folder`` is no usable student.
     """
     fillers: dict[ExportFormat, Fill] = {"onnx": _fill_onnx, "torchscript": _fill_script, "bundle": _fill_bundle}
+    if to == "int8":
+        if archive is None:
+            message = "8-bit products take their ranges from cases: name the archive that the student was trained from."
+            raise ExportError(message)
+        fillers["int8"] = partial(_fill_int8, archive)
     return write_export(Path(folder), Path(out), fillers[to], report)
 
 
@@ -58,7 +68,10 @@ def write_export(folder: Path, out: Path, fill: Fill, report: Evaluation | None 
     unfinished.mkdir()
     try:
         exported = fill(unfinished, card, network)
-        card = card.model_copy(update={"exported": exported.model_copy(update={"source_weights": weights_digest(folder)})})
+        # 8-bit answers are others, and so is the label set that they go into.
+        name = f"{card.name}-int8" if exported.format == "int8" else card.name
+        exported = exported.model_copy(update={"source_weights": weights_digest(folder)})
+        card = card.model_copy(update={"exported": exported, "name": name})
         _describe(unfinished, card, report)
         _put_in_place(unfinished, out)
     finally:
@@ -94,7 +107,12 @@ def _put_in_place(finished: Path, out: Path) -> None:
     old = finished.with_name(f"{finished.name}.old")
     if out.exists():
         out.rename(old)
-    finished.rename(out)
+    try:
+        finished.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -104,11 +122,27 @@ def made_with(*libraries: str) -> dict[str, str]:
 
 
 def _fill_onnx(folder: Path, card: StudentCard, network: nn.Module) -> Exported:
-    path = folder / onnx_file.FILE
+    return _write_checked_onnx(folder / onnx_file.FILE, card, network)
+
+
+def _write_checked_onnx(path: Path, card: StudentCard, network: nn.Module) -> Exported:
     onnx_file.write_onnx(network, random_patch(shapes_to_check(card.plan)[0], 0), path, facts(card))
     return compared(card, network, OnnxNetwork(path), "onnx", onnx_file.FILE, "onnx", "onnxruntime").model_copy(
         update={"opset": onnx_file.OPSET}
     )
+
+
+def _fill_int8(archive: Archive, folder: Path, card: StudentCard, network: nn.Module) -> Exported:
+    yardstick = int8.find_yardstick(archive, card)  # before the work: there may be none
+    whole, path = folder / "whole.onnx", folder / onnx_file.FILE
+    exact = _write_checked_onnx(whole, card, network)
+    cases = int8.quantise(whole, path, card, archive)
+    whole.unlink()
+    quantised = OnnxNetwork(path)
+    before, after = (int8.as_student(card, each, folder) for each in (network, quantised))
+    cost = int8.measure_cost(before, after, archive, yardstick, cases)
+    worst = worst_difference(network, quantised, card.plan)
+    return exact.model_copy(update={"format": "int8", "worst_difference": worst, "int8": cost})
 
 
 def _fill_script(folder: Path, card: StudentCard, network: nn.Module) -> Exported:
