@@ -135,13 +135,13 @@ def _did_you_mean(keys: list[str]) -> str:
 
 
 def _fields_at(model: type[BaseModel], keys: list[str]) -> list[str]:
-    """Names of the keys that a block takes."""
+    """Names of the keys that a block takes, its own before those that it inherits."""
     for key in keys:
         nested = model.model_fields.get(key)
         inner = _model_in(nested.annotation) if nested else None
         # Class ids and the like are keys of a mapping, not fields: stay at the mapping's value type.
         model = inner or model
-    return list(model.model_fields)
+    return sorted(model.model_fields, key=lambda name: name not in model.__annotations__)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from distill import quality
 from storage import IGNORE, Archive, ClassInfo
 from students.errors import ExportError
-from students.predict import Student, prepared_volume
+from students.predict import CompactNetwork, Student, prepared_volume
 from students.runtime import IMAGE
 from students.spec import Int8Cost, NetworkPlan, StudentCard
 from students.validation import spread
@@ -166,4 +166,5 @@ def as_student(card: StudentCard, network: Any, folder: Path) -> Student:
     """Return a student around a network that is not finished yet."""
     import torch
 
-    return Student(card, network, torch.device("cpu"), folder)
+    cpu = torch.device("cpu")
+    return Student(card, CompactNetwork(network, card.plan, cpu), cpu, folder)

@@ -18,7 +18,7 @@ from students import baselines, compact, load_student
 from students.cost import measure_cost, student_cost
 from students.errors import GoldLeakError
 from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, spacing_known, unseen_cases
-from students.predict import Student
+from students.predict import CompactNetwork, Student
 from students.report import write_report
 from students.results import Evaluation
 from students.spec import StudentSpec
@@ -106,7 +106,7 @@ def test_cases_that_training_or_calibration_may_use_are_refused(archive: Archive
 
 def test_a_patient_that_was_trained_on_is_refused_under_any_case_id(archive: Archive, student: Student) -> None:
     card = student.card.model_copy(update={"training_patients": ("p-test1",)})
-    other = Student(card, student.network, student.device, student.path)
+    other = Student(card, CompactNetwork(student.network, card.plan, student.device), student.device, student.path)
     with pytest.raises(GoldLeakError, match=r"case test1: it is of a patient \(p-test1\)"):
         unseen_cases(archive, other, EvaluationPlan())
 
