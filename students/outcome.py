@@ -93,7 +93,8 @@ def evaluation_doubts(
         pair = _on_shared_cases(comparisons[0], drawn, result.class_id)
         if pair and pair[0] < pair[1]:
             above = _on_shared_cases(teacher, drawn, result.class_id)
-            remedy = _TEACHER_BELOW.format(above[0]) if above and above[0] < above[1] and ignored < _MOSTLY_IGNORED else longer
+            as_good = above is not None and pair[0] >= above[0] - _WIDE_MARGIN
+            remedy = _TEACHER_BELOW.format(above[0]) if above and as_good and above[0] < above[1] and ignored < _MOSTLY_IGNORED else longer
             found.append(f"{name}: the student (Dice {pair[0]:.3f}) is worse than ellipses in the boxes ({pair[1]:.3f}). {remedy}")
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
             found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {longer}")

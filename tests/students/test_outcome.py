@@ -133,6 +133,21 @@ def test_where_the_teacher_is_below_the_ellipses_too_no_longer_training_is_advis
     assert "Train longer" not in doubt
 
 
+def test_a_student_far_below_a_teacher_that_is_below_the_ellipses_is_to_be_trained_longer() -> None:
+    lines = (line(0.41, "student", "student/s"), line(0.892, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
+    (doubt,) = evaluation_doubts(lines, None, card(), "baseline/ellipse")
+    assert "worse than ellipses in the boxes (0.912). Train longer: student.budget" in doubt
+
+
+@pytest.mark.parametrize("teacher", [0.2, 0.95], ids=["a teacher below the ellipses", "a teacher above them"])
+def test_where_most_of_the_training_cases_is_ignored_that_is_said_instead(teacher: float) -> None:
+    lines = (line(0.17, "student", "student/s"), line(teacher, "teacher", "teacher/r1"), line(0.215, "arm", "baseline/ellipse"))
+    (doubt,) = evaluation_doubts(lines, None, card(), "baseline/ellipse", ignored=0.91)
+    assert "91% of the voxels of its training cases are ignored" in doubt
+    assert "source: [weak, propagate]" in doubt
+    assert "Train longer" not in doubt
+
+
 def test_a_student_above_the_ellipses_and_near_its_labels_has_no_warning() -> None:
     lines = (line(0.83, "student", "student/s"), line(0.74, "arm", "baseline/ellipse"))
     assert evaluation_doubts(lines, line(0.86, "hindsight", "pseudo/r1"), card(), "baseline/ellipse") == ()
