@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def drawn_archive(dataset: str, folder: Path, reuse: Path | None = None, source:
     if reuse is not None and not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(reuse, archive)
-        shutil.copy(f"{reuse}.catalog.sqlite", f"{archive}.catalog.sqlite")
+        copy_catalog(str(reuse), str(archive))
     recipe = load_recipe(RECIPES / f"{dataset}.yaml").model_copy(update={"archive": str(archive), "results": archive.parent / "results"})
     recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"source": (source,)})})
     if reuse is None:
@@ -51,6 +53,12 @@ def drawn_archive(dataset: str, folder: Path, reuse: Path | None = None, source:
             stages.propose(recipe, shard)
             stages.label(recipe, shard)
     return recipe, stages.open_archive(recipe)
+
+
+def copy_catalog(source: str, target: str) -> None:
+    """Copy the catalog of one archive for another, with what is still in its journal: the archive may be open."""
+    with closing(sqlite3.connect(f"{source}.catalog.sqlite")) as there, closing(sqlite3.connect(f"{target}.catalog.sqlite")) as here:
+        there.backup(here)
 
 
 def planted_archive(
@@ -66,7 +74,7 @@ def planted_archive(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copytree(recipe.archive, target)
-    shutil.copy(f"{recipe.archive}.catalog.sqlite", f"{target}.catalog.sqlite")
+    copy_catalog(recipe.archive, str(target))
     copy = Archive.open(str(target))
     planted = plant(copy, share, seed, reach=reach, alike=alike)
     label_archive(copy, label_plan(recipe), cases=[each.case for each in planted])
