@@ -14,7 +14,7 @@ from flows.results import TEACHER_SET, teacher_sets
 from storage import ClassInfo
 from storage.store import local_path
 from students.folds import FoldPlan
-from students.spec import NnunetSpec, StudentSpec
+from students.spec import StudentSpec
 
 _COLOURS: tuple[tuple[int, int, int], ...] = ((228, 60, 60), (60, 140, 228), (70, 180, 90), (240, 170, 40), (150, 90, 200), (40, 190, 190))
 """Told apart by people with the common colour deficiencies when neighbours differ in lightness too; reused in order."""
@@ -106,5 +106,4 @@ def student_spec(recipe: Recipe) -> StudentSpec:
         return StudentSpec.model_validate(asked | {"learning": block.learning})
     # nnU-Net's own presets are as long as nnU-Net has found good; the default budget would end them after a few epochs.
     budget = block.budget if block.nnunet.preset == "reduced" or "budget" in block.model_fields_set else None
-    nnunet = NnunetSpec.model_validate(block.nnunet.model_dump())
-    return StudentSpec(name=block.name, kind=block.kind, budget_seconds=budget, seed=block.seed, nnunet=nnunet)
+    return StudentSpec(name=block.name, kind=block.kind, budget_seconds=budget, seed=block.seed, nnunet=block.nnunet)

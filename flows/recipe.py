@@ -22,7 +22,7 @@ from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting
 from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
-from students.spec import NnunetPreset
+from students.spec import NnunetSpec
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -248,23 +248,6 @@ class RefineBlock(Block):
     """Rules for single classes; those that are not named get the defaults."""
 
 
-class NnunetBlock(Block):
-    """What is asked of nnU-Net; see docs/students.md."""
-
-    preset: NnunetPreset = "reduced"
-    """``reduced`` trains on two CPU cores in minutes; ``2d``, ``3d_fullres``, ``resenc_m`` and ``resenc_l`` are nnU-Net's own, for a GPU."""
-    epochs: int | None = Field(default=None, ge=1)
-    """By default what the preset has: 100 of the reduced one, 1,000 of the others."""
-    iterations: int | None = Field(default=None, ge=1)
-    """Steps of each epoch; by default 25 of the reduced preset, 250 of the others."""
-    fold: Literal["all"] | Annotated[int, Field(ge=0, le=4)] = 0
-    """Which fifth of the patients is held out; ``all`` trains on everybody."""
-    mirror: bool = True
-    """Off where left and right are different classes."""
-    workers: int = Field(default=1, ge=1, le=64)
-    """Threads of preprocessing and, from 2 on, processes of augmentation."""
-
-
 class StudentBlock(LearningKeys):
     """The small model that ships."""
 
@@ -274,7 +257,7 @@ class StudentBlock(LearningKeys):
     budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
     """Seconds of training; written as 90s, 20min or 1.5h. nnU-Net's own presets heed it only where it is given."""
     seed: int = 0
-    nnunet: NnunetBlock = NnunetBlock()
+    nnunet: NnunetSpec = NnunetSpec()
     """Of the kind ``nnunet``."""
 
     @model_validator(mode="before")
