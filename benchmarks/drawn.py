@@ -15,7 +15,7 @@ from planting import Planted, plant
 from distill.doubts import add_priors, add_qualities, add_reverse
 from distill.quality import dice
 from distill.refine import RefinePlan, drawn_mask
-from flows import stages
+from flows import opened, stages
 from flows.plans import fold_plan, label_plan
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
@@ -52,7 +52,7 @@ def drawn_archive(dataset: str, folder: Path, reuse: Path | None = None, source:
         for shard in stages.shards_to_label(recipe, size=10**6):
             stages.propose(recipe, shard)
             stages.label(recipe, shard)
-    return recipe, stages.open_archive(recipe)
+    return recipe, opened.open_archive(recipe)
 
 
 def copy_catalog(source: str, target: str) -> None:

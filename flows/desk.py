@@ -73,7 +73,7 @@ def open_desk(place: str, *, catalog: str | None = None, by: str | None = None, 
 
 
 def _desk_of_recipe(path: Path, reviewer: str, *, ranking: bool) -> Desk:
-    from flows.stages import open_archive
+    from flows.opened import open_archive
 
     recipe = load_recipe(path)
     archive = open_archive(recipe)

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 from distill.extensions import installed
 from distill.prompts.choice import PROPOSED
 from distill.teachers.fetch import OFFICIAL, checkpoint_folder
+from flows.judging import report_of
 from flows.program_version import source_hash
 from flows.recipe import Recipe
 from flows.results import (
@@ -28,7 +29,6 @@ from flows.results import (
     doubt_unit,
     teacher_sets,
 )
-from flows.stages import report_of
 from storage import Archive, ArchiveNotFoundError, fingerprint
 from storage.ingest.discover import walk
 from storage.store import catalog_url_of

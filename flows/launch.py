@@ -33,7 +33,7 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool
         DistillError: if it cannot be the teacher; likewise.
     """
     from flows.freshness import input_stamps, is_up_to_date, remember_run, standing
-    from flows.stages import report_of
+    from flows.judging import report_of
 
     recipe = load_recipe(recipe_file)
     _warn_of_what_is_not_used(recipe_file, recipe)
@@ -93,7 +93,7 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
         check_writable(archive, "the archive")
     check_writable(recipe.results, "the results")
     if "ingest" not in chosen:
-        from flows.stages import open_archive
+        from flows.opened import open_archive
 
         open_archive(recipe)
     if "label" in chosen:

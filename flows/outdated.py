@@ -7,12 +7,13 @@ have run again, so that nothing is lost over a mistake in a recipe; but it says 
 from dataclasses import dataclass
 from typing import Literal
 
+from flows.judging import evaluation_fingerprint, report_of
 from flows.learnt import agreed_set
 from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
 from flows.recipe import Recipe
 from flows.results import LEDGER_STAGES, PSEUDO_SET, counted
-from flows.stages import believed_cases, evaluation_fingerprint, report_of, train_fingerprint
+from flows.teaching import believed_cases, train_fingerprint
 from storage import Archive, StudentRecord
 from students.errors import StudentError
 

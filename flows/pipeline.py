@@ -5,7 +5,7 @@ every prompted case several times, keeps of its drawings what agrees with itself
 cases, trains a small student on what was kept, and scores student and teacher against experts on cases that no step has seen.
 
 Each flow is one of these sentences. Its tasks take the recipe file and case ids, read, compute and write, and return counts; the
-work itself is in ``flows.stages`` and the rooms below, where it is tested without Prefect. Every unit of work is in the archive's
+work itself is in ``flows.stages``, ``flows.teaching`` and ``flows.judging`` and the rooms below, where it is tested without Prefect. Every unit of work is in the archive's
 ledger, so that any of these may be killed and called again.
 """
 
@@ -17,7 +17,7 @@ from prefect import State, Task, flow, task
 from prefect.client.schemas.objects import TaskRun
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from flows import stages
+from flows import judging, opened, stages, teaching
 from flows.freshness import material
 from flows.outdated import outdated_words
 from flows.recipe_file import load_recipe
@@ -103,13 +103,13 @@ def report_filter(recipe_file: str) -> StageResult:
 @patient_task("train")
 def train_student(recipe_file: str) -> StageResult:
     """Train the student on what was believed."""
-    return stages.train(load_recipe(recipe_file))
+    return teaching.train(load_recipe(recipe_file))
 
 
 @patient_task("evaluate")
 def evaluate_student(recipe_file: str) -> StageResult:
     """Score on cases that no step has seen."""
-    return stages.evaluate(load_recipe(recipe_file))
+    return judging.evaluate(load_recipe(recipe_file))
 
 
 @flow(name="ingest", flow_run_name="ingest {recipe_file}")
@@ -172,15 +172,15 @@ def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSumma
     """Ingest, label, refine, train, evaluate: the chosen ones, in this order."""
     recipe = load_recipe(recipe_file)
     first = tuple(FLOWS[stage](recipe_file) for stage in STAGES[:1] if stage in chosen)
-    brought_in = material(stages.open_archive(recipe)) if set(chosen) == set(STAGES) else None
+    brought_in = material(opened.open_archive(recipe)) if set(chosen) == set(STAGES) else None
     later = tuple(FLOWS[stage](recipe_file) for stage in STAGES[1:] if stage in chosen)
     ended = set(chosen) == set(STAGES) and not any(result.failed or result.quarantined for result in later)
-    outdated = "" if ended else outdated_words(stages.open_archive(recipe), recipe, recipe_file)
+    outdated = "" if ended else outdated_words(opened.open_archive(recipe), recipe, recipe_file)
     return RunSummary(
         stages=(*first, *later),
-        report=stages.report_of(recipe),
+        report=judging.report_of(recipe),
         outdated=outdated,
         archive=recipe.archive,
-        student=stages.student_of(recipe),
+        student=judging.student_of(recipe),
         brought_in=brought_in,
     )

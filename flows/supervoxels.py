@@ -5,11 +5,11 @@ from pathlib import Path
 
 from flows.console import BARS, Follow
 from flows.errors import StageError
+from flows.opened import open_archive
 from flows.places import check_writable
 from flows.plans import label_plan
 from flows.recipe_file import load_recipe
 from flows.results import StageResult
-from flows.stages import open_archive
 from storage import Part
 from storage.export.nifti import is_export, note_of, write_nifti
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import stages
+from flows import judging, stages, teaching
 from flows.recipe import Recipe
 from flows.results import StageResult
 
@@ -61,6 +61,6 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     monkeypatch.setattr(stages, "calibrate", lambda recipe: seen.result("calibrate"))
     monkeypatch.setattr(stages, "refine", lambda recipe, shard: seen.result("refine"))
     monkeypatch.setattr(stages, "report_filter", lambda recipe: StageResult(stage="filter"))
-    monkeypatch.setattr(stages, "train", train)
-    monkeypatch.setattr(stages, "evaluate", lambda recipe: seen.result("evaluate"))
+    monkeypatch.setattr(teaching, "train", train)
+    monkeypatch.setattr(judging, "evaluate", lambda recipe: seen.result("evaluate"))
     return seen

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import arms, learnt, stages
+from flows import arms, learnt, stages, teaching
 from flows.errors import RecipeError
 from flows.outdated import find_outdated
 from flows.plans import student_spec
@@ -129,7 +129,7 @@ def test_gold_labels_cut_pseudo_labels_and_the_student_tells_whose_gold_it_was(
     recipe_with: Callable[[str], Recipe], archive: Archive
 ) -> None:
     recipe = recipe_with("{gold: {cases: [learnt0, learnt1], agreement: 0.0}, name: mixed, consistency: 0.1}")
-    result = stages.train(recipe)
+    result = teaching.train(recipe)
     assert "gold of 2 cases learnt from" in result.note
     card = read_card(recipe.student_folder)
     assert (card.label_set, card.gold_cases) == (learnt.agreed_set("mixed"), ("learnt0", "learnt1"))
@@ -139,7 +139,7 @@ def test_gold_labels_cut_pseudo_labels_and_the_student_tells_whose_gold_it_was(
     assert ((after == before) | (after == 255)).all()
     assert labels.history.parents[0] == PSEUDO_SET
     assert "agreed/mixed" not in archive["learnt0"].label_sets()
-    assert stages.train(recipe).skipped == 1
+    assert teaching.train(recipe).skipped == 1
     assert find_outdated(archive).students == ()
     archive["learnt0"].write_labels(LabelHistory(label_set="gold", classes=CLASSES, made_by="test", fingerprint="mended"), before)
     assert find_outdated(archive).students == ("mixed",)
@@ -148,7 +148,7 @@ def test_gold_labels_cut_pseudo_labels_and_the_student_tells_whose_gold_it_was(
 @pytest.mark.usefixtures("quick", "archive")
 def test_pseudo_labels_that_a_student_of_the_gold_contradicts_are_left_out(recipe_with: Callable[[str], Recipe]) -> None:
     recipe = recipe_with("{gold: {patients: 2, agreement: 1.0}, name: strict}")
-    note = stages.train(recipe).note
+    note = teaching.train(recipe).note
     assert "3 pseudo-labels left out" in note
     assert read_card(recipe.student_folder).training_cases == ()
 

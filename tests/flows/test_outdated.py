@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 import zarr
 
-from flows import pipeline, stages
+from flows import judging, opened, pipeline, stages, teaching
 from flows.console import show_summary
 from flows.inspection import inspect_path
 from flows.made_of import outdated_cases
@@ -53,7 +53,7 @@ def recipe(tmp_path: Path, write_recipe: WriteRecipe) -> Recipe:
     recipe.report_folder.mkdir(parents=True)
     (recipe.report_folder / "report.html").write_text("", encoding="utf-8")
     mark_done(archive, "train", "compact", "1")
-    mark_done(archive, "evaluate", "compact", stages.evaluation_fingerprint(archive, recipe))
+    mark_done(archive, "evaluate", "compact", judging.evaluation_fingerprint(archive, recipe))
     return recipe
 
 
@@ -68,8 +68,8 @@ def learnt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Archive:
         gold_cases = ()
 
     monkeypatch.setattr(checkpoint, "read_card", lambda _path: Card)
-    archive = stages.open_archive(recipe)
-    mark_done(archive, "train", "compact", stages.train_fingerprint(archive, Card.spec, stages.believed_cases(archive)))
+    archive = opened.open_archive(recipe)
+    mark_done(archive, "train", "compact", teaching.train_fingerprint(archive, Card.spec, teaching.believed_cases(archive)))
     return archive
 
 
@@ -87,7 +87,7 @@ def files_read(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def draw_with_other_prompts(recipe: Recipe, *cases: str) -> Archive:
-    archive = stages.open_archive(recipe)
+    archive = opened.open_archive(recipe)
     archive.catalog.add_prompts([Prompt(case=case, class_id=1, kind="box", slice=3, box_xyxy_px=(5, 4, 18, 15)) for case in cases])
     stages.label(recipe, stages.shards_to_label(recipe, 256)[0])
     return archive
@@ -98,7 +98,7 @@ def test_what_is_of_the_labels_that_are_there_stands(recipe: Recipe) -> None:
     assert (facts["refine (cases)"], facts["train (students)"], facts["evaluate (reports)"]) == ("3 done", "1 done", "1 done")
     assert facts["students"] == "compact"
     assert "outdated" not in facts
-    assert outdated_words(stages.open_archive(recipe), recipe, "recipe.yaml") == ""
+    assert outdated_words(opened.open_archive(recipe), recipe, "recipe.yaml") == ""
 
 
 def test_inspect_counts_only_what_is_of_the_labels_that_are_there_now(recipe: Recipe) -> None:
@@ -122,7 +122,7 @@ def test_cases_that_were_not_drawn_anew_stay_what_they_are(recipe: Recipe) -> No
 
 
 def test_what_is_planned_anew_and_not_done_is_pending_and_not_outdated(recipe: Recipe) -> None:
-    archive = stages.open_archive(recipe)
+    archive = opened.open_archive(recipe)
     archive.catalog.retract_label_set("case01", "teacher/r1")
     archive.ledger.plan("refine:pseudo/r1", {f"case0{n}": "by other rules" for n in range(3)})
     assert find_outdated(archive).refined == ("case01",)
@@ -130,17 +130,17 @@ def test_what_is_planned_anew_and_not_done_is_pending_and_not_outdated(recipe: R
 
 
 def test_labels_that_are_being_written_anew_meanwhile_are_passed_over(recipe: Recipe) -> None:
-    archive = stages.open_archive(recipe)
+    archive = opened.open_archive(recipe)
     records = archive.cases(with_labels="pseudo/r1")
     archive.catalog.retract_label_set("case01", "pseudo/r1")
     archive.catalog.retract_label_set("case02", "teacher/r1")
     assert outdated_cases(archive, records) == ["case02"]
-    assert sorted(stages.label_fingerprints(archive, records, "pseudo/r1")) == ["case00", "case02"]
-    assert sorted(stages.label_fingerprints(archive, records, "teacher/r1")) == ["case00", "case01"]
+    assert sorted(opened.label_fingerprints(archive, records, "pseudo/r1")) == ["case00", "case02"]
+    assert sorted(opened.label_fingerprints(archive, records, "teacher/r1")) == ["case00", "case01"]
 
 
 def test_inspect_holds_out_while_labels_are_written_anew_at_any_time(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    catalog, labels_of = stages.open_archive(recipe).catalog, Case.labels
+    catalog, labels_of = opened.open_archive(recipe).catalog, Case.labels
 
     def taken_away_once_read(case: Case, name: str) -> Labels:
         found = labels_of(case, name)
@@ -214,14 +214,14 @@ def test_label_does_not_name_an_old_report_as_if_it_were_of_these_labels(recipe:
         "Outdated, as labels have changed since: the refined labels of 1 case, the student compact, the report on compact ("
     )
     assert words.endswith("recipe.yaml' makes this anew.")
-    show_summary(RunSummary(stages=(), report=stages.report_of(recipe), outdated=words))
+    show_summary(RunSummary(stages=(), report=judging.report_of(recipe), outdated=words))
     said = capsys.readouterr().out
     assert "Report:" not in said
     assert words in said
 
 
 def test_a_single_stage_says_what_is_outdated_after_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark_done(stages.open_archive(recipe), "evaluate", "compact", "of other prompts")
+    mark_done(opened.open_archive(recipe), "evaluate", "compact", "of other prompts")
     monkeypatch.setattr(pipeline, "FLOWS", {"label": lambda _file: StageResult(stage="label")})
     summary = pipeline.run_recipe.fn(str(tmp_path / "recipe.yaml"), ("label",))
     assert summary.outdated.startswith("Outdated, as the student, labels, prompts or settings have changed since: the report on compact (")

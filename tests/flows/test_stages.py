@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from flows import arms, stages
+from flows import arms, judging, stages, teaching
 from flows.errors import StageError
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
@@ -66,10 +66,10 @@ def box(case: str, class_id: int = 1) -> Prompt:
 def test_a_report_is_out_of_date_when_what_it_compares_has_changed(
     change: Callable[[Archive], object], archive: Archive, recipe: Recipe
 ) -> None:
-    before = stages.evaluation_fingerprint(archive, recipe)
-    assert stages.evaluation_fingerprint(archive, recipe) == before
+    before = judging.evaluation_fingerprint(archive, recipe)
+    assert judging.evaluation_fingerprint(archive, recipe) == before
     change(archive)
-    assert stages.evaluation_fingerprint(archive, recipe) != before
+    assert judging.evaluation_fingerprint(archive, recipe) != before
 
 
 def test_a_student_without_its_card_is_trained_again(archive: Archive, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +82,10 @@ def test_a_student_without_its_card_is_trained_again(archive: Archive, recipe: R
 
     history = LabelHistory(label_set="pseudo/r1", classes=CLASSES, made_by="test", fingerprint="a")
     archive["learnt"].write_labels(history, np.zeros((2, 3, 4), np.uint8), scores={"accepted": 1.0})
-    monkeypatch.setattr(stages, "_train", train)
-    assert (stages.train(recipe).done, stages.train(recipe).skipped, len(trained)) == (1, 1, 1)
+    monkeypatch.setattr(teaching, "_train", train)
+    assert (teaching.train(recipe).done, teaching.train(recipe).skipped, len(trained)) == (1, 1, 1)
     card.unlink()
-    assert (stages.train(recipe).done, len(trained)) == (1, 2)
+    assert (teaching.train(recipe).done, len(trained)) == (1, 2)
 
 
 def test_cases_that_another_process_holds_are_left_for_the_next_run(
@@ -105,12 +105,12 @@ def test_a_report_waits_for_the_student_that_another_run_trains(archive: Archive
     (recipe.student_folder / "student.json").unlink()
     archive.ledger.plan("train", {recipe.student.name: "a"})
     archive.ledger.claim("train", recipe.student.name)
-    result = stages.evaluate(recipe)
+    result = judging.evaluate(recipe)
     assert (result.stage, result.skipped, result.failed) == ("evaluate", 0, 1)
     assert result.note.startswith(f"waits for train: another run is (process {os.getpid()} on ")
     archive.ledger.release("train", recipe.student.name)
     with pytest.raises(StageError, match="no student"):
-        stages.evaluate(recipe)
+        judging.evaluate(recipe)
 
 
 def test_a_case_that_another_run_refines_is_left(archive: Archive, recipe: Recipe) -> None:
@@ -192,7 +192,7 @@ def test_a_report_waits_for_a_student_whose_training_was_given_up_and_says_over_
     for _ in range(3):
         archive.ledger.claim("train", recipe.student.name)
         archive.ledger.fail("train", recipe.student.name, MemoryError("too large"))
-    result = stages.evaluate(recipe)
+    result = judging.evaluate(recipe)
     assert (result.failed, result.note) == (1, "waits for train: given up after 3 attempts: MemoryError: too large")
 
 

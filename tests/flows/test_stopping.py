@@ -17,7 +17,7 @@ from storage import Archive
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from flows import stages
+from flows import stages, teaching
 from flows.cli import main
 from flows.console import Follow
 from flows.once import perform_once
@@ -43,7 +43,7 @@ def train(recipe):
     archive = Archive.open(recipe.archive)
     return perform_once(archive.ledger, stage="train", unit="compact", fingerprint="1", output=Path("none"), work=work)
 
-stages.ingest, stages.train = ingest, train
+stages.ingest, teaching.train = ingest, train
 stages.shards_to_label = stages.shards_to_refine = lambda recipe, size: []
 stages.doubt = stages.calibrate = lambda recipe: stages.StageResult(stage="refine")
 stages.report_filter = lambda recipe: stages.StageResult(stage="filter")

@@ -8,7 +8,7 @@ import pytest
 from flows.errors import RecipeError
 from flows.plans import fold_plan, student_spec
 from flows.recipe_file import load_recipe
-from flows.stages import train_fingerprint
+from flows.teaching import train_fingerprint
 from storage import Archive
 from students.spec import NnunetSpec, StudentSpec
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distill.review_queue import Candidate, QueuePlan, review_queue
-from flows import review, review_picture, stages
+from flows import review, review_picture, teaching
 from flows.desk import open_desk
 from flows.errors import ReviewError, StageError
 from flows.recipe import Recipe
@@ -312,4 +312,4 @@ def test_nobody_learns_from_what_was_refined_of_masks_that_have_been_drawn_anew_
     with pytest.raises(
         StageError, match=r"1 of 3 accepted pseudo-labels.*drawn anew since, such as one\. Run 'samdistill refine RECIPE' first"
     ):
-        stages.train(recipe)
+        teaching.train(recipe)
