@@ -1,0 +1,105 @@
+"""The stage evaluate: student and teacher against experts, once per student and state of the labels, and where the report is."""
+
+from pathlib import Path
+
+from flows.console import Follow
+from flows.errors import StageError
+from flows.once import left_to_another_run, perform_once, why_given_up
+from flows.opened import asked_with, label_fingerprints, open_archive
+from flows.recipe import Recipe
+from flows.results import TEACHER_SET, StageResult
+from storage import Archive, fingerprint
+from students.results import Evaluation
+
+
+def evaluate(recipe: Recipe) -> StageResult:
+    """Score student and teacher against experts and write the report, once per student and state of the labels.
+
+    While another live run trains the student, or where its training was given up before there was one, this stage has nothing to score:
+    it is reported as left, with the one who trains, or with what was met.
+
+    Raises:
+        StageError: if there is no student, and nobody has tried to train it.
+    """
+    archive = open_archive(recipe)
+    if archive.ledger.holder("train", recipe.student.name) is not None:
+        return left_to_another_run(archive.ledger, stage="train", unit=recipe.student.name, reported_as="evaluate")
+    if not (recipe.student_folder / "student.json").is_file():
+        if given_up := why_given_up(archive.ledger, "train", recipe.student.name):
+            return StageResult(stage="evaluate", failed=1, note=f"waits for train: {given_up}")
+        message = f"there is no student in {recipe.student_folder} to evaluate. Run 'samdistill train RECIPE' first."
+        raise StageError(message)
+    if not archive.cases(part="test", with_labels="gold"):
+        note = "no expert labels on test cases: nothing to score. Give ingest.gold and ingest.split to get a report."
+        return StageResult(stage="evaluate", skipped=1, note=note)
+    return perform_once(
+        archive.ledger,
+        stage="evaluate",
+        unit=recipe.student.name,
+        fingerprint=evaluation_fingerprint(archive, recipe),
+        output=recipe.report_folder / "report.html",
+        work=lambda: _evaluate(archive, recipe),
+    )
+
+
+def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
+    """Everything the report depends on: student, teacher's labels, every expert label (arms and hindsight use them), and prompts."""
+    prompted = [record.id for part in ("test", "archive") for record in archive.cases(part=part)]
+    return fingerprint(
+        student=(recipe.student_folder / "student.json").read_text(encoding="utf-8"),
+        block=recipe.evaluate.model_dump(mode="json"),
+        gold=label_fingerprints(archive, archive.cases(with_labels="gold"), "gold"),
+        teacher=label_fingerprints(archive, archive.cases(part="test", with_labels=TEACHER_SET), TEACHER_SET),
+        prompts=asked_with(archive, recipe, prompted),
+    )
+
+
+def _evaluate(archive: Archive, recipe: Recipe) -> str:
+    from flows.arms import evaluation_plan
+    from students import load_student
+    from students.evaluate import evaluate as compare
+    from students.outcome import evaluation_note
+    from students.report import write_report
+
+    follow = Follow("evaluate")
+    steps = 3 + len(recipe.evaluate.arms)
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        follow(min(len(said), steps), steps, sentence)
+
+    say("preparing the baselines")
+    found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
+    write_report(found, archive, recipe.report_folder / "report.html")
+    _write_model_card(found, recipe.student_folder)
+    follow(steps, steps, "report written")
+    dice = {name: value for name in ("student - gold", "teacher - gold") if (value := _dice(found, name)) is not None}
+    known = {"dice": dice.get("student - gold"), "teacher_dice": dice.get("teacher - gold"), "test_cases": len(found.cases)}
+    archive.catalog.add_student_metrics(recipe.student.name, {name: value for name, value in known.items() if value is not None})
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+    return scores + evaluation_note(found)
+
+
+def _write_model_card(found: Evaluation, folder: Path) -> None:
+    """Leave a page about the student beside it."""
+    from students.checkpoint import read_card
+    from students.export.model_card import FILE, model_card
+
+    (folder / FILE).write_text(model_card(read_card(folder), found), encoding="utf-8")
+
+
+def _dice(found: Evaluation, name: str) -> float | None:
+    known = {comparison.name for comparison in found.comparisons}
+    return found.mean(name) if name in known else None
+
+
+def report_of(recipe: Recipe) -> str:
+    """Path of the HTML report, or nothing while there is none."""
+    report = recipe.report_folder / "report.html"
+    return str(report) if report.is_file() else ""
+
+
+def student_of(recipe: Recipe) -> str:
+    """The student's folder, or nothing while there is none."""
+    return str(recipe.student_folder) if (recipe.student_folder / "student.json").is_file() else ""

@@ -1,0 +1,145 @@
+"""The stage train: who is learnt from, whether that has been done, and what the catalog keeps of it."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.console import Follow
+from flows.errors import StageError
+from flows.learnt import Material, filtered, material
+from flows.made_of import outdated_cases
+from flows.once import perform_once
+from flows.opened import label_fingerprints, open_archive
+from flows.program_version import code_version
+from flows.recipe import Recipe
+from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
+from storage import Archive, CaseRecord, StudentRecord, fingerprint
+from students.spec import StudentCard, StudentSpec
+
+
+def train(recipe: Recipe) -> StageResult:
+    """Train the student on the believed labels of the archive cases, once per state of these labels."""
+    from flows.plans import student_spec
+
+    archive = open_archive(recipe)
+    records = _accepted(archive, recipe)
+    found = material(archive, recipe, records)
+    return perform_once(
+        archive.ledger,
+        stage="train",
+        unit=recipe.student.name,
+        fingerprint=train_fingerprint(archive, student_spec(recipe), records, gold=found.gold),
+        output=recipe.student_folder / "student.json",
+        work=lambda: _train(archive, recipe, found),
+    )
+
+
+def train_fingerprint(
+    archive: Archive,
+    spec: StudentSpec,
+    records: Iterable[CaseRecord],
+    *,
+    trainer: str | None = None,
+    gold: Sequence[str] = (),
+) -> str:
+    """Everything a student depends on: how it is trained, by which version of the trainer (this one), the labels it learns from, and gold."""
+    from students.training import trainer_version
+
+    known = archive.catalog.fingerprints("gold") if gold else {}
+    beside: dict[str, JsonValue] = {"gold": {case: known.get(case, "") for case in gold}} if gold else {}
+    if gold and (spec.hints or spec.learning.gold.correct):
+        drawn = archive.catalog.fingerprints(TEACHER_SET)
+        beside["shown"] = {case: drawn.get(case, "") for case in gold}
+    if spec.learning.consistency:
+        beside["unlabeled"] = [record.id for record in archive.cases(part="archive")]
+    asked = spec.model_dump(exclude={"nnunet": {"workers"}} if spec.nnunet else None)  # how many workers there are decides nothing
+    return fingerprint(
+        trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, PSEUDO_SET), **beside
+    )
+
+
+def believed_cases(archive: Archive) -> list[CaseRecord]:
+    """The archive cases whose pseudo-labels were accepted; those for review wait for a person, rejected ones teach nothing."""
+    from distill.refine import accepted_cases
+
+    believed = frozenset(accepted_cases(archive, PSEUDO_SET)) & archive.catalog.fingerprints(TEACHER_SET).keys()
+    return [record for record in archive.cases(part="archive", with_labels=PSEUDO_SET) if record.id in believed]
+
+
+def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
+    """The cases to learn from.
+
+    Raises:
+        StageError: if there is none, or if what was accepted is of masks that are not there any more.
+    """
+    records = archive.cases(part="archive", with_labels=PSEUDO_SET)
+    if not records:
+        message = f"the archive {recipe.archive} holds no label set {PSEUDO_SET!r} to learn from. Run 'samdistill refine RECIPE' first."
+        raise StageError(message)
+    accepted = believed_cases(archive)
+    if not accepted:
+        message = (
+            f"none of {len(records)} pseudo-labels was accepted, so there is nothing to learn from. Look at some of them "
+            f"('samdistill export {recipe.archive} --labels {PSEUDO_SET} -o look'), check the prompts, or raise 'refine.risk' in the recipe."
+        )
+        raise StageError(message)
+    _check_refined(archive, accepted)
+    return accepted
+
+
+def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
+    """Refuse pseudo-labels of masks that are not there any more: somebody has labelled since, and not refined."""
+    if outdated := outdated_cases(archive, records):
+        message = (
+            f"{len(outdated)} of {len(records)} accepted pseudo-labels are of masks that the teacher has drawn anew since, such as "
+            f"{', '.join(outdated[:3])}. Run 'samdistill refine RECIPE' first."
+        )
+        raise StageError(message)
+
+
+def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
+    from flows.plans import class_infos, student_spec
+    from students.outcome import stop_words, training_doubts
+    from students.training import train as train_student
+
+    follow = Follow("train", percent=True)
+    found = filtered(archive, recipe, found, follow)
+    student = train_student(
+        archive,
+        label_set=found.label_set,
+        classes=class_infos(recipe),
+        spec=student_spec(recipe),
+        workdir=recipe.student_folder.parent,
+        cases=found.labeled,
+        gold=found.gold,
+        unlabeled=found.unlabeled,
+        progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
+    )
+    archive.catalog.record_student(_record(student.card, student.path, recipe))
+    doubts = "".join(f" WARNING: {doubt}" for doubt in training_doubts(student.card))
+    return (
+        f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{found.remark}{doubts}"
+    )
+
+
+def _record(card: StudentCard, path: Path, recipe: Recipe) -> StudentRecord:
+    """What the catalog keeps of a student; the recipe without places, which may be secret."""
+    from students.checkpoint import weights_digest
+
+    known = {} if card.agreement is None else {"agreement": card.agreement}
+    known |= {"gold_cases": float(len(card.gold_cases))} if card.gold_cases else {}
+    return StudentRecord(
+        name=card.name,
+        kind=card.spec.kind,
+        path=str(path),
+        label_set=card.label_set,
+        parameters=card.parameters,
+        fingerprint=card.fingerprint,
+        metrics={"steps": card.steps, "seconds": card.seconds, **known},
+        weights=weights_digest(path),
+        recipe=recipe.model_dump(mode="json", exclude={"archive", "catalog", "results", "ingest", "schedule"}, exclude_defaults=True),
+        code=code_version(),
+        trained_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
