@@ -7,7 +7,8 @@ of steps, in float32, without anybody held out, and answers for the test cases. 
 
 - ``pseudo``: the accepted pseudo-labels alone; ``all``: gold of every archive case instead.
 - ``gold``: gold of so many patients alone.
-- ``mixed``: the same gold beside the pseudo-labels of all others, as ``--learning`` says (JSON of ``students.learning.Learning``).
+- ``mixed``: the same gold beside the pseudo-labels of all others, as ``--learning`` says (JSON of ``students.learning.Learning``). With ``{"gold": {"correct": true}}``
+  the student of that gold and a corrector, which is trained too, correct these pseudo-labels first.
 
 ``--arms`` may also name variants ``mixed:NAME`` with ``--variant NAME=JSON``. Prints a Markdown table: mean Dice over test patients and seeds with its 95 % interval
 over patients (their Dice averaged over seeds first), the deviation between seeds, and the paired difference to gold alone of as many patients.
@@ -33,13 +34,14 @@ from storage import Archive
 from students import load_student
 from students.agreement import write_agreed
 from students.compact import train
+from students.correction import write_corrected
 from students.gold import gold_cases, split_off_gold
 from students.learning import Learning
 from students.spec import StudentSpec
 
 Run = dict[str, Any]
 """Arm, number of gold patients, seed, what it was asked, Dice by test case, seconds."""
-PSEUDO = "pseudo/r1"
+PSEUDO, TEACHER = "pseudo/r1", "teacher/r1"
 
 
 def kinds(archive: Archive, arm: str, count: int, seed: int) -> dict[str, Any]:
@@ -72,6 +74,8 @@ def performed(archive: Archive, arm: str, count: int, spec: StudentSpec, folder:
     classes = archive[archive.cases(part="archive", with_labels=PSEUDO)[0].id].labels(PSEUDO).history.classes
     told = kinds(archive, arm, count, spec.seed) | {"label_set": PSEUDO}
     began, least = time.monotonic(), spec.learning.gold.agreement
+    if spec.learning.gold.correct and told["cases"] and told.get("gold"):
+        told |= corrected(archive, told, count, spec, folder)
     if least is not None and told["cases"] and told.get("gold"):
         alone = spec.model_copy(update={"learning": Learning()})
         witness = train(archive, classes=classes, spec=alone, workdir=folder / f"gold-{count}", **(told | {"cases": (), "unlabeled": ()}))
@@ -95,6 +99,23 @@ def performed(archive: Archive, arm: str, count: int, spec: StudentSpec, folder:
         "train_seconds": round(trained, 1),
         "dice": scored(archive, done.path),
     }
+
+
+def corrected(archive: Archive, told: dict[str, Any], count: int, spec: StudentSpec, folder: Path) -> dict[str, Any]:
+    """Return what is learnt from instead, after two students of the gold have corrected the pseudo-labels."""
+    classes = archive[told["gold"][0]].labels(PSEUDO).history.classes
+    alone = spec.model_copy(update={"learning": Learning()})
+    ways = {f"gold-{count}": alone, f"corrector-{count}": alone.model_copy(update={"hints": TEACHER})}
+    judges = [
+        load_student(train(archive, classes=classes, spec=how, workdir=folder / name, **(told | {"cases": (), "unlabeled": ()})).path)
+        for name, how in ways.items()
+    ]
+    cases = [record.id for record in split_off_gold([archive[case].record for case in told["cases"]], told["gold"])]
+    into = f"corrected/{count}-{spec.seed}"
+    done = write_corrected(archive, judges, cases, label_set=PSEUDO, into=into)
+    found = [quality.dice(archive[case].labels(into).read() == 1, archive[case].labels("gold").read() == 1) for case in done.cases]
+    print(f"  corrected labels of {len(done.cases)} cases: Dice {np.nanmean(found):.4f}", flush=True)
+    return {"label_set": into, "cases": done.cases}
 
 
 def asked(spec: StudentSpec) -> str:

@@ -1,12 +1,17 @@
 """What a student learns from: believed pseudo-labels, gold that the recipe gives, and cases without labels."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from flows.recipe import Recipe
-from flows.results import PSEUDO_SET, counted
+from flows.results import PSEUDO_SET, TEACHER_SET, counted
 from storage import Archive, CaseRecord
 from students.gold import gold_cases, split_off_gold
+
+if TYPE_CHECKING:  # torch stays out until somebody learns
+    from students.predict import Student
 
 Follow = Callable[[int, int, str], None]
 """How far of how much, and what is being done."""
@@ -33,6 +38,16 @@ def agreed_set(student: str) -> str:
     return f"agreed/{student}"
 
 
+def corrected_set(student: str) -> str:
+    """Label set of pseudo-labels as students of the gold correct them."""
+    return f"corrected/{student}"
+
+
+def taught_sets(student: str) -> frozenset[str]:
+    """The label sets that a student of a recipe may have learnt from: pseudo-labels, or what students of the gold left of them."""
+    return frozenset({PSEUDO_SET, agreed_set(student), corrected_set(student)})
+
+
 def chosen_gold(archive: Archive, recipe: Recipe) -> tuple[str, ...]:
     """Return the cases whose gold the recipe lets the student learn from.
 
@@ -55,38 +70,79 @@ def material(archive: Archive, recipe: Recipe, believed: list[CaseRecord]) -> Ma
 
 
 def filtered(archive: Archive, recipe: Recipe, found: Material, follow: Follow) -> Material:
-    """Return the material with pseudo-labels cut to what a student of the gold says too, where the recipe asks for that."""
+    """Return the material with pseudo-labels as students of the gold leave them, where the recipe asks for that: corrected, or cut to what one agrees with."""
     block = recipe.student.gold
-    if block is None or block.agreement is None or not found.labeled:
+    if block is None or not found.labeled:
         return found
-    from flows.plans import class_infos, student_spec
-    from students.agreement import write_agreed
-    from students.compact import train
-    from students.predict import Student
+    if block.correct:
+        return _corrected(archive, recipe, found, follow)
+    return found if block.agreement is None else _agreed(archive, recipe, found, block.agreement, follow)
 
-    witness = train(
-        archive,
-        label_set=PSEUDO_SET,
-        classes=class_infos(recipe),
-        spec=student_spec(recipe).model_copy(
-            update={"name": f"{recipe.student.name}-gold-witness", "budget_seconds": block.witness_budget}
-        ),
-        workdir=recipe.results / "witnesses" / recipe.student.name,
-        cases=(),
-        gold=found.gold,
-        progress=lambda now: follow(round(100 * now.fraction), 100, "a student of the gold learns, to judge pseudo-labels"),
-    )
+
+def _agreed(archive: Archive, recipe: Recipe, found: Material, least: float, follow: Follow) -> Material:
+    """Return the material without what a student of the gold contradicts."""
+    from students.agreement import write_agreed
+
     own = agreed_set(recipe.student.name)
     agreed = write_agreed(
         archive,
-        Student.load(witness.path),
+        _witness(archive, recipe, found.gold, follow),
         found.labeled,
         label_set=PSEUDO_SET,
         into=own,
-        least=block.agreement,
+        least=least,
         progress=lambda done, total: follow(done, total, "pseudo-labels are compared with a student of the gold"),
     )
     out = len(agreed.left_out)
     note = f"{counted(out, 'pseudo-label', 'pseudo-labels')} left out, where a student of the gold sees something else" if out else ""
     rest = (*found.unlabeled, *agreed.left_out) if recipe.student.consistency else ()
     return replace(found, label_set=own, labeled=agreed.kept, unlabeled=rest, note=note)
+
+
+def _corrected(archive: Archive, recipe: Recipe, found: Material, follow: Follow) -> Material:
+    """Return the material with the answers of students of the gold instead of pseudo-labels; one of them sees what the teacher drew."""
+    from students.correction import write_corrected
+
+    drawn = archive.catalog.fingerprints(TEACHER_SET)
+    shown = tuple(case for case in found.gold if case in drawn)
+    students = [_witness(archive, recipe, found.gold, follow)]
+    students += [_witness(archive, recipe, shown, follow, hints=TEACHER_SET)] if shown else []
+    own = corrected_set(recipe.student.name)
+    done = write_corrected(
+        archive,
+        students,
+        found.labeled,
+        label_set=PSEUDO_SET,
+        into=own,
+        progress=lambda done, total: follow(done, total, "pseudo-labels are corrected by students of the gold"),
+    )
+    changed = [value for value in done.changed.values() if not math.isnan(value)]
+    by = f" by {math.fsum(changed) / len(changed):.2f} of Dice on average" if changed else ""
+    note = f"{counted(len(done.cases), 'pseudo-label', 'pseudo-labels')} corrected by students of the gold, which changed them{by}"
+    return replace(found, label_set=own, labeled=done.cases, note=note)
+
+
+def _witness(archive: Archive, recipe: Recipe, gold: tuple[str, ...], follow: Follow, hints: str | None = None) -> "Student":
+    """Train a student of the gold alone; it may see the teacher's masks too."""
+    from flows.plans import class_infos, student_spec
+    from students.compact import train
+    from students.predict import Student
+
+    block = recipe.student.gold
+    asked = {
+        "name": f"{recipe.student.name}-gold-{'witness' if hints is None else 'corrector'}",
+        "budget_seconds": None if block is None else block.witness_budget,
+        "hints": hints,
+    }
+    seen = "" if hints is None else " and of the teacher's masks"
+    done = train(
+        archive,
+        label_set=PSEUDO_SET,
+        classes=class_infos(recipe),
+        spec=student_spec(recipe).model_copy(update=asked),
+        workdir=recipe.results / "witnesses" / recipe.student.name,
+        cases=(),
+        gold=gold,
+        progress=lambda now: follow(round(100 * now.fraction), 100, f"a student of the gold{seen} learns, to judge pseudo-labels"),
+    )
+    return Student.load(done.path)

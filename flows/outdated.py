@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.judging import evaluation_fingerprint, report_of
-from flows.learnt import agreed_set
+from flows.learnt import taught_sets
 from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
 from flows.recipe import Recipe
@@ -74,7 +74,7 @@ def find_outdated(archive: Archive) -> Outdated:
 def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Literal["labels", "program"] | None:
     """Tell why a student would be taught anew: by labels that it would be taught with now, or by the trainer alone; None where it stands."""
     unit = archive.ledger.record(LEDGER_STAGES["train"], student.name)
-    if unit is None or unit.state != "done" or student.label_set not in {PSEUDO_SET, agreed_set(student.name)}:
+    if unit is None or unit.state != "done" or student.label_set not in taught_sets(student.name):
         return None
     believed = believed_cases(archive)
     if not believed or any(record.id in waiting for record in believed):

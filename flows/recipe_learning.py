@@ -30,8 +30,10 @@ class TrainingGoldBlock(Block):
     """Share of the training after which gold alone is learnt from."""
     agreement: float | None = Field(default=None, ge=0, le=1)
     """Least Dice of a pseudo-label with a student that learnt from the gold alone; where the two differ, voxels are ``ignore``."""
+    correct: bool = False
+    """Have two students of the gold, one of which sees the teacher's masks too, correct the pseudo-labels before anybody learns from them."""
     witness_budget: Annotated[float, BeforeValidator(seconds_from)] = 120.0
-    """Seconds of training for that student."""
+    """Seconds of training for each student that judges or corrects pseudo-labels."""
 
     @property
     def how(self) -> GoldSpec:
@@ -41,6 +43,7 @@ class TrainingGoldBlock(Block):
             weight=self.weight,
             alone_from=self.alone_from,
             agreement=self.agreement,
+            correct=self.correct,
             witness_seconds=self.witness_budget,
         )
 
@@ -48,6 +51,9 @@ class TrainingGoldBlock(Block):
     def _one_way_of_choosing(self) -> "TrainingGoldBlock":
         if bool(self.cases) == (self.patients is not None):
             message = "needs either cases, by name, or patients, a number: which gold may be learnt from?"
+            raise ValueError(message)
+        if self.correct and self.agreement is not None:
+            message = "has both correct and agreement: pseudo-labels are either corrected by students of the gold, or cut to what one agrees with. Leave one out."
             raise ValueError(message)
         return self
 
@@ -75,6 +81,8 @@ class LearningKeys(Block):
     """``soft`` learns the pseudo-labels' probabilities."""
     confidence: float = Field(default=0.0, ge=0, le=8)
     """Exponent of the weight ``|2p - 1|`` of a voxel; 0 counts all alike."""
+    hints: Literal["none", "teacher"] = "none"
+    """``teacher`` shows the student what the teacher believes, a channel for each class beside the image: it then answers only where the teacher has drawn."""
     gold: TrainingGoldBlock | None = None
     """Experts' labels to learn from beside pseudo-labels."""
     consistency: float = Field(default=0.0, ge=0)

@@ -71,7 +71,7 @@ def _judge(archive: Archive, student: Student, case: str, label_set: str, into: 
     if stored.record.patient in student.card.training_patients:
         answer, agreement = ids, 1.0
     else:
-        answer = student.predict(stored.read(), stored.spacing_zyx_mm).labels
+        answer = student.predict_case(stored).labels
         agreement = _agreement(answer, ids, labels)
     if agreement < least:
         if into in stored.label_sets():

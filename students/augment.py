@@ -51,12 +51,19 @@ SLICES = Augmentation(
 pictures come from few patients."""
 
 
-def augment(batch: Batch, spacing_zyx_mm: tuple[float, float, float], generator: torch.Generator, how: Augmentation) -> Batch:
-    """Return a changed copy; the image moves linearly, labels by nearest voxel, and what comes from outside the patch is ``IGNORE``."""
+def augment(
+    batch: Batch, spacing_zyx_mm: tuple[float, float, float], generator: torch.Generator, how: Augmentation, hints: int = 0
+) -> Batch:
+    """Return a changed copy; the image moves linearly, labels by nearest voxel, and what comes from outside the patch is ``IGNORE``.
+
+    The last ``hints`` channels of the image only move: they are no scan.
+    """
     grid = _grid(batch.image, spacing_zyx_mm, generator, how)
     image, ids = _move(batch.image, batch.ids, grid)
+    scan, shown = image[:, : image.shape[1] - hints], image[:, image.shape[1] - hints :]
+    scan = _retouch(_soften(scan, generator, how), generator, how)
     return Batch(
-        image=_retouch(_soften(image, generator, how), generator, how),
+        image=torch.cat([scan, shown], 1) if hints else scan,
         ids=ids,
         weight=batch.weight,
         soft=None if batch.soft is None else _moved_softly(batch.soft, grid),

@@ -197,6 +197,7 @@ def _prepare(
         channels=records[0].shape_czyx[0],
         classes=len(classes),
         object_px=_object_px(archive, found, label_set, classes) if flat else None,
+        hints=0 if spec.hints is None else len(classes),
     )
     training, held_out = split_by_patient(found.labeled, 0.0 if found.gold else spec.validation_fraction, spec.seed)
     labels = [archive[record.id].labels(label_set) for record in found.labeled]
@@ -210,6 +211,7 @@ def _prepare(
         label_set=label_set,
         **unknown,
         **_beside(archive, found),
+        **_hinted(archive, found, spec),
     )
     return plan, training, held_out, mark
 
@@ -220,6 +222,22 @@ def _beside(archive: Archive, found: _Found) -> dict[str, list[tuple[str, str, s
     gold = [(record.id, record.fingerprint, known.get(record.id, "")) for record in found.gold]
     rest = [(record.id, record.fingerprint, "") for record in found.unlabeled]
     return {name: kind for name, kind in (("gold", gold), ("unlabeled", rest)) if kind}
+
+
+def _hinted(archive: Archive, found: _Found, spec: StudentSpec) -> dict[str, list[tuple[str, str]]]:
+    """Return the label sets that the student sees beside its images, as the fingerprint has them; empty where it sees none.
+
+    Raises:
+        TrainingError: naming a case without one.
+    """
+    if spec.hints is None:
+        return {}
+    known = archive.catalog.fingerprints(spec.hints)
+    bare = [record.id for record in found.every if record.id not in known]
+    if bare:
+        message = f"case {bare[0]}: no label set {spec.hints!r}, which the student is to see beside the image ({len(bare)} such cases). Let the teacher draw them first, or leave hints out."
+        raise TrainingError(message)
+    return {"hints": [(record.id, known[record.id]) for record in found.every]}
 
 
 def _object_px(archive: Archive, among: _Found, label_set: str, classes: tuple[ClassInfo, ...]) -> float | None:
@@ -308,6 +326,7 @@ def _source(
         cache_bytes=cache_bytes,
         weights=asked.weights,
         soft=asked.spec.learning.needs_probability,
+        hints=asked.spec.hints,
     )
 
 

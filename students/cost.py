@@ -117,5 +117,9 @@ def _seconds(answer: Callable[[], object], device: torch.device) -> float:
 def student_cost(student: Student, archive: Archive, case: str) -> Cost:
     """Measure a student on one case, reading not included."""
     stored = archive[case]
-    image, spacing = stored.read(), stored.spacing_zyx_mm
-    return measure_cost(f"student {student.name}", [student.network], lambda: student.predict(image, spacing), device=student.device)
+    image, spacing, hints = stored.read(), stored.spacing_zyx_mm, student.hints_of(stored)
+
+    def answer() -> object:
+        return student.predict(image, spacing, hints=hints)
+
+    return measure_cost(f"student {student.name}", [student.network], answer, device=student.device)

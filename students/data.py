@@ -16,6 +16,7 @@ from torch.nn import functional
 from distill.unknown import believed_ids
 from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo
 from students.errors import TrainingError
+from students.hints import beside, read_hints
 from students.soft import soft_targets
 from students.spec import NetworkPlan, Normalisation
 
@@ -93,15 +94,15 @@ def _per_channel(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)[:, None, None, None]
 
 
-def measure_intensities(image_czyx: np.ndarray, rule: Normalisation) -> Intensities:
-    """Return the normalisation of one volume, from its own voxels that are finite and not zero.
+def measure_intensities(image_czyx: np.ndarray, rule: Normalisation, hints: int = 0) -> Intensities:
+    """Return the normalisation of one volume, from its own voxels that are finite and not zero; hints, its last channels, stay as they are.
 
     Scanners write anything: MR volumes of one collection may reach 90 or 1.7 million, so nothing is assumed about the range. When
     hardly any voxel differs from zero, all count.
     """
     stride = max(1, round((image_czyx[0].size / _STATISTICS_VOXELS) ** (1 / 2)))
     rows = []
-    for channel in image_czyx[..., ::stride, ::stride].astype(np.float64):
+    for channel in image_czyx[: len(image_czyx) - hints, ..., ::stride, ::stride].astype(np.float64):
         finite = channel[np.isfinite(channel)]
         values = finite[finite != 0]
         if values.size < max(16, finite.size // 1000):
@@ -109,7 +110,7 @@ def measure_intensities(image_czyx: np.ndarray, rule: Normalisation) -> Intensit
         low, high = np.percentile(values, [rule.low_percentile, rule.high_percentile])
         clipped = np.clip(values, low, high)
         rows.append((low, high, clipped.mean(), max(clipped.std(), 1e-6 * max(abs(high), 1e-6))))
-    table = np.asarray(rows, dtype=np.float32)
+    table = np.asarray([*rows, *[(-1.0, 1.0, 0.0, 1.0)] * hints], dtype=np.float32)
     return Intensities(low=table[:, 0], high=table[:, 1], mean=table[:, 2], deviation=table[:, 3])
 
 
@@ -179,7 +180,7 @@ def split_by_patient(records: Sequence[CaseRecord], fraction: float, seed: int) 
 class PatchSource:
     """Normalised patches with their labels, from any number of cases in bounded memory; without a label set all is ``IGNORE``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the archive by name
         self,
         archive: Archive,
         *,
@@ -190,6 +191,7 @@ class PatchSource:
         cache_bytes: int,
         weights: Mapping[str, float] | None = None,
         soft: bool = False,
+        hints: str | None = None,
     ) -> None:
         self.cases = tuple(cases)
         self._archive = archive
@@ -201,6 +203,7 @@ class PatchSource:
         self._classes = classes
         self._lookup = _id_lookup(classes)
         self._soft = soft
+        self._hints = hints
 
     def batch(self, seed: int, step: int, fraction: float = 0.0) -> Batch:  # noqa: ARG002 - sources that mix go by it
         """Return the batch of this step, the same each time it is asked for."""
@@ -222,7 +225,11 @@ class PatchSource:
     def whole(self, case: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
         """Return a case as stored, for validation: image ``c z y x``, label indices ``z y x``, spacing in mm."""
         stored = self._archive[case]
-        return stored.read(), self._ids(stored), stored.spacing_zyx_mm
+        return self._seen(stored, stored.read()), self._ids(stored), stored.spacing_zyx_mm
+
+    def _seen(self, stored: Case, image_czyx: np.ndarray, where: tuple[int | slice, ...] = (slice(None),)) -> np.ndarray:
+        """Return a window of a case's image with the hints of the same window, where the network sees hints."""
+        return image_czyx if self._hints is None else beside(image_czyx, read_hints(stored, self._hints, self._classes, where))
 
     def _ids(self, stored: Case, where: tuple[int | slice, ...] = (slice(None),)) -> UInt8[np.ndarray, "..."]:
         """Return a window of a case's labels as the network counts them."""
@@ -284,7 +291,7 @@ class PatchSource:
         shape = shape_at_spacing(
             stored.record.shape_czyx[1:], stored.spacing_zyx_mm, self._plan.spacing_zyx_mm, keep_z=self._plan.dimensions == "2d"
         )
-        channels = stored.record.shape_czyx[0]
+        channels = stored.record.shape_czyx[0] + self._plan.hints
         cost = int(np.prod(shape)) * (4 * channels + 1 + (len(self._classes) if self._soft else 0))
         held = self._load(stored, shape) if cost <= self._room else self._scan(stored, shape)
         if held.image is not None:
@@ -293,8 +300,8 @@ class PatchSource:
         return held
 
     def _load(self, stored: Case, shape: tuple[int, int, int]) -> Held:
-        image = stored.read()
-        intensities = measure_intensities(image, self._plan.normalisation)
+        image = self._seen(stored, stored.read())
+        intensities = measure_intensities(image, self._plan.normalisation, self._plan.hints)
         ids = self._ids(stored)
         ready = resample(torch.from_numpy(intensities.apply(image)), shape).numpy()
         labels = resample(torch.from_numpy(ids.astype(np.float32))[None], shape, nearest=True)[0].numpy().astype(np.uint8)
@@ -315,7 +322,8 @@ class PatchSource:
     def _scan(self, stored: Case, shape: tuple[int, int, int]) -> Held:
         """Measure a large case slice by slice, holding one at a time."""
         depth = stored.record.shape_czyx[1]
-        sample = np.stack([stored.read_slice(z) for z in range(0, depth, max(1, depth // 16))], axis=1)
+        looked_at = range(0, depth, max(1, depth // 16))
+        sample = self._seen(stored, np.stack([stored.read_slice(z) for z in looked_at], axis=1), (slice(0, depth, max(1, depth // 16)),))
         centres = []
         for z in range(depth):
             hit = self._ids(stored, (z,))
@@ -323,7 +331,7 @@ class PatchSource:
             centres.append(_remember(np.insert(found, 0, z, axis=1), _REMEMBERED_VOXELS // 16))
         scale = np.asarray(shape) / np.asarray(stored.record.shape_czyx[1:])
         kept = _remember((np.concatenate(centres) * scale).astype(np.int64))
-        intensities = measure_intensities(sample, self._plan.normalisation)
+        intensities = measure_intensities(sample, self._plan.normalisation, self._plan.hints)
         return Held(intensities=intensities, centres_zyx=kept, shape_zyx=shape, image=None, ids=None)
 
     def _read_patch(self, stored: Case, held: Held, start: Sequence[int]) -> Patch:
@@ -336,7 +344,10 @@ class PatchSource:
         # Neighbours are a 2D network's, whose slices are never resampled.
         beside = self._plan.neighbours
         top, bottom = max(int(a[0]) - beside, 0), min(int(b[0]) + beside, int(full[0]))
-        image = held.intensities.apply(stored.read_block(top, bottom)[:, :, a[1] : b[1], a[2] : b[2]])
+        rows, columns = slice(int(a[1]), int(b[1])), slice(int(a[2]), int(b[2]))
+        image = held.intensities.apply(
+            self._seen(stored, stored.read_block(top, bottom)[:, :, rows, columns], (slice(top, bottom), rows, columns))
+        )
         window = tuple(slice(int(low), int(high)) for low, high in zip(a, b, strict=True))
         ids = self._ids(stored, window)
         size = (int(hi[0] - lo[0]), int(hi[1] - lo[1]), int(hi[2] - lo[2]))

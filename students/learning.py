@@ -1,10 +1,10 @@
 """How a student learns from its labels: the records of loss, targets, confidence, gold and consistency. Free of torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from students.frozen import Frozen
+from students.frozen import Frozen, Growing
 
 LossName = Literal["ce", "gce", "sce", "kl"]
 
@@ -27,9 +27,10 @@ class LossSpec(Frozen):
     """Of ``kl``: both sides are softened by it."""
 
 
-class GoldSpec(Frozen):
+class GoldSpec(Growing):
     """How experts' labels count beside pseudo-labels."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"correct"})
     share: float = Field(default=0.5, gt=0, le=1)
     """Of the patches of a batch, those of gold cases; exact over a few batches where a batch is too small for it."""
     weight: float = Field(default=1.0, gt=0)
@@ -38,8 +39,10 @@ class GoldSpec(Frozen):
     """Share of the training after which gold alone is learnt from; 1 mixes to the end."""
     agreement: float | None = Field(default=None, ge=0, le=1)
     """Least Dice of a pseudo-label with a student that learnt from the gold alone (``students.agreement``); heard before training begins."""
+    correct: bool = False
+    """Whether pseudo-labels are first corrected by students of the gold (``students.correction``); heard before training begins."""
     witness_seconds: float = Field(default=120.0, gt=0)
-    """Training of that student."""
+    """Training of each student that judges or corrects pseudo-labels."""
 
 
 class Learning(Frozen):

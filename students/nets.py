@@ -113,6 +113,7 @@ def plan_network(
     channels: int,
     classes: int,
     object_px: float | None = None,
+    hints: int = 0,
 ) -> NetworkPlan:
     """Return the plan for these cases: median spacing, a patch that covers most of a case, as many levels as it can be halved.
 
@@ -123,6 +124,7 @@ def plan_network(
         channels: Of the cases.
         classes: To tell apart, without the background.
         object_px: How thick the objects are in a slice; 2D nets look at slices of large objects at up to twice the spacing.
+        hints: Channels that show what a teacher believes, beside those of the cases.
     """
     dimensions = choose_dimensions(spec, shapes_zyx)
     spacing = np.median(np.asarray(spacings_zyx_mm, dtype=float), axis=0)
@@ -137,7 +139,7 @@ def plan_network(
     width, neighbours = plan_width(spec, dimensions, levels), NEIGHBOURS if spec.dimensions == "2.5d" else 0
     return NetworkPlan(
         dimensions=dimensions,
-        in_channels=channels * (1 + 2 * neighbours),
+        in_channels=(channels + hints) * (1 + 2 * neighbours),
         outputs=classes + 1,
         filters=tuple(width * min(2**level, _WIDEST[dimensions]) for level in range(levels)),
         strides=strides,
@@ -146,6 +148,7 @@ def plan_network(
         spacing_zyx_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         batch=spec.batch or _BATCH[dimensions],
         neighbours=neighbours,
+        hints=hints,
     )
 
 

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import nn
 
-from storage import Archive, LabelHistory, fingerprint
+from storage import Archive, Case, LabelHistory, fingerprint
 from students.checkpoint import load_network, read_card, weights_digest
 from students.data import measure_intensities, resample, shape_at_spacing
 from students.errors import NoSuchDeviceError, VolumeError
+from students.hints import beside, read_hints
 from students.spec import NetworkPlan, StudentCard
 
 OVERLAP = 0.5
@@ -88,7 +89,7 @@ def class_probability(
     Args:
         network: Built from ``plan``, in evaluation mode, on ``device``.
         plan: How the network was trained.
-        image_czyx: Native intensities.
+        image_czyx: Native intensities, and behind them the hints of a plan that has some.
         spacing_zyx_mm: Of the image.
         device: Where to compute; the whole volume's logits are kept there.
     """
@@ -107,7 +108,7 @@ def prepared_volume(
     """Return a scan as networks see it: normalised by its own intensities, at the plan's spacing."""
     shape = (int(image_czyx.shape[1]), int(image_czyx.shape[2]), int(image_czyx.shape[3]))
     wanted = shape_at_spacing(shape, spacing_zyx_mm, plan.spacing_zyx_mm, keep_z=plan.dimensions == "2d")
-    normalised = measure_intensities(image_czyx, plan.normalisation).apply(image_czyx)
+    normalised = measure_intensities(image_czyx, plan.normalisation, plan.hints).apply(image_czyx)
     return resample(torch.from_numpy(normalised).to(device), wanted)
 
 
@@ -188,18 +189,26 @@ class Student:
         """The name it was trained under."""
         return self.card.name
 
-    def predict(self, volume: np.ndarray, spacing_zyx_mm: Sequence[float], *, largest_component: bool = False) -> Prediction:
+    def predict(
+        self,
+        volume: np.ndarray,
+        spacing_zyx_mm: Sequence[float],
+        *,
+        largest_component: bool = False,
+        hints: Float32[np.ndarray, "k z y x"] | None = None,
+    ) -> Prediction:
         """Segment one volume.
 
         Args:
             volume: ``z y x`` or ``c z y x``, native intensities of any scale.
             spacing_zyx_mm: Distance between voxel centres, in array order.
             largest_component: Keep only the largest connected part of each class (26 neighbours); for organs that are one piece.
+            hints: What a teacher believes of each class, for students that see that (``students.hints.read_hints``).
 
         Raises:
-            VolumeError: if the number of axes or channels is not what the student knows, or no voxel is finite.
+            VolumeError: if the number of axes or channels is not what the student knows, no voxel is finite, or hints are missing.
         """
-        image = self._checked(np.asarray(volume), spacing_zyx_mm)
+        image = beside(self._checked(np.asarray(volume), spacing_zyx_mm), self._checked_hints(hints))
         probability = self._answering.probability(image, spacing_zyx_mm)
         labels = self._ids[probability.argmax(0)]
         return Prediction(labels=self._single(labels) if largest_component else labels, probability=probability[1:])
@@ -220,6 +229,31 @@ class Student:
             message = "no voxel of the volume is a finite number. The file is damaged, or the wrong array was read."
             raise VolumeError(message)
         return image
+
+    def _checked_hints(self, hints: Float32[np.ndarray, "k z y x"] | None) -> Float32[np.ndarray, "k z y x"] | None:
+        wanted, given = self.card.plan.hints, 0 if hints is None else len(hints)
+        if given != wanted:
+            sees = f"sees the label set {self.card.spec.hints!r} beside the image" if wanted else "sees the image alone"
+            message = f"student {self.name} {sees}, and needs {wanted} channels of hints, but was given {given}. It answers for cases of an archive (predict_cases) that carry it."
+            raise VolumeError(message)
+        return hints
+
+    def predict_case(self, stored: Case) -> Prediction:
+        """Segment one case of an archive, with the hints that it carries if the student sees hints.
+
+        Raises:
+            VolumeError: as for `predict`, or if the case does not carry the label set that the student sees.
+        """
+        return self.predict(stored.read(), stored.spacing_zyx_mm, hints=self.hints_of(stored))
+
+    def hints_of(self, stored: Case) -> Float32[np.ndarray, "k z y x"] | None:
+        """Return what a case shows this student beside the image; None for a student that sees the image alone.
+
+        Raises:
+            VolumeError: if the case does not carry it.
+        """
+        label_set = self.card.spec.hints
+        return None if label_set is None else read_hints(stored, label_set, self.card.classes)
 
     def _single(self, labels: np.ndarray) -> np.ndarray:
         import cc3d
@@ -253,7 +287,7 @@ def predict_cases(
     for case in cases:
         stored = archive[case]
         if not (name in stored.label_sets() and stored.labels(name).history.fingerprint == mark):
-            found = student.predict(stored.read(), stored.spacing_zyx_mm)
+            found = student.predict_case(stored)
             coded = np.rint(found.probability * _PROBABILITY_TOP).astype(np.uint8)
             stored.write_labels(_history(student, name, mark), found.labels, probability_kzyx=coded)
             written += 1

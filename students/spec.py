@@ -39,7 +39,7 @@ class NnunetSpec(Frozen):
 class StudentSpec(Growing):
     """What a person asks of a student; the rest is planned from the data."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet", "hints"})
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     kind: Literal["compact", "nnunet"] = "compact"
     nnunet: NnunetSpec | None = None
@@ -79,6 +79,8 @@ class StudentSpec(Growing):
     """bf16 autocast; None: on CUDA, and on CPUs that have bf16 instructions. Only False promises bit-equal repeats on a CPU."""
     learning: Learning = Learning()
     """Loss, targets, how voxels count, and what is learnt beside the labels."""
+    hints: str | None = None
+    """Label set that the student sees beside the image, ``teacher/r1`` for example: a channel for each class (``students.hints``)."""
 
 
 class Normalisation(Frozen):
@@ -91,7 +93,7 @@ class Normalisation(Frozen):
 class NetworkPlan(Growing):
     """Everything needed to rebuild the network without its training data."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"neighbours"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"neighbours", "hints"})
     dimensions: Dimensions
     in_channels: int
     """Of the network: those of the image, times the slices that are seen at once."""
@@ -107,11 +109,13 @@ class NetworkPlan(Growing):
     normalisation: Normalisation = Normalisation()
     neighbours: int = Field(default=0, ge=0)
     """Slices on each side that a 2D network sees as further channels; beyond the volume the last slice is repeated."""
+    hints: int = Field(default=0, ge=0)
+    """Channels behind those of the image that show what a teacher believes, from -1 to 1; they are not normalised."""
 
     @property
     def image_channels(self) -> int:
-        """Channels of the images it takes."""
-        return self.in_channels // (1 + 2 * self.neighbours)
+        """Channels of the images it takes, without hints."""
+        return self.in_channels // (1 + 2 * self.neighbours) - self.hints
 
 
 class HistoryPoint(Frozen):

@@ -209,7 +209,8 @@ class Training:
         if not self.spec.augment:
             return here
         generator = torch.Generator().manual_seed((self.spec.seed << 32) + self.state.step)
-        return augment(here, self.plan.spacing_zyx_mm, generator, SLICES if self.plan.dimensions == "2d" else Augmentation())
+        how, hints = SLICES if self.plan.dimensions == "2d" else Augmentation(), self.plan.hints * (1 + 2 * self.plan.neighbours)
+        return augment(here, self.plan.spacing_zyx_mm, generator, how, hints)
 
     def _follow(self) -> None:
         """Move the average a little towards the network."""

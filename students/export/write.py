@@ -61,6 +61,9 @@ def write_export(folder: Path, out: Path, fill: Fill, report: Evaluation | None 
     if card.nnunet is not None:
         message = f"{folder} is an nnU-Net, which has a format of its own: students.nnunet.export.write_model_zip makes the zip that its tools install."
         raise ExportError(message)
+    if card.spec.hints is not None:
+        message = f"student {card.name} sees the teacher's masks ({card.spec.hints}) beside the image, which nobody has who uses an export. Train one without hints."
+        raise ExportError(message)
     _check_replaceable(folder, out)
     network = load_network(folder, card).cpu()
     out.parent.mkdir(parents=True, exist_ok=True)

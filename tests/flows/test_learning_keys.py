@@ -1,6 +1,7 @@
 """How a recipe says what a student learns, and which gold it may never learn from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             validations=1,
             mixed_precision=False,
             learning=recipe.student.learning,
+            hints=TEACHER_SET if recipe.student.hints == "teacher" else None,
         )
 
     monkeypatch.setattr("flows.plans.student_spec", spec)
@@ -106,6 +108,8 @@ def test_each_key_reaches_the_trainer(recipe_with: Callable[[str], Recipe]) -> N
     [
         pytest.param("{gold: {}}", "", "needs either cases, by name, or patients", id="no gold in the block"),
         pytest.param("{gold: {cases: [a], patients: 1}}", "", "needs either cases, by name, or patients", id="both ways at once"),
+        pytest.param("{gold: {patients: 1, correct: true, agreement: 0.5}}", "", "has both correct and agreement", id="two judges"),
+        pytest.param("{hints: everything}", "", "'none' or 'teacher'", id="hints that are none"),
         pytest.param("{loss: dice}", "", "'ce', 'gce', 'sce' or 'kl'", id="a loss that is none"),
         pytest.param("{}", "evaluate: {arms: [gold-alone]}", "student.gold gives no gold", id="an arm without its gold"),
     ],
@@ -151,6 +155,33 @@ def test_pseudo_labels_that_a_student_of_the_gold_contradicts_are_left_out(recip
     note = teaching.train(recipe).note
     assert "3 pseudo-labels left out" in note
     assert read_card(recipe.student_folder).training_cases == ()
+
+
+@pytest.mark.usefixtures("quick")
+def test_gold_corrects_pseudo_labels_with_what_the_teacher_drew_in_view(recipe_with: Callable[[str], Recipe], archive: Archive) -> None:
+    recipe = recipe_with("{gold: {cases: [learnt0, learnt1], correct: true}, name: mended}")
+    note = teaching.train(recipe).note
+    assert "3 pseudo-labels corrected by students of the gold, which changed them by" in note
+    card = read_card(recipe.student_folder)
+    assert (card.label_set, card.gold_cases) == (learnt.corrected_set("mended"), ("learnt0", "learnt1"))
+    assert card.training_cases == ("learnt2", "learnt3", "learnt4")
+    assert card.spec.hints is None
+    witnesses = recipe.results / "witnesses" / "mended"
+    assert read_card(witnesses / "mended-gold-corrector").spec.hints == TEACHER_SET
+    assert read_card(witnesses / "mended-gold-witness").spec.hints is None
+    assert archive["learnt2"].labels("corrected/mended").history.parents == (PSEUDO_SET, TEACHER_SET, "gold")
+    assert teaching.train(recipe).skipped == 1
+    assert find_outdated(archive).students == ()
+    drawn = archive["learnt0"].labels(TEACHER_SET)
+    archive["learnt0"].write_labels(replace(drawn.history, fingerprint="drawn anew"), drawn.read())
+    assert find_outdated(archive).students == ("mended",)
+
+
+@pytest.mark.usefixtures("quick", "archive")
+def test_a_student_of_pseudo_labels_may_see_the_teacher_too(recipe_with: Callable[[str], Recipe]) -> None:
+    recipe = recipe_with("{hints: teacher, name: shown}")
+    assert teaching.train(recipe).done == 1
+    assert read_card(recipe.student_folder).plan.hints == 1
 
 
 @pytest.mark.usefixtures("quick")
