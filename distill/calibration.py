@@ -90,6 +90,7 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
     unheard: Collection[str] = (),
     prompted: Mapping[int, PromptMix] | None = None,
     intensity: IntensitySpec | None = None,
+    weigh_edges: Collection[int] = (),
 ) -> dict[int, ClassCalibration]:
     """Set each class's rule on the cases of the ``calibration`` part that carry gold and the source label set.
 
@@ -107,6 +108,7 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
         unheard: scores that must not predict the Dice, such as those of tests that are no longer asked: new masks have none.
         prompted: how calibration and archive cases were prompted, by class; nothing is guaranteed where no source prompted both.
         intensity: grey values by which a rule mends edges.
+        weigh_edges: classes for which gold is to say whether intensity is heard about edges.
 
     Raises:
         CalibrationError: if ``risk`` is not between 0 and 1.
@@ -117,11 +119,18 @@ def calibrate(  # noqa: PLR0913 - keyword-only, one for each thing a recipe may 
     found = {}
     for info in classes:
         rule = (rules or {}).get(info.id, ClassRule())
-        looks = (intensity or IntensitySpec()) if rule.rectify_edges else None
+        searched = info.id in weigh_edges
+        looks = (intensity or IntensitySpec()) if rule.rectify_edges or searched else None
         cases = gold_cases(archive, info.id, source=source, gold=gold, intensity=looks)
         mix = (prompted or {}).get(info.id, PromptMix())
         asked = _Asked(
-            risk=risk, guarantee=guarantee, smoothing_mm=tuple(smoothing_mm), taught=tuple(taught), unheard=frozenset(unheard), mix=mix
+            risk=risk,
+            guarantee=guarantee,
+            smoothing_mm=tuple(smoothing_mm),
+            taught=tuple(taught),
+            unheard=frozenset(unheard),
+            mix=mix,
+            weigh_edges=searched,
         )
         found[info.id] = _calibrate_class(cases, info.id, rule, asked)
     return found
@@ -137,6 +146,7 @@ class _Asked:
     taught: tuple[str, ...]
     unheard: frozenset[str]
     mix: PromptMix
+    weigh_edges: bool
 
     @property
     def void(self) -> str:
@@ -158,7 +168,7 @@ def _calibrate_class(there: list[GoldCase], class_id: int, start: ClassRule, ask
     rule, note, warning = (
         _fixed(start, promised, evidence)
         if promised is not None
-        else tuned(cases, start, judged=judged, risk=asked.risk, smoothing_mm=asked.smoothing_mm)
+        else tuned(cases, start, judged=judged, risk=asked.risk, smoothing_mm=asked.smoothing_mm, weigh_edges=asked.weigh_edges)
     )
     why = "" if promised is not None else _why_none(guarantees, asked)
     refused = f"no guarantee: {why}" if why and asked.guarantee == "mask" else ""

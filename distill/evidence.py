@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from distill.cleaning import ClassRule, clean_mask, rectify_edges, smooth_probability
+from distill.cleaning import ClassRule, clean_mask, mend_edges, smooth_probability
 from distill.intensity import IntensitySpec
 from distill.levels import LevelCounts, count_levels
 from distill.quality import dice
@@ -136,8 +136,8 @@ def cut_mask(case: GoldCase, rule: ClassRule) -> Bool[np.ndarray, "z y x"]:
 def _cut(case: GoldCase, rule: ClassRule) -> tuple[np.ndarray, np.ndarray]:
     lengths = rule if case.spacing_known else replace(rule, smooth_mm=0.0)
     smooth = smooth_probability(case.probability, lengths, case.spacing_zyx_mm, case.answered)
-    if rule.rectify_edges and case.grey is not None:
-        smooth = rectify_edges(smooth, case.grey)
+    if case.grey is not None:
+        smooth = mend_edges(smooth, case.grey, rule)
     return smooth, clean_mask(smooth >= rule.threshold, rule, case.spacing_zyx_mm if case.spacing_known else None)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import ndimage
 
-from distill.cleaning import ClassRule, Parted, filled, part, rectify_edges, smooth_probability
+from distill.cleaning import ClassRule, Parted, filled, mend_edges, part, smooth_probability
 from distill.errors import PlanError
 from distill.intensity import IntensitySpec
 from distill.prompts.choice import ABSENT
@@ -157,7 +157,7 @@ def _drawn(case: Case, plan: RefinePlan, class_id: int) -> tuple[tuple[np.ndarra
     answered = unknown_map(case.labels(plan.source), class_id) == 0
     smooth = smooth_probability(probability, rule, case.spacing_zyx_mm, answered)
     if rule.rectify_edges:
-        smooth = rectify_edges(smooth, grey_volume(case.record, case.read(), plan.intensity))
+        smooth = mend_edges(smooth, grey_volume(case.record, case.read(), plan.intensity), rule)
     spacing = _known_spacing(case)
     pieces = part(smooth >= rule.threshold, rule, spacing)
     return (smooth, filled(pieces.kept, rule, spacing)), pieces

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flows.console import OUT, show_next
+from flows.errors import StageError
 from flows.places import check_writable, shortest, typed
 from flows.results import counted
 from flows.roster import meant_student
@@ -30,6 +31,26 @@ def export_to(
     store = Archive.open(place, catalog=catalog, mode="r") if place and to == "int8" else None
     scores = read_report(report) if report else None
     return export_student(meant_student(student, catalog), out, to, scores, archive=store)
+
+
+def export_zip(student: Path, out: Path, catalog: str | None = None) -> None:
+    """Write the zip that nnU-Net's own tools install, and say how to use it.
+
+    Raises:
+        StageError: as of `export_to`, or if ``out`` is a folder.
+        StudentFileError: if the student is of another kind.
+    """
+    from students.nnunet.export import write_model_zip
+
+    if out.is_dir():
+        message = f"{out} is a folder, and nnU-Net installs one file. Name that, such as {out / 'student.zip'}."
+        raise StageError(message)
+    check_writable(out.parent, "the export")
+    write_model_zip(meant_student(student, catalog), out)
+    OUT.print(f"{out}: a trained model of nnU-Net, {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True, highlight=False, markup=False)
+    OUT.print(
+        f"next:  nnUNetv2_install_pretrained_model_from_zip {typed(shortest(str(out)))}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def write_card(student: Path, report: Path | None, out: Path | None, *, catalog: str | None = None) -> None:

@@ -207,6 +207,14 @@ class UncertaintyBlock(Block):
 SemanticTest = Literal["prior", "student", "reverse"]
 
 
+def _edge_weight(value: object) -> object:
+    """Keep YAML's ``1`` a number: it is the weight 1, and no truth."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+EdgeRule = Annotated[bool | Annotated[float, Field(gt=0, le=4)] | Literal["auto"], BeforeValidator(_edge_weight)]
+
+
 class CleaningBlock(Block):
     """Which pieces and holes of one class stay, and how its edge is drawn."""
 
@@ -224,7 +232,8 @@ class CleaningBlock(Block):
     holes_to_mm3: float | None = Field(default=None, ge=0)
     """Larger holes stay; not judged where the spacing is unknown."""
     holes_to_px: int | None = Field(default=None, ge=0)
-    rectify_edges: bool = False
+    rectify_edges: EdgeRule = False
+    """Whether intensity decides about the edge, weighed against the teacher's belief if a number is given; ``auto`` has calibration gold say whether, and how much."""
     """Let the intensity decide where the teacher's probability lies between 0.2 and 0.8."""
     disputed_from: float | None = Field(default=None, gt=0, le=0.5)
     """Share of the ensemble in the minority from which a voxel is ``ignore``."""

@@ -74,6 +74,11 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
             patients={record.id: record.patient for record in archive.cases(part="calibration", with_labels=TEACHER_SET)},
             **({"taught": taught} if (taught := taught_by_gold(recipe)) else {}),
             **({"prompted": strange} if strange else {}),
+            **(
+                {"weigh_edges": list(weighed), "intensity": recipe.intensity.model_dump(mode="json")}
+                if (weighed := weighed_edges(recipe))
+                else {}
+            ),
         ),
         output=calibration_file(recipe),
         work=lambda: _calibrate(archive, recipe, prompted),
@@ -113,6 +118,7 @@ def _calibrate(archive: Archive, recipe: Recipe, prompted: Mapping[int, PromptMi
         unheard=unheard_scores(recipe),
         prompted=prompted,
         intensity=recipe.intensity,
+        weigh_edges=weighed_edges(recipe),
     )
     path = calibration_file(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +189,21 @@ def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
             largest_component=recipe.refine.largest_component,
             volume_mm3=block.volume_mm3,
             smooth_mm=UNCALIBRATED_SMOOTHING_MM if recipe.refine.consistency == "3d" else 0.0,
-            **recipe.refine.classes.get(key, CleaningBlock()).model_dump(),
+            **_cleaning(recipe, key),
         )
         for key, block in recipe.classes.items()
     }
+
+
+def _cleaning(recipe: Recipe, class_id: int) -> dict[str, Any]:
+    """Return the recipe's rules about pieces, holes and edges; what gold is to say of edges is not said yet."""
+    said = recipe.refine.classes.get(class_id, CleaningBlock()).model_dump()
+    return said | {"rectify_edges": False} if class_id in weighed_edges(recipe) else said
+
+
+def weighed_edges(recipe: Recipe) -> tuple[int, ...]:
+    """Return the classes for which gold is to say whether intensity is heard about edges."""
+    return tuple(key for key, block in sorted(recipe.refine.classes.items()) if block.rectify_edges == "auto")
 
 
 def is_calibrated(archive: Archive, recipe: Recipe) -> bool:

@@ -56,9 +56,12 @@ def promote(archive: ArchiveUrl, name: Name, catalog: CatalogUrl = None) -> None
 @students_app.command()
 def export(
     student: StudentFolder,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; an earlier export there is replaced.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make, or the zip of nnunet; an earlier export there is replaced.")],
     to: Annotated[
-        Literal["onnx", "int8", "torchscript", "bundle"], typer.Option(help="The format; int8 is ONNX with 8-bit products, bundle MONAI's.")
+        Literal["onnx", "int8", "torchscript", "bundle", "nnunet"],
+        typer.Option(
+            help="The format; int8 is ONNX with 8-bit products, bundle MONAI's, and nnunet the zip that nnU-Net's own tools install."
+        ),
     ] = "onnx",
     archive: Annotated[str | None, typer.Option(help="For int8: the archive that the student was trained from.")] = None,
     report: Report = None,
@@ -68,8 +71,11 @@ def export(
 
     Example: samdistill students export results/students/compact --to onnx -o compact-onnx
     """
-    from flows.exporting import export_to, show_export
+    from flows.exporting import export_to, export_zip, show_export
 
+    if to == "nnunet":
+        export_zip(student, out, catalog)
+        return
     show_export(export_to(student, out, to, report=report, archive=archive, catalog=catalog), out)
 
 

@@ -59,7 +59,7 @@ def write_export(folder: Path, out: Path, fill: Fill, report: Evaluation | None 
         message = f"{folder} is an export to {card.exported.format} itself. Give the folder that training wrote."
         raise ExportError(message)
     if card.nnunet is not None:
-        message = f"{folder} is an nnU-Net, which has a format of its own: students.nnunet.export.write_model_zip makes the zip that its tools install."
+        message = f"{folder} is an nnU-Net, which has a format of its own: Write the zip that its tools install with --to nnunet."
         raise ExportError(message)
     if card.spec.hints is not None:
         message = f"student {card.name} sees the teacher's masks ({card.spec.hints}) beside the image, which nobody has who uses an export. Train one without hints."

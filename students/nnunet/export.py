@@ -33,7 +33,9 @@ def write_model_folder(student: str | Path, out: Path) -> Path:
     """
     folder, card = Path(student), read_card(student)
     if card.nnunet is None:
-        message = f"{folder}: a student of the kind {card.spec.kind} is no model of nnU-Net. Export it in another format."
+        message = (
+            f"{folder}: a student of the kind {card.spec.kind} is no model of nnU-Net. Export it to onnx, torchscript, bundle or int8."
+        )
         raise StudentFileError(message)
     model = out / f"Dataset001_{card.name}" / f"{_TRAINER}__{_plans(card)}__{card.nnunet.configuration}"
     fold = model / f"fold_{card.nnunet.fold}"

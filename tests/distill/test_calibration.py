@@ -19,7 +19,9 @@ GRID = np.mgrid[:10, :14, :18]
 RADIUS = np.sqrt((GRID[0] - 5) ** 2 + (GRID[1] - 7) ** 2 + (GRID[2] - 9) ** 2)
 
 
-def add(archive: Archive, name: str, part: Part, *, gold_radius: float, fade_at: float, agreement: float) -> None:
+def add(
+    archive: Archive, name: str, part: Part, *, gold_radius: float, fade_at: float, agreement: float, grey: np.ndarray | None = None
+) -> None:
     """A ball whose teacher probability falls through one half at ``fade_at`` voxels from its centre."""
     record = CaseRecord(
         id=name,
@@ -29,7 +31,7 @@ def add(archive: Archive, name: str, part: Part, *, gold_radius: float, fade_at:
         part=part,
         geometry=Geometry(spacing_zyx_mm=(1.0, 1.0, 1.0), affine=IDENTITY),
     )
-    case = archive.add_case(record, np.zeros((1, 10, 14, 18), np.uint8))
+    case = archive.add_case(record, np.zeros((1, 10, 14, 18), np.uint8) if grey is None else grey[None].astype(np.uint8))
     probability = np.clip(0.5 + 0.25 * (fade_at - RADIUS), 0, 1)
     history = LabelHistory(label_set="teacher/r1", classes=(A,), made_by="test", fingerprint=name)
     case.write_labels(
@@ -265,3 +267,41 @@ def test_a_guarantee_does_not_say_that_the_accepted_masks_alone_lose_little(tmp_
     assert found.note.endswith(
         "counting those not accepted as losing nothing (3% of the calibration masks are accepted; not guaranteed: those lose 0.89 on average)"
     )
+
+
+def boxes_of_balls(path: Path, *, seen: bool) -> Archive:
+    """Cubes that the teacher draws as balls; whether their corners can be seen in the picture, or all of it is noise."""
+    archive, rng = Archive.create(str(path / "a.zarr")), np.random.default_rng(5)
+    cube = (np.abs(GRID[0] - 5) <= 3) & (np.abs(GRID[1] - 7) <= 3) & (np.abs(GRID[2] - 9) <= 3)
+    for n in range(4):
+        add(
+            archive,
+            f"case{n}",
+            "calibration",
+            gold_radius=1.0,
+            fade_at=3.6,
+            agreement=0.9,
+            grey=90 + 60 * cube * seen + rng.normal(0, 9, cube.shape),
+        )
+        archive[f"case{n}"].write_labels(LabelHistory(label_set="gold", classes=(A,), made_by="cube"), cube.astype(np.uint8))
+    return archive
+
+
+def test_gold_has_intensity_heard_about_edges_where_it_brings_them_nearer(tmp_path: Path) -> None:
+    archive = boxes_of_balls(tmp_path, seen=True)
+    plain, weighed = (calibrate(archive, (A,), weigh_edges=asked)[1] for asked in ((), (1,)))
+    assert plain.rule.rectify_edges is False
+    assert weighed.rule.rectify_edges in (0.5, 1.0, 1.5)
+    assert weighed.dice_after > plain.dice_after + 0.02
+    assert "edges by intensity, with a weight of" in weighed.note
+    rules = RefinePlan(classes=(A,), rules={1: weighed.rule})
+    mask = drawn_mask(archive["case0"], rules, 1)
+    judged = gold_cases(archive, 1, source="teacher/r1", intensity=rules.intensity)[0]
+    assert mask is not None
+    assert np.array_equal(mask[1], cut_mask(judged, weighed.rule)), "refinement cuts what calibration judged"
+
+
+def test_gold_leaves_edges_to_the_teacher_where_intensity_says_nothing(tmp_path: Path) -> None:
+    found = calibrate(boxes_of_balls(tmp_path, seen=False), (A,), weigh_edges=(1,))[1]
+    assert found.rule.rectify_edges is False
+    assert "edges are as the teacher draws them" in found.note

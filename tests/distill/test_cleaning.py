@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from distill.cleaning import ClassRule, clean_mask, filled, part, rectify_edges
+from distill.cleaning import ClassRule, clean_mask, filled, mend_edges, part, rectify_edges, weigh_edges
 
 SHAPE = (5, 12, 14)
 TWO_MM = (2.0, 2.0, 2.0)
@@ -240,6 +240,31 @@ def test_intensity_decides_about_the_edge_and_about_nothing_else() -> None:
 def test_an_object_of_which_too_little_is_certain_keeps_its_edge() -> None:
     probability = np.full(SHAPE, 0.6, np.float32)
     assert rectify_edges(probability, np.zeros(SHAPE)) is probability
+
+
+def test_a_doubtful_voxel_joins_what_it_looks_like_and_what_is_far_away_stays() -> None:
+    probability = np.zeros(SHAPE, np.float32)
+    probability[:, 2:8, 2:8] = 0.9
+    probability[:, 2:8, 8] = 0.45
+    probability[:, 2:8, 7] = 0.55
+    grey = np.full(SHAPE, 0.1)
+    grey[:, 2:8, [2, 3, 4, 5, 6, 8]] = 0.8  # column 8 looks like the object, and column 7, which the teacher takes for it, does not
+    weighed = weigh_edges(probability, grey, 1.5)
+    assert (weighed[:, 3:7, 8] > 0.7).all()
+    assert (weighed[:, 3:7, 7] < 0.3).all()
+    assert np.array_equal(weighed[:, :, 12:], probability[:, :, 12:])
+    assert mend_edges(probability, grey, ClassRule()) is probability
+    assert np.array_equal(mend_edges(probability, grey, ClassRule(rectify_edges=1.5)), weighed)
+    assert np.array_equal(mend_edges(probability, grey, ClassRule(rectify_edges=True)), rectify_edges(probability, grey))
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays.arrays(np.float32, SHAPE, elements=st.floats(0, 1, width=32)), st.floats(0.1, 2), st.floats(-500, 500))
+def test_the_scale_of_intensities_changes_nothing_about_edges(grey: np.ndarray, factor: float, shift: float) -> None:
+    probability = np.clip(1.2 - 0.2 * np.abs(np.indices(SHAPE) - np.array(SHAPE).reshape(3, 1, 1, 1) // 2).max(0), 0, 1).astype(np.float32)
+    weighed = weigh_edges(probability, grey.astype(np.float64), 1.0)
+    assert ((weighed >= 0) & (weighed <= 1)).all()
+    assert np.mean(np.abs(weighed - weigh_edges(probability, grey.astype(np.float64) * factor + shift, 1.0)) > 0.05) < 0.05
 
 
 @pytest.mark.parametrize("rule", [ClassRule(components=1), ClassRule(largest_component=False, least_px=2)], ids=["largest", "specks"])

@@ -168,6 +168,16 @@ def test_rules_of_a_class_reach_refinement(write_recipe: WriteRecipe) -> None:
     assert (rule.components, rule.least_px, rule.holes, rule.rectify_edges) == (3, 7, "3d", True)
 
 
+@pytest.mark.parametrize(("said", "meant"), [("1", 1.0), ("1.5", 1.5), ("true", True), ("auto", False)])
+def test_an_edge_rule_is_a_truth_a_weight_or_for_gold_to_say(write_recipe: WriteRecipe, said: str, meant: object) -> None:
+    from flows.rules import starting_rules, weighed_edges
+
+    recipe = recipe_with(write_recipe, f"{{classes: {{1: {{rectify_edges: {said}}}}}}}")
+    rule = starting_rules(recipe)[1].rectify_edges
+    assert (rule, type(rule)) == (meant, type(meant))
+    assert weighed_edges(recipe) == ((1,) if said == "auto" else ())
+
+
 def test_a_test_that_is_no_longer_asked_for_rejects_no_more_masks(write_recipe: WriteRecipe) -> None:
     recipe = recipe_with(write_recipe)
     archive = archive_of(recipe, 14)

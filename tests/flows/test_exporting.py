@@ -37,3 +37,16 @@ def test_a_model_card_is_printed_or_written(make_student: MakeStudent, tmp_path:
     assert "# untaught" in said(capsys, "students", "card", str(folder))
     said(capsys, "students", "card", str(folder), "-o", str(tmp_path / "pages" / "CARD.md"))
     assert "Nobody has scored it" in (tmp_path / "pages" / "CARD.md").read_text()
+
+
+def test_a_student_that_is_no_nnunet_has_no_zip_for_it(
+    make_student: MakeStudent, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["students", "export", str(make_student("2d")), "--to", "nnunet", "-o", str(tmp_path / "student.zip")])
+    assert ended.value.code
+    assert "is no model of nnU-Net. Export it to onnx, torchscript, bundle or int8." in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit):
+        cli.main(["students", "export", str(make_student("2d")), "--to", "nnunet", "-o", str(tmp_path)])
+    assert "is a folder, and nnU-Net installs one file" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "student.zip").exists()

@@ -151,27 +151,39 @@ def test_it_answers_and_is_scored_like_any_student(killed_and_continued: tuple[P
     assert predict_cases(student, own_archive, ["test0"]) == 0, "the evaluation has asked already"
 
 
-def test_nnunets_own_predictor_and_installer_take_the_exported_model_and_give_the_same_answer(
-    killed_and_continued: tuple[Path, object], own_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nnunets_own_commands_install_the_export_and_draw_what_the_student_draws(
+    killed_and_continued: tuple[Path, object], own_archive: Archive, tmp_path: Path
 ) -> None:
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+    import nibabel
 
-    from students.nnunet.export import write_model_zip
+    from storage.export.nifti import write_nifti
 
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
-    (tmp_path / "results").mkdir()
-    install_model_from_zip_file(str(write_model_zip(killed_and_continued[0], tmp_path / "nn.zip")))
-    model = tmp_path / "results" / "Dataset001_nn" / "nnUNetTrainer__ReducedPlans__3d_fullres"
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    def run(*words: str) -> None:
+        tool = Path(sys.executable).with_name(words[0])
+        places = {"nnUNet_results": "results", "nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed"}
+        known = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+        done = subprocess.run(
+            [str(tool), *words[1:]],
+            env=known | {name: str(tmp_path / folder) for name, folder in places.items()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    for folder in ("results", "in"):
+        (tmp_path / folder).mkdir()
+    run("samdistill", "students", "export", str(killed_and_continued[0]), "--to", "nnunet", "-o", str(tmp_path / "nn.zip"))
+    run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "nn.zip"))
     case = own_archive["test1"]
-    labels = predictor.predict_single_npy_array(case.read().astype(np.float32), {"spacing": list(case.spacing_zyx_mm)})
+    write_nifti(case.read()[0].astype(np.float32), case.record.geometry, tmp_path / "in" / "test1_0000.nii.gz")
+    asked = "-d Dataset001_nn -c 3d_fullres -f 0 -p ReducedPlans -device cpu -npp 1 -nps 1"
+    run("nnUNetv2_predict", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *asked.split())
+    drawn = np.asarray(nibabel.load(tmp_path / "out" / "test1.nii.gz").dataobj).T  # type: ignore[attr-defined]
     ours = load_student(killed_and_continued[0], device="cpu").predict(case.read(), case.spacing_zyx_mm).labels
-    assert np.array_equal(labels, ours == 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["nn.zip", "results"]
+    assert ours.any()
+    assert np.array_equal(drawn == 1, ours == 3)
 
 
 def test_a_finished_one_is_not_trained_again(killed_and_continued: tuple[Path, object], own_archive: Archive) -> None:
