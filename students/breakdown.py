@@ -46,13 +46,14 @@ def groups_of(archive: Archive, records: Sequence[CaseRecord], teacher: str | No
     return found
 
 
-def breakdown(comparisons: Sequence[Comparison], classes: Sequence[ClassInfo], groups: Groups) -> Breakdown:
+def breakdown(comparisons: Sequence[Comparison], classes: Sequence[ClassInfo], groups: Groups, unit: str = "ml") -> Breakdown:
     """Return the student's scores by group, class by class.
 
     Args:
         comparisons: Of the evaluation, the student's first.
         classes: Of the student.
         groups: From `groups_of`; the size of the object is added here.
+        unit: Of volumes; 1000 pixels where no spacing is known.
     """
     teacher = next((each for each in comparisons if each.role == "teacher"), None)
     alike = {name: next(iter(values.values())) for name, values in groups.items() if len(set(values.values())) == 1}
@@ -61,7 +62,7 @@ def breakdown(comparisons: Sequence[Comparison], classes: Sequence[ClassInfo], g
     for info in classes:
         own = [score for score in comparisons[0].scores if score.class_id == info.id]
         taught = {score.case: score for score in teacher.scores if score.class_id == info.id} if teacher else {}
-        for name, value_of in ({name: each for name, each in groups.items() if name not in alike} | _sizes(own)).items():
+        for name, value_of in ({name: each for name, each in groups.items() if name not in alike} | _sizes(own, unit)).items():
             found = _rows(name, value_of, own, taught, info)
             gap = _gap(name, value_of, own, found, info)
             rows += [row.model_copy(update={"worst": gap is not None and row.value == gap.worst}) for row in found]
@@ -74,13 +75,13 @@ def breakdown(comparisons: Sequence[Comparison], classes: Sequence[ClassInfo], g
     )
 
 
-def _sizes(own: Sequence[CaseScore]) -> dict[str, dict[str, str]]:
+def _sizes(own: Sequence[CaseScore], unit: str) -> dict[str, dict[str, str]]:
     """Return the third of each case's object by its volume in gold; nothing where they hardly differ."""
     volumes = {score.case: score.second_ml for score in own if score.second_ml > 0}
     if len(set(volumes.values())) < _LEAST_SIZES:
         return {}
     low, high = np.quantile(list(volumes.values()), [1 / 3, 2 / 3])
-    return {SIZE: {case: third(value, (float(low), float(high))) for case, value in volumes.items()}}
+    return {f"{SIZE} ({unit})": {case: third(value, (float(low), float(high))) for case, value in volumes.items()}}
 
 
 def _rows(

@@ -86,7 +86,12 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         relative=relative_dice(comparisons[0], full, student.card.classes) if full else (),
         calibration=calibration,
         failure_detection=failures,
-        breakdown=breakdown(comparisons, student.card.classes, groups_of(archive, records, plan.teacher)),
+        breakdown=breakdown(
+            comparisons,
+            student.card.classes,
+            groups_of(archive, records, plan.teacher),
+            "ml" if spacing_known(records) is True else "1000 px",
+        ),
         gold_curve=curve,
     )
 

@@ -8,7 +8,7 @@ from distill.paired_tests import PairedTest, compare_paired
 from distill.quality import BOOTSTRAP_DRAWS, Interval, patient_means
 from distill.subgroups import holm
 from storage import ClassInfo
-from students.figures import known, measured, nan_for_none
+from students.figures import measured, nan_for_none
 from students.findings import PairedDifference, Relative
 from students.results import Comparison
 
@@ -40,8 +40,8 @@ def paired_differences(comparisons: Sequence[Comparison], classes: Sequence[Clas
             class_id=info.id,
             class_name=info.name,
             difference=measured(test.difference),
-            p=None if test.p is None else known(test.p),
-            p_adjusted=None if p is None else known(p),
+            p=test.p,
+            p_adjusted=p,
             note=test.note,
         )
         for (name, info, test), p in zip(found, adjusted, strict=True)
