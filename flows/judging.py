@@ -125,8 +125,8 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     from students.report import write_report
 
     follow = Follow("evaluate")
-    curve = len(list(points(recipe)))
-    steps = 3 + len(recipe.evaluate.arms) + 2 * curve
+    arms, curve = recipe.evaluate.arms, len(list(points(recipe)))
+    steps = 3 + len(arms) + sum(name != "ellipse" for name in arms) + 2 * curve  # arms and students are made, and later compared
     said: list[str] = []
 
     def say(sentence: str) -> None:

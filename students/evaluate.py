@@ -50,13 +50,7 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
     predict_cases(student, archive, cases)
     arms = [(arm, _arm_label_set(arm, archive, records, student, plan)) for arm in plan.arms]
     bench = Bench(archive, student.card.classes, plan)
-    comparisons = [bench.compare("student - gold", "student", own, plan.gold, cases)]
-    if plan.teacher:
-        comparisons.append(bench.compare("teacher - gold", "teacher", plan.teacher, plan.gold, cases))
-        comparisons.append(bench.compare("student - teacher", "agreement", own, plan.teacher, cases))
-    for arm, label_set in arms:
-        say(f"{arm.name} is compared with gold")
-        comparisons.append(bench.compare(f"{arm.name} - gold", "arm", label_set, plan.gold, cases))
+    comparisons = _comparisons(bench, own, arms, cases, say)
     curve = _curve(bench, records, student, comparisons, say)
     say("training labels are judged in hindsight, and costs measured")
     hindsight = _hindsight(bench, student, plan)
@@ -94,6 +88,21 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         ),
         gold_curve=curve,
     )
+
+
+def _comparisons(
+    bench: Bench, own: str, arms: Sequence[tuple[Arm, str]], cases: Sequence[str], say: Callable[[str], None]
+) -> list[Comparison]:
+    """Return the lines of the table: the student, the teacher, the two against each other, and the arms last."""
+    plan = bench.plan
+    found = [bench.compare("student - gold", "student", own, plan.gold, cases)]
+    if plan.teacher:
+        found.append(bench.compare("teacher - gold", "teacher", plan.teacher, plan.gold, cases))
+        found.append(bench.compare("student - teacher", "agreement", own, plan.teacher, cases))
+    for arm, label_set in arms:
+        say(f"{arm.name} is compared with gold")
+        found.append(bench.compare(f"{arm.name} - gold", "arm", label_set, plan.gold, cases))
+    return found
 
 
 def conventions(shapes: Iterable[Shape]) -> str:
