@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from students.findings import CurveRow, GoldCurve, Taught
+from students.plots import ticks
 
 Place = Callable[[int, float], tuple[float, float]]
 """Of a number of patients and a Dice, in the picture."""
@@ -27,14 +28,15 @@ def curve_plot(curve: GoldCurve, references: Mapping[str, float]) -> str:
         return ""
     counts = sorted({row.patients for row in rows})
     seen = [value for row in rows for value in (row.dice.mean, row.dice.low, row.dice.high) if value is not None] + [*references.values()]
-    low, high = _ends(min(seen), max(seen))
+    marks = _marks(min(seen), max(seen))
+    low, high = marks[0], marks[-1]
 
     def place(patients: int, dice: float) -> tuple[float, float]:
         first, last = math.log(counts[0]), math.log(counts[-1])
         across = (math.log(patients) - first) / (last - first) if last > first else 0.5
         return _LEFT + (0.04 + 0.92 * across) * _WIDTH, _TOP + (high - dice) / (high - low) * _HEIGHT
 
-    parts = _grid(low, high)
+    parts = _grid(marks)
     for count in counts:
         parts.append(f'<text x="{place(count, low)[0]:.1f}" y="{_TOP + _HEIGHT + 15}" text-anchor="middle">{count}</text>')
     legend: list[tuple[str, str]] = []
@@ -56,19 +58,19 @@ def curve_plot(curve: GoldCurve, references: Mapping[str, float]) -> str:
     return f'<svg viewBox="0 0 {_LEFT + _WIDTH + 12} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _ends(least: float, most: float) -> tuple[float, float]:
-    """Return the ends of the Dice axis: round numbers around all there is, apart by a twentieth at least."""
-    low, high = math.floor(least * 50) / 50, math.ceil(most * 50) / 50
-    short = max(0.0, _LEAST_SPAN - (high - low))
-    return max(0.0, low - short), min(1.0, high + 1e-9) if high < 1 else 1.0
+def _marks(least: float, most: float) -> list[float]:
+    """Return round numbers around all there is, no higher than 1."""
+    short = max(0.0, _LEAST_SPAN - (most - least))
+    found = [value for value in ticks(max(0.0, least - short), most) if value <= 1]
+    return found if found[-1] >= most else [*found, 1.0]
 
 
-def _grid(low: float, high: float) -> list[str]:
+def _grid(marks: Sequence[float]) -> list[str]:
     parts = []
-    for n in range(6):
-        y, value = _TOP + (1 - n / 5) * _HEIGHT, low + n / 5 * (high - low)
+    for value in marks:
+        y = _TOP + (marks[-1] - value) / (marks[-1] - marks[0]) * _HEIGHT
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3f}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     middle = _TOP + _HEIGHT / 2
     return [
         *parts,

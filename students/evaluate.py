@@ -15,12 +15,13 @@ from storage import IGNORE, Archive, CaseRecord
 from students.baselines import LABEL_SET as ELLIPSES
 from students.bench import Arm, Bench, EvaluationPlan, resolved
 from students.breakdown import breakdown, groups_of
+from students.checkpoint import read_card
 from students.cost import student_cost
 from students.errors import GoldLeakError
 from students.figures import measured, nan_for_none
 from students.findings import FailureDetection, GoldCurve, OwnCalibration, Shape
 from students.gold_curve import Scored, gold_curve
-from students.outcome import evaluation_doubts
+from students.outcome import evaluation_doubts, unequal_trainings
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
 from students.results import Comparison, Difference, Evaluation, Hindsight
@@ -71,7 +72,10 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         costs=(student_cost(student, archive, cases[0]), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
-        warnings=evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
+        warnings=(
+            *evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
+            *unequal_trainings(student.card, _rivals(plan)),
+        ),
         spacing_known=spacing_known(records),
         conventions=conventions(plan.shapes.values()),
         shapes={class_id: shape for class_id, shape in plan.shapes.items() if shape != "organ"},
@@ -148,6 +152,12 @@ def _curve(
     full = _full_supervision(plan, comparisons)
     patient = {record.id: record.patient for record in records}
     return gold_curve(scored, patient, dices_of(full) if full else None, plan.curve_missing)
+
+
+def _rivals(plan: EvaluationPlan) -> dict[str, StudentCard]:
+    """Return the cards of all other students of the report, by their names in it."""
+    arms = {arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
+    return arms | {each.path.name: read_card(each.path) for each in plan.curve}
 
 
 def _full_supervision(plan: EvaluationPlan, comparisons: Sequence[Comparison]) -> Comparison | None:

@@ -43,7 +43,7 @@ def confidence_parts(evaluation: Evaluation) -> list[ConfidencePart]:
             part = ConfidencePart(
                 class_name=info.name,
                 calibration=calibration,
-                reliability=reliability_plot(plot) if plot else "",
+                reliability=reliability_plot(plot, "probability that the student says", "voxels of all cases together") if plot else "",
                 failures=failures,
                 risk_coverage=risk_coverage_plot([failures.curve]) if failures else "",
             )
