@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage import ClassInfo
 from students.significance import dices_of, paired_differences, ratio_interval, relative_dice
 
 CASES = [f"p{n}" for n in range(12)]
@@ -56,3 +57,21 @@ def test_a_case_that_is_empty_for_one_counts_for_neither() -> None:
 def test_nothing_divided_by_nothing_is_not_known() -> None:
     assert np.isnan(ratio_interval({}, {}, {}).mean)
     assert np.isnan(ratio_interval({"a": 0.5}, {"a": 0.0}, {"a": "a"}).mean)
+
+
+def test_of_several_classes_the_mean_comes_first_and_each_class_after_it() -> None:
+    shell = ClassInfo(id=5, name="shell")
+    pair = []
+    for kernel, other in ((0.8, 0.4), (0.8, 0.8)):
+        both = comparison(dict.fromkeys(CASES, kernel))
+        twin = [score.model_copy(update={"class_id": 5, "dice": other}) for score in both.scores]
+        pair.append(both.model_copy(update={"scores": (*both.scores, *twin)}))
+    found = relative_dice(pair[0], pair[1], [ORGAN, shell])
+    assert [(each.class_name, each.ratio.mean) for each in found] == [
+        ("", pytest.approx(0.6 / 0.8)),
+        ("kernel", pytest.approx(1)),
+        ("shell", pytest.approx(0.5)),
+    ]
+    tests = paired_differences([pair[0], pair[1].model_copy(update={"role": "arm", "name": "full - gold"})], [ORGAN, shell])
+    assert (tests[0].class_name, tests[0].p) == ("kernel", 1)
+    assert tests[1].p_adjusted == pytest.approx(2 * (tests[1].p or 0))
