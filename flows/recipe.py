@@ -22,8 +22,7 @@ from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting
 from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
-from students.findings import Shape
-from students.spec import NnunetSpec
+from students.spec import NnunetSpec, Shape
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:

@@ -11,10 +11,10 @@ from distill.lesions import score_lesions
 from distill.tubes import cl_dice
 from storage import IGNORE, Archive, Case, ClassInfo, Labels
 from students.figures import known, measured, nan_for_none
-from students.findings import SHAPE_METRICS, Shape
+from students.findings import SHAPE_METRICS
 from students.gold_curve import CurveStudent
 from students.results import METRICS, CaseScore, ClassResult, Comparison, Role, Transfer
-from students.spec import Cost
+from students.spec import Cost, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,14 @@ from students.checkpoint import read_card
 from students.cost import student_cost
 from students.errors import GoldLeakError
 from students.figures import measured, nan_for_none
-from students.findings import FailureDetection, GoldCurve, OwnCalibration, Shape
+from students.findings import FailureDetection, GoldCurve, OwnCalibration
 from students.gold_curve import Scored, gold_curve
 from students.outcome import evaluation_doubts, unequal_trainings
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
 from students.results import Comparison, Difference, Evaluation, Hindsight
 from students.significance import dices_of, paired_differences, relative_dice
-from students.spec import StudentCard
+from students.spec import Shape, StudentCard
 
 __all__ = ["Arm", "EvaluationPlan", "conventions", "evaluate", "resolved", "spacing_known", "unseen_cases"]
 

@@ -7,9 +7,7 @@ from pydantic import Field
 from distill.audit_records import Reliability, RiskCoverage
 from students.figures import Measured
 from students.frozen import Frozen
-
-Shape = Literal["organ", "tube", "lesions"]
-"""What a class looks like, which decides what is measured of it beyond overlap and surface."""
+from students.spec import Shape
 
 SHAPE_METRICS: dict[Shape, tuple[str, ...]] = {
     "organ": (),

@@ -9,9 +9,9 @@ from pydantic import Field
 from distill import quality
 from storage import ClassInfo
 from students.figures import Measured
-from students.findings import SHAPE_METRICS, Breakdown, FailureDetection, GoldCurve, OwnCalibration, PairedDifference, Relative, Shape
+from students.findings import SHAPE_METRICS, Breakdown, FailureDetection, GoldCurve, OwnCalibration, PairedDifference, Relative
 from students.frozen import Frozen
-from students.spec import Cost
+from students.spec import Cost, Shape
 
 __all__ = ["METRICS", "CaseScore", "ClassResult", "Comparison", "Difference", "Evaluation", "Hindsight", "Measured", "Role", "Transfer"]
 
