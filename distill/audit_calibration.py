@@ -26,13 +26,21 @@ def calibration_plot(class_id: int, plan: AuditPlan, found: Found) -> Calibratio
     calibration = plan.calibrations.get(class_id)
     fit = None if calibration is None else calibration.temperature
     return CalibrationPlot(
-        before=_reliability(counts, np.arange(256) / 255, about, masks),
-        after=None if fit is None else _reliability(counts, tempered(fit.temperature), about, masks),
+        before=reliability(counts, np.arange(256) / 255, about, masks),
+        after=None if fit is None else reliability(counts, tempered(fit.temperature), about, masks),
         temperature=None if fit is None else fit.temperature,
     )
 
 
-def _reliability(counts: LevelCounts, probability: np.ndarray, about: str, masks: int) -> Reliability:
+def reliability(counts: LevelCounts, probability: np.ndarray, about: str, masks: int) -> Reliability:
+    """Return frequencies over probabilities of counted voxels, bin by bin, and their mean gap.
+
+    Args:
+        counts: of one case, or summed over several.
+        probability: what each of the 256 levels means.
+        about: which cases these are, in words.
+        masks: how many.
+    """
     which = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     total = counts.counts.sum(axis=0)
     size = np.bincount(which, weights=total, minlength=BINS)

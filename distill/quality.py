@@ -10,6 +10,9 @@ Conventions, the same everywhere:
   outside the image is background. Distances run between voxel centres, in mm. HD95 is the larger of the two directed 95th
   percentiles (linear interpolation). These are MONAI's definitions; surfel-weighted tools give other figures.
 * Voxels to ``exclude`` (an ``ignore`` band, say) count as background in both masks.
+
+Centre lines of tubes are compared in ``distill.tubes``, lesions counted in ``distill.lesions``, probabilities judged in ``distill.levels``, and two
+ways of labelling tested against each other in ``distill.paired_tests``; all keep to these conventions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,7 +91,7 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
         raise ValueError(message)
 
 
-def _pair(a: np.ndarray, b: np.ndarray, exclude: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def mask_pair(a: np.ndarray, b: np.ndarray, exclude: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return both masks as booleans with the excluded voxels emptied."""
     _check_pair(a, b)
     left, right = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
@@ -110,13 +113,13 @@ def _count(mask: np.ndarray) -> int:
 
 def dice(a: Bool[np.ndarray, "*space"], b: Bool[np.ndarray, "*space"], exclude: Bool[np.ndarray, "*space"] | None = None) -> float:
     """Return twice the overlap over the sum of the sizes, in [0, 1]; NaN when both are empty."""
-    left, right = _pair(a, b, exclude)
+    left, right = mask_pair(a, b, exclude)
     return _ratio(2.0 * _count(left & right), _count(left) + _count(right))
 
 
 def jaccard(a: Bool[np.ndarray, "*space"], b: Bool[np.ndarray, "*space"], exclude: Bool[np.ndarray, "*space"] | None = None) -> float:
     """Return the overlap over the union (IoU), in [0, 1]; NaN when both are empty."""
-    left, right = _pair(a, b, exclude)
+    left, right = mask_pair(a, b, exclude)
     return _ratio(_count(left & right), _count(left | right))
 
 
@@ -155,7 +158,7 @@ def dice_per_class(
     return {k: _ratio(2.0 * counts[k, k], int(counts[k].sum() + counts[:, k].sum())) for k in class_ids}
 
 
-def _union_box(a: np.ndarray, b: np.ndarray) -> tuple[slice, ...]:
+def union_box(a: np.ndarray, b: np.ndarray) -> tuple[slice, ...]:
     """Return the smallest box that holds both masks; at least one must have a voxel."""
     union = a | b
     slices = []
@@ -201,7 +204,7 @@ def surface_distances_mm(
     if not (a.any() and b.any()):
         message = "surface distances need two masks with at least one voxel each, but one is empty. Ask nsd or hd95 instead."
         raise ValueError(message)
-    box = _union_box(a, b)
+    box = union_box(a, b)
     scale = np.asarray(spacing_mm, dtype=np.float64)
     points_a, points_b = np.argwhere(surface(a[box])) * scale, np.argwhere(surface(b[box])) * scale
     return cKDTree(points_b).query(points_a)[0], cKDTree(points_a).query(points_b)[0]
@@ -231,7 +234,7 @@ def nsd(
     exclude: Bool[np.ndarray, "*space"] | None = None,
 ) -> float:
     """Return the normalised surface Dice: the share of both surfaces within ``tolerance_mm`` of the other, in [0, 1]."""
-    return _boundary(*_pair(a, b, exclude), spacing_mm, tolerance_mm)[0]
+    return _boundary(*mask_pair(a, b, exclude), spacing_mm, tolerance_mm)[0]
 
 
 def hd95(
@@ -241,7 +244,7 @@ def hd95(
     exclude: Bool[np.ndarray, "*space"] | None = None,
 ) -> float:
     """Return the 95th percentile Hausdorff distance in mm: the larger of the two directed percentiles."""
-    return _boundary(*_pair(a, b, exclude), spacing_mm, DEFAULT_TOLERANCE_MM)[1]
+    return _boundary(*mask_pair(a, b, exclude), spacing_mm, DEFAULT_TOLERANCE_MM)[1]
 
 
 def score_mask(
@@ -253,7 +256,7 @@ def score_mask(
     exclude: Bool[np.ndarray, "*space"] | None = None,
 ) -> MaskScores:
     """Return every metric of one class of one case, measuring the surfaces once."""
-    left, right = _pair(predicted, gold, exclude)
+    left, right = mask_pair(predicted, gold, exclude)
     surface_dice, distance_mm = _boundary(left, right, spacing_mm, tolerance_mm)
     return MaskScores(
         dice=dice(left, right), jaccard=jaccard(left, right), nsd=surface_dice, hd95_mm=distance_mm, volume_bias=volume_bias(left, right)

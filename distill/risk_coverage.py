@@ -1,10 +1,10 @@
 """Risk against coverage: what trusting only the most confident masks would bring (Geifman and El-Yaniv, 2017)."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from distill.audit_masks import Mask
 from distill.audit_records import Average, CurvePoint, Group, RiskCoverage
 from distill.quality import aurc, normalised_aurc
 
@@ -14,7 +14,21 @@ COVERAGE = 0.8
 _DRAWS = 1000
 
 
-def risk_coverage(masks: Sequence[Mask], risk: Sequence[float], *, about: str, words: str, group: Group | None) -> RiskCoverage:
+class Ranked(Protocol):
+    """A mask that something is known of: whose it is, and how sure its maker was."""
+
+    @property
+    def patient(self) -> str:
+        """Whose."""
+        ...
+
+    @property
+    def confidence(self) -> float:
+        """The higher, the earlier it is trusted."""
+        ...
+
+
+def risk_coverage(masks: Sequence[Ranked], risk: Sequence[float], *, about: str, words: str, group: Group | None) -> RiskCoverage:
     """Return the curve of some masks, and what it amounts to.
 
     Args:
@@ -50,7 +64,7 @@ def most_confident(count: int, coverage: float = COVERAGE) -> int:
     return max(1, round(coverage * count))
 
 
-def _gain(masks: Sequence[Mask], risk: np.ndarray, draws: int = _DRAWS) -> Average | None:
+def _gain(masks: Sequence[Ranked], risk: np.ndarray, draws: int = _DRAWS) -> Average | None:
     """Return how much lower the mean risk of the most confident 80 % is than that of all, by bootstrap over patients."""
     patients = sorted({mask.patient for mask in masks})
     if len(patients) < 2:

@@ -29,6 +29,7 @@ MOST_VALUES = 12
 """An attribute with more values than that is cut into thirds if it is a number, and left out if it is text."""
 AGE_BANDS = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (75, "60 to 74"), (float("inf"), "75 and over"))
 UNKNOWN = "not known"
+_AGES = ("age_years", "age")
 _DRAWS, _PERMUTATIONS = 2000, 9999
 _ROUNDING = 1e-9
 
@@ -55,16 +56,23 @@ class Comparison:
 class Banding:
     """How the attributes of an archive become few values each; learnt from all cases, and small."""
 
-    def __init__(self, cases: Sequence[Attributes]) -> None:
-        """Look at all values once."""
+    def __init__(self, cases: Sequence[Attributes], *, ages_in_thirds: bool = False) -> None:
+        """Look at all values once.
+
+        Args:
+            cases: Attributes of each.
+            ages_in_thirds: Cut ages into thirds like other numbers, so that few cases fill each band; else into fixed bands, which are the same for every archive.
+        """
+        self._ages = () if ages_in_thirds else _AGES
         names = sorted({name for attributes in cases for name in attributes})
         self._cuts: dict[str, tuple[float, float]] = {}
         self.names: tuple[str, ...] = tuple(name for name in names if self._usable(name, [each[name] for each in cases if name in each]))
 
     def _usable(self, name: str, values: Sequence[str | float | int]) -> bool:
-        if name in {"age_years", "age"} or len(set(values)) <= MOST_VALUES:
+        numbers = not any(isinstance(value, str) for value in values)
+        if name in self._ages or (len(set(values)) <= MOST_VALUES and not (numbers and name in _AGES)):
             return True
-        if any(isinstance(value, str) for value in values):
+        if not numbers:
             return False
         low, high = np.quantile(np.asarray(values, dtype=float), [1 / 3, 2 / 3])
         self._cuts[name] = (float(low), float(high))
@@ -75,7 +83,7 @@ class Banding:
         found = attributes.get(name)
         if found is None or found == "":
             return UNKNOWN
-        if name in {"age_years", "age"} and not isinstance(found, str):
+        if name in self._ages and not isinstance(found, str):
             return next(band for limit, band in AGE_BANDS if found < limit)
         if name in self._cuts and not isinstance(found, str):
             return third(float(found), self._cuts[name])

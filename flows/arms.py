@@ -1,17 +1,22 @@
 """What the student is compared with: arms that need no teacher, and what the teacher itself costs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from distill.casework import prepare_case
 from distill.devices import made_current, resolve_devices
+from distill.oracle import LABEL_SET as GOLD_BOXES
+from distill.oracle import draw_in_gold_boxes
 from distill.planes import ask_other_planes
 from distill.prompts.choice import chosen_prompts
 from distill.teachers.checkpoints import load_teacher
 from distill.wavefront import run_wavefront, sizes_of
+from flows.curve import curve_students
 from flows.learnt import chosen_gold
+from flows.opened import asked_with
 from flows.plans import class_infos, label_plan, student_spec
 from flows.recipe import ArmName, Recipe
 from flows.results import TEACHER_SET, counted
@@ -40,12 +45,17 @@ def evaluation_plan(archive: Archive, recipe: Recipe, say: Callable[[str], None]
     test = [record.id for record in archive.cases(part="test")]
     write_ellipse_labels(archive, test, class_infos(recipe), sources=recipe.prompts.source)
     labelled = archive.cases(part="test", with_labels=TEACHER_SET)
+    arms = tuple(replace(_arm(archive, recipe, name, say), asked_as=name) for name in recipe.evaluate.arms)
+    curve, missing = curve_students(archive, recipe, say)
     return EvaluationPlan(
         teacher=TEACHER_SET if labelled else None,
-        arms=tuple(_arm(archive, recipe, name, say) for name in recipe.evaluate.arms),
+        arms=arms,
         seen=frozenset(record.id for record in archive.cases(part="calibration")),
         tolerance_mm=recipe.evaluate.tolerance_mm,
         costs=(teacher_cost(archive, recipe, labelled),) if labelled else (),
+        shapes={class_id: block.shape for class_id, block in recipe.classes.items() if block.shape != "organ"},
+        curve=curve,
+        curve_missing=missing,
     )
 
 
@@ -63,9 +73,29 @@ def _arm(archive: Archive, recipe: Recipe, name: ArmName, say: Callable[[str], N
         case "few-gold":
             return _trained(archive, recipe, name, "gold", _gold_cases(archive.cases(part="calibration", with_labels="gold")), say)
         case "all-gold":
-            return _trained(archive, recipe, name, "gold", _gold_cases(archive.cases(part="archive", with_labels="gold")), say)
+            arm = _trained(archive, recipe, name, "gold", _gold_cases(archive.cases(part="archive", with_labels="gold")), say)
+            return replace(arm, is_full_supervision=True)
         case "gold-alone":
             return _trained(archive, recipe, name, "gold", (), say, gold=chosen_gold(archive, recipe))
+        case "teacher-gold-boxes":
+            say("the teacher draws in gold boxes")
+            draw_in_gold_boxes(archive, label_plan(recipe), _gold_cases(archive.cases(part="test", with_labels="gold")))
+            return Arm(name="teacher with gold boxes on every slice", label_set=GOLD_BOXES)
+
+
+def possible_arms(archive: Archive, recipe: Recipe) -> tuple[ArmName, ...]:
+    """Return every arm that there is something to learn from, or to draw with, in this archive."""
+    ids = [record.id for record in archive.cases(part="archive")]
+    boxed = any(prompt.kind == "box" and prompt.axis == "z" for each in asked_with(archive, recipe, ids).values() for prompt in each)
+    known: dict[ArmName, bool] = {
+        "ellipse": True,
+        "ellipse-student": boxed,
+        "few-gold": bool(archive.cases(part="calibration", with_labels="gold")),
+        "all-gold": bool(archive.cases(part="archive", with_labels="gold")),
+        "gold-alone": recipe.student.gold is not None,
+        "teacher-gold-boxes": True,
+    }
+    return tuple(name for name, possible in known.items() if possible)
 
 
 def _gold_cases(records: list[CaseRecord]) -> list[str]:

@@ -149,11 +149,26 @@ def train(recipe: RecipeFile, retry: Retry = False) -> None:
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, as_json: AsJson = False, retry: Retry = False) -> None:
-    """Only the scores: student and teacher against experts, with a report."""
+def evaluate(
+    recipe: RecipeFile,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="What to compare with, instead of evaluate.arms: 'all' that the archive has something for, or names such as all-gold,teacher-gold-boxes.",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: AsJson = False,
+    retry: Retry = False,
+) -> None:
+    """Only the scores: student and teacher against experts, with a report.
+
+    Example: samdistill evaluate recipe.yaml --arms all
+    """
     from flows.showcase import print_report
 
-    code = _launch(recipe, ("evaluate",), quiet=as_json, retry=retry)
+    named = tuple(name for name in arms.replace(",", " ").split() if name)
+    code = _launch(recipe, ("evaluate",), quiet=as_json, retry=retry, arms=named)
     if as_json and code == OK:  # else the report that lies there is an older one
         print_report(recipe)
     raise typer.Exit(code)
@@ -279,11 +294,11 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(show_checks(examine(), as_json=as_json))
 
 
-def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False, retry: bool = False) -> int:
+def _launch(recipe: Path, stages: tuple[Stage, ...], *, quiet: bool = False, retry: bool = False, arms: tuple[str, ...] = ()) -> int:
     from flows.console import show_summary
     from flows.launch import launch
 
-    summary = launch(recipe, stages, retry=retry)
+    summary = launch(recipe, stages, retry=retry, arms=arms)
     if not quiet or summary.left:
         show_summary(summary)
     if stages == STAGES:

@@ -13,7 +13,7 @@ from distill.teachers.fetch import OFFICIAL
 from distill.teachers.foreign import is_foreign
 from distill.teachers.meant import perhaps_meant, what_is_in
 from flows.errors import FlowError
-from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, Stage, teacher_sets
+from flows.results import CALIBRATE, CURVE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, Stage, teacher_sets
 from storage import Archive
 from students.spec import Exported, NnunetRecord
 
@@ -145,7 +145,15 @@ def _refused(archive: Archive) -> tuple[Refusal, ...]:
     files = [Refusal(what=f"{p.source} {p.row}".strip(), reason=p.reason, message=p.message) for p in archive.catalog.problems()]
     units = [
         Refusal(what=f"{stage} {unit.unit}", reason="quarantined", message=unit.error)
-        for stage, name in [*_proposals(), *_teachers(), *LEDGER_STAGES.items(), (DOUBT, DOUBT), (CALIBRATE, CALIBRATE), (FILTER, FILTER)]
+        for stage, name in [
+            *_proposals(),
+            *_teachers(),
+            *LEDGER_STAGES.items(),
+            (DOUBT, DOUBT),
+            (CALIBRATE, CALIBRATE),
+            (FILTER, FILTER),
+            (CURVE, CURVE),
+        ]
         for unit in archive.ledger.quarantined(name)
     ]
     return (*files, *units)

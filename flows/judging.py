@@ -1,15 +1,70 @@
 """The stage evaluate: student and teacher against experts, once per student and state of the labels, and where the report is."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from flows.console import Follow
 from flows.errors import StageError
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.opened import asked_with, label_fingerprints, open_archive
-from flows.recipe import Recipe
+from flows.recipe import ArmName, Recipe
 from flows.results import TEACHER_SET, StageResult
 from storage import Archive, fingerprint
 from students.results import Evaluation
+
+ALL_ARMS = "all"
+"""Every arm that the archive has something for."""
+_REPORT = "2"
+"""Raised whenever a report from the same inputs would say other things, so that it is written anew."""
+
+
+def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
+    """Refuse arms that there are none of.
+
+    Raises:
+        StageError: naming the first such arm, and those there are.
+    """
+    known = (ALL_ARMS, *get_args(ArmName))
+    for name in arms:
+        if name not in known:
+            message = f"there is no arm {name!r}. Known: {', '.join(known)}."
+            raise StageError(message)
+        if name == "gold-alone" and recipe.student.gold is None:
+            message = "the arm gold-alone needs student.gold in the recipe. Give it, or take few-gold or all-gold."
+            raise StageError(message)
+
+
+def with_arms(recipe: Recipe, arms: Sequence[str]) -> Recipe:
+    """Return a recipe with these arms instead of its own; ``all`` are those that its archive has something for. None leaves it as it is.
+
+    Raises:
+        StageError: as of `check_arms`.
+    """
+    if not arms:
+        return recipe
+    from flows.arms import possible_arms
+
+    check_arms(recipe, arms)
+    chosen = possible_arms(open_archive(recipe), recipe) if ALL_ARMS in arms else tuple(dict.fromkeys(arms))
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"arms": chosen})})
+
+
+def as_it_stands(archive: Archive, recipe: Recipe) -> Recipe:
+    """Return the recipe with the arms of the report that is there, where these include its own and nothing else has changed since.
+
+    So a report with more arms, which somebody asked for on the command line, is not replaced by the next run.
+    """
+    unit = archive.ledger.record("evaluate", recipe.student.name)
+    try:
+        there = json.loads((recipe.report_folder / "report.json").read_text(encoding="utf-8")).get("arms", [])
+    except (OSError, ValueError, AttributeError):
+        return recipe
+    if unit is None or not set(recipe.evaluate.arms) < set(there) or not set(there) <= set(get_args(ArmName)):
+        return recipe
+    wider = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"arms": tuple(there)})})
+    return wider if unit.fingerprint == evaluation_fingerprint(archive, wider) else recipe
 
 
 def evaluate(recipe: Recipe) -> StageResult:
@@ -32,6 +87,7 @@ def evaluate(recipe: Recipe) -> StageResult:
     if not archive.cases(part="test", with_labels="gold"):
         note = "no expert labels on test cases: nothing to score. Give ingest.gold and ingest.split to get a report."
         return StageResult(stage="evaluate", skipped=1, note=note)
+    recipe = as_it_stands(archive, recipe)
     return perform_once(
         archive.ledger,
         stage="evaluate",
@@ -43,26 +99,34 @@ def evaluate(recipe: Recipe) -> StageResult:
 
 
 def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
-    """Everything the report depends on: student, teacher's labels, every expert label (arms and hindsight use them), and prompts."""
+    """Everything the report depends on: student, teacher's labels, every expert label (arms and hindsight use them), prompts, and what is known of the cases."""
     prompted = [record.id for part in ("test", "archive") for record in archive.cases(part=part)]
+    shapes = {key: block.shape for key, block in recipe.classes.items() if block.shape != "organ"}
+    oracle = recipe.teacher.model_dump(mode="json", include={"checkpoint", "profile", "base", "precision"})
     return fingerprint(
+        report=_REPORT,
         student=(recipe.student_folder / "student.json").read_text(encoding="utf-8"),
         block=recipe.evaluate.model_dump(mode="json"),
+        known=[[record.id, record.modality, record.attributes] for record in archive.cases(part="test")],
         gold=label_fingerprints(archive, archive.cases(with_labels="gold"), "gold"),
         teacher=label_fingerprints(archive, archive.cases(part="test", with_labels=TEACHER_SET), TEACHER_SET),
         prompts=asked_with(archive, recipe, prompted),
+        **({"shapes": shapes} if shapes else {}),
+        **({"oracle": oracle} if "teacher-gold-boxes" in recipe.evaluate.arms else {}),
     )
 
 
 def _evaluate(archive: Archive, recipe: Recipe) -> str:
     from flows.arms import evaluation_plan
+    from flows.curve import points
     from students import load_student
     from students.evaluate import evaluate as compare
     from students.outcome import evaluation_note
     from students.report import write_report
 
     follow = Follow("evaluate")
-    steps = 3 + len(recipe.evaluate.arms)
+    arms, curve = recipe.evaluate.arms, len(list(points(recipe)))
+    steps = 3 + len(arms) + sum(name != "ellipse" for name in arms) + 2 * curve  # arms and students are made, and later compared
     said: list[str] = []
 
     def say(sentence: str) -> None:

@@ -12,30 +12,32 @@ from flows.errors import FlowError
 from flows.places import check_writable
 from flows.recipe import CheckpointBlock, Recipe
 from flows.recipe_file import load_recipe
-from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
+from flows.results import CALIBRATE, CURVE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
 from flows.stopping import listening
 
 ASKED_WITH = "box"
 """The kind of prompt that every question of labelling holds (``distill.questions``)."""
 
 
-def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool = False) -> RunSummary:
+def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool = False, arms: tuple[str, ...] = ()) -> RunSummary:
     """Run the chosen stages of a recipe; a whole run with nothing to do returns at once.
 
     Args:
         recipe_file: The recipe.
         chosen: Its stages.
         retry: Whether units of these stages that were given up get three new attempts.
+        arms: What to evaluate beside student and teacher, instead of what the recipe names.
 
     Raises:
         RecipeError: if the recipe cannot be used; nothing has been touched then.
-        StageError: if what it names cannot be written to; nothing has been touched then either.
+        StageError: if there is no such arm, or if what it names cannot be written to; nothing has been touched then either.
         DistillError: if it cannot be the teacher; likewise.
     """
     from flows.freshness import input_stamps, is_up_to_date, remember_run, standing
-    from flows.judging import report_of
+    from flows.judging import check_arms, report_of
 
     recipe = load_recipe(recipe_file)
+    check_arms(recipe, arms)
     _warn_of_what_is_not_used(recipe_file, recipe)
     whole = chosen == STAGES
     files = input_stamps(recipe) if whole else []
@@ -43,7 +45,7 @@ def launch(recipe_file: Path, chosen: tuple[Stage, ...] = STAGES, *, retry: bool
     if whole and not again and is_up_to_date(recipe, files):
         return RunSummary(stages=standing(recipe), up_to_date=True, report=report_of(recipe), archive=recipe.archive)
     check_before(recipe, chosen)
-    summary = _run(recipe_file, chosen)
+    summary = _run(recipe_file, chosen, arms)
     if whole and not any(result.failed for result in summary.stages):
         remember_run(recipe, files, summary.brought_in)
     return summary
@@ -76,6 +78,10 @@ def requeue(recipe: Recipe, chosen: Sequence[Stage]) -> int:
     doubts = [(DOUBT, doubt_unit(own, test)) for test in recipe.refine.semantic]
     names += [*doubts, (CALIBRATE, own), (FILTER, own)] if "refine" in chosen else []
     names += [(f"prompts:{source}", None) for source in recipe.prompts.source] if "label" in chosen else []
+    if "evaluate" in chosen and recipe.evaluate.gold_curve:
+        from flows.curve import points
+
+        names += [(CURVE, point.name) for point in points(recipe)]
     return sum(ledger.requeue(name, unit=unit) for name, unit in names)
 
 
@@ -139,7 +145,7 @@ def _check_one(block: CheckpointBlock, devices: Sequence[str]) -> None:
         raise PromptError(message)
 
 
-def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:
+def _run(recipe_file: Path, chosen: tuple[Stage, ...], arms: tuple[str, ...]) -> RunSummary:
     """Start the Prefect flow in this process; its server keeps its records in a folder of its own."""
     home = Path(os.environ["PREFECT_HOME"])
     try:
@@ -151,4 +157,4 @@ def _run(recipe_file: Path, chosen: tuple[Stage, ...]) -> RunSummary:
     with BARS.shown(), listening():
         from flows.pipeline import run_recipe
 
-        return run_recipe(str(recipe_file.resolve()), chosen)
+        return run_recipe(str(recipe_file.resolve()), chosen, arms)

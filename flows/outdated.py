@@ -7,7 +7,7 @@ have run again, so that nothing is lost over a mistake in a recipe; but it says 
 from dataclasses import dataclass
 from typing import Literal
 
-from flows.judging import evaluation_fingerprint, report_of
+from flows.judging import as_it_stands, evaluation_fingerprint, report_of
 from flows.learnt import taught_sets
 from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
@@ -119,4 +119,4 @@ def _is_of_other_answers(archive: Archive, recipe: Recipe) -> bool:
     unit = archive.ledger.record(LEDGER_STAGES["evaluate"], recipe.student.name)
     if unit is None or unit.state != "done" or not (recipe.student_folder / "student.json").is_file():
         return False
-    return unit.fingerprint != evaluation_fingerprint(archive, recipe)
+    return unit.fingerprint != evaluation_fingerprint(archive, as_it_stands(archive, recipe))

@@ -107,9 +107,9 @@ def train_student(recipe_file: str) -> StageResult:
 
 
 @patient_task("evaluate")
-def evaluate_student(recipe_file: str) -> StageResult:
-    """Score on cases that no step has seen."""
-    return judging.evaluate(load_recipe(recipe_file))
+def evaluate_student(recipe_file: str, arms: tuple[str, ...] = ()) -> StageResult:
+    """Score on cases that no step has seen, with these arms or the recipe's own."""
+    return judging.evaluate(judging.with_arms(load_recipe(recipe_file), arms))
 
 
 @flow(name="ingest", flow_run_name="ingest {recipe_file}")
@@ -158,22 +158,23 @@ def train(recipe_file: str) -> StageResult:
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe_file}")
 @guarded
-def evaluate(recipe_file: str) -> StageResult:
-    """Score it, and write the report."""
-    return evaluate_student(recipe_file)
+def evaluate(recipe_file: str, arms: tuple[str, ...] = ()) -> StageResult:
+    """Score it, and write the report; with these arms, where some are named instead of the recipe's."""
+    return evaluate_student(recipe_file, arms)
 
 
-FLOWS = {"ingest": ingest, "label": label, "refine": refine, "train": train, "evaluate": evaluate}
+FLOWS: dict[Stage, Callable[..., StageResult]] = {"ingest": ingest, "label": label, "refine": refine, "train": train, "evaluate": evaluate}
 
 
 @flow(name="run", flow_run_name="run {recipe_file}")
 @guarded
-def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES) -> RunSummary:
-    """Ingest, label, refine, train, evaluate: the chosen ones, in this order."""
+def run_recipe(recipe_file: str, chosen: tuple[Stage, ...] = STAGES, arms: tuple[str, ...] = ()) -> RunSummary:
+    """Ingest, label, refine, train, evaluate: the chosen ones, in this order; evaluate with these arms, where some are named."""
     recipe = load_recipe(recipe_file)
     first = tuple(FLOWS[stage](recipe_file) for stage in STAGES[:1] if stage in chosen)
     brought_in = material(opened.open_archive(recipe)) if set(chosen) == set(STAGES) else None
-    later = tuple(FLOWS[stage](recipe_file) for stage in STAGES[1:] if stage in chosen)
+    more = {"evaluate": (arms,)} if arms else {}
+    later = tuple(FLOWS[stage](recipe_file, *more.get(stage, ())) for stage in STAGES[1:] if stage in chosen)
     ended = set(chosen) == set(STAGES) and not any(result.failed or result.quarantined for result in later)
     outdated = "" if ended else outdated_words(opened.open_archive(recipe), recipe, recipe_file)
     return RunSummary(

@@ -22,7 +22,7 @@ from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting
 from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
-from students.spec import NnunetSpec
+from students.spec import NnunetSpec, Shape
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -30,7 +30,7 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
     return resolve_catalog(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
 
 
-ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone"]
+ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone", "teacher-gold-boxes"]
 
 
 class ClassBlock(Block):
@@ -39,6 +39,8 @@ class ClassBlock(Block):
     name: Name
     volume_mm3: tuple[float, float] | None = None
     """Smallest and largest volume that anatomy allows; an object outside is not believed. Not judged where the spacing is unknown."""
+    shape: Shape = "organ"
+    """``tube`` or ``lesions``: the evaluation then also compares centre lines, or counts lesions."""
 
     @field_validator("volume_mm3")
     @classmethod
@@ -290,9 +292,18 @@ class EvaluateBlock(Block):
     """What the student is compared with, on the test cases."""
 
     arms: tuple[ArmName, ...] = ("ellipse",)
-    """Baselines beside student and teacher. Those but ``ellipse`` train another student each, with the same budget."""
+    """What is compared beside student and teacher. Those but ``ellipse`` and ``teacher-gold-boxes`` train another student each, with the same budget."""
     tolerance_mm: float = Field(default=1.0, gt=0)
     """Of the normalised surface Dice: how far two borders may be apart and still count as equal."""
+    gold_curve: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of archive patients, such as ``[1, 3, 5, 10]``: the same net is trained on the gold of so many, alone and beside pseudo-labels, for each."""
+    gold_curve_seeds: tuple[int, ...] = ()
+    """Each draws its own patients and trains anew; by default ``student.seed`` alone."""
+
+    @field_validator("gold_curve", "gold_curve_seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
 
 
 class Recipe(Block):
@@ -346,6 +357,15 @@ class Recipe(Block):
     def _gold_alone_has_gold(self) -> "Recipe":
         if "gold-alone" in self.evaluate.arms and self.student.gold is None:
             message = "evaluate.arms has gold-alone, but student.gold gives no gold to learn from. Give it, or take few-gold or all-gold."
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _curve_is_of_compact_students(self) -> "Recipe":
+        if self.evaluate.gold_curve and self.student.kind != "compact":
+            message = (
+                f"evaluate.gold_curve is of kind: compact; {self.student.kind} does not learn from gold beside pseudo-labels. Leave it out."
+            )
             raise ValueError(message)
         return self
 

@@ -45,6 +45,9 @@ def doubt_unit(student: str, test: str) -> str:
 FILTER = "filter"
 """The ledger's name of the end of refine: one unit, called after the student, that writes the filter's own report."""
 
+CURVE = "curve"
+"""The ledger's name of the trainings of ``evaluate.gold_curve``: units called after their students."""
+
 UNIT_NAMES: dict[str, tuple[str, str]] = {
     "ingest": ("file or row", "files or rows"),
     "prompts": ("row", "rows"),

@@ -4,53 +4,31 @@ Everything that is compared is a label set of the archive: students answer first
 side by side, case by case.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from distill import quality
-from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Labels
+from storage import IGNORE, Archive, CaseRecord
 from students.baselines import LABEL_SET as ELLIPSES
+from students.bench import Arm, Bench, EvaluationPlan, resolved
+from students.breakdown import breakdown, groups_of
+from students.checkpoint import read_card
 from students.cost import student_cost
 from students.errors import GoldLeakError
-from students.outcome import evaluation_doubts
+from students.figures import measured, nan_for_none
+from students.findings import FailureDetection, GoldCurve, OwnCalibration
+from students.gold_curve import Scored, gold_curve
+from students.outcome import evaluation_doubts, unequal_trainings
+from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
-from students.results import METRICS, CaseScore, ClassResult, Comparison, Difference, Evaluation, Hindsight, Measured, Role, Transfer
-from students.spec import Cost, StudentCard
+from students.results import Comparison, Difference, Evaluation, Hindsight
+from students.significance import dices_of, paired_differences, relative_dice
+from students.spec import Shape, StudentCard
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One more line of the table: a label set, or a student that is asked first."""
-
-    name: str
-    """As the table shows it, ``ellipse in box`` for example."""
-    label_set: str = ""
-    student: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationPlan:
-    """What to compare."""
-
-    cases: tuple[str, ...] | None = None
-    """All cases of the test part when None."""
-    gold: str = "gold"
-    gold_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Class id -> ids in the gold label set that make it up; by default the same id."""
-    teacher: str | None = None
-    """Label set of the teacher on the same cases."""
-    pseudo: str | None = None
-    """Label set whose quality is judged in hindsight, on the cases the student saw; by default the one it learnt from."""
-    arms: tuple[Arm, ...] = ()
-    seen: frozenset[str] = frozenset()
-    """More cases that some step has seen (calibration, tuning); they are refused."""
-    tolerance_mm: float = quality.DEFAULT_TOLERANCE_MM
-    costs: tuple[Cost, ...] = ()
-    """Costs measured elsewhere, the teacher's for example."""
+__all__ = ["Arm", "EvaluationPlan", "conventions", "evaluate", "resolved", "spacing_known", "unseen_cases"]
 
 
 def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress: Callable[[str], None] | None = None) -> Evaluation:
@@ -72,16 +50,13 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
     own = f"student/{student.name}"
     predict_cases(student, archive, cases)
     arms = [(arm, _arm_label_set(arm, archive, records, student, plan)) for arm in plan.arms]
-    bench = _Bench(archive, student.card.classes, plan)
-    comparisons = [bench.compare("student - gold", "student", own, plan.gold, cases)]
-    if plan.teacher:
-        comparisons.append(bench.compare("teacher - gold", "teacher", plan.teacher, plan.gold, cases))
-        comparisons.append(bench.compare("student - teacher", "agreement", own, plan.teacher, cases))
-    for arm, label_set in arms:
-        say(f"{arm.name} is compared with gold")
-        comparisons.append(bench.compare(f"{arm.name} - gold", "arm", label_set, plan.gold, cases))
+    bench = Bench(archive, student.card.classes, plan)
+    comparisons = _comparisons(bench, own, arms, cases, say)
+    curve = _curve(bench, records, student, comparisons, say)
     say("training labels are judged in hindsight, and costs measured")
     hindsight = _hindsight(bench, student, plan)
+    calibration, failures = _own_confidence(bench, own, comparisons[0])
+    full = _full_supervision(plan, comparisons)
     labels = hindsight.before_ignoring if hindsight else None
     return Evaluation(
         student=student.name,
@@ -97,9 +72,98 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         costs=(student_cost(student, archive, cases[0]), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
-        warnings=evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
+        warnings=(
+            *evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
+            *unequal_trainings(student.card, _rivals(plan)),
+        ),
         spacing_known=spacing_known(records),
+        conventions=conventions(plan.shapes.values()),
+        shapes={class_id: shape for class_id, shape in plan.shapes.items() if shape != "organ"},
+        arms=tuple(arm.asked_as for arm in plan.arms if arm.asked_as),
+        tests=paired_differences(comparisons, student.card.classes),
+        relative=relative_dice(comparisons[0], full, student.card.classes) if full else (),
+        calibration=calibration,
+        failure_detection=failures,
+        breakdown=breakdown(
+            comparisons,
+            student.card.classes,
+            groups_of(archive, records, plan.teacher),
+            "ml" if spacing_known(records) is True else "1000 px",
+        ),
+        gold_curve=curve,
     )
+
+
+def _comparisons(
+    bench: Bench, own: str, arms: Sequence[tuple[Arm, str]], cases: Sequence[str], say: Callable[[str], None]
+) -> list[Comparison]:
+    """Return the lines of the table: the student, the teacher, the two against each other, and the arms last."""
+    plan = bench.plan
+    found = [bench.compare("student - gold", "student", own, plan.gold, cases)]
+    if plan.teacher:
+        found.append(bench.compare("teacher - gold", "teacher", plan.teacher, plan.gold, cases))
+        found.append(bench.compare("student - teacher", "agreement", own, plan.teacher, cases))
+    for arm, label_set in arms:
+        say(f"{arm.name} is compared with gold")
+        found.append(bench.compare(f"{arm.name} - gold", "arm", label_set, plan.gold, cases))
+    return found
+
+
+def conventions(shapes: Iterable[Shape]) -> str:
+    """Return what the figures of a report mean where that is not plain, for the kinds of classes there are."""
+    seen = set(shapes)
+    tubes = " clDice is of centre lines (Lee 1994) on the grid of the image; both masks empty: left out, one empty: 0."
+    lesions = (
+        " Lesions are pieces with 26 neighbours, found from an IoU of 0.1 on, one to one; without a lesion and a drawn piece F1 is left out, "
+        "with those of one side only it is 0; sensitivity is left out without a lesion."
+    )
+    extra = (tubes if "tube" in seen else "") + (lesions if "lesions" in seen else "")
+    return (
+        "Means over patients with percentile bootstrap 95 % intervals over patients. Both masks empty: left out and counted. "
+        "One empty: Dice and NSD 0, HD95 the image diagonal, volume bias -1 where nothing was drawn and left out where there is nothing to draw. "
+        "Distances between voxel centres, MONAI's definition."
+        + extra
+        + " Tests are Wilcoxon's signed ranks over patients, p values after Holm over all tests of a table. "
+        "Calibration is that of the stored probabilities in the box around what the student sees at all, widened by 30 %, per case; nothing seen: the whole image. "
+        "Confidence is soft Dice; nothing drawn and nothing thought possible: 1. AURC is the mean, over n, of the mean risk (1 - Dice) of the n most confident cases."
+    )
+
+
+def _own_confidence(bench: Bench, own: str, student: Comparison) -> tuple[tuple[OwnCalibration, ...], tuple[FailureDetection, ...]]:
+    """Judge the student's probabilities, and its confidence in whole cases."""
+    cases = list(dict.fromkeys(score.case for score in student.scores))
+    told = read_own(bench.archive, own, cases, bench.classes, lambda case: bench.read(bench.archive[case], bench.plan.gold))
+    dice = {(score.case, score.class_id): score.dice for score in student.scores}
+    calibrated = [calibration_of(told, info) for info in bench.classes]
+    detected = [failure_detection_of(told, dice, info) for info in bench.classes]
+    return tuple(found for found in calibrated if found), tuple(found for found in detected if found)
+
+
+def _curve(
+    bench: Bench, records: Sequence[CaseRecord], student: Student, comparisons: Sequence[Comparison], say: Callable[[str], None]
+) -> GoldCurve | None:
+    """Let the students of the curve answer, and score them."""
+    plan, scored = bench.plan, []
+    for each in plan.curve:
+        other = _asked(each.path, bench.archive, records, student, plan)
+        say(f"{other.name} is compared with gold")
+        found = bench.compare(other.name, "arm", f"student/{other.name}", plan.gold, [record.id for record in records])
+        scored.append(Scored(student=each, name=other.name, gold_cases=len(other.card.gold_cases), dices=dices_of(found)))
+    full = _full_supervision(plan, comparisons)
+    patient = {record.id: record.patient for record in records}
+    return gold_curve(scored, patient, dices_of(full) if full else None, plan.curve_missing)
+
+
+def _rivals(plan: EvaluationPlan) -> dict[str, StudentCard]:
+    """Return the cards of all other students of the report, by their names in it."""
+    arms = {arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
+    return arms | {each.path.name: read_card(each.path) for each in plan.curve}
+
+
+def _full_supervision(plan: EvaluationPlan, comparisons: Sequence[Comparison]) -> Comparison | None:
+    """Return the comparison of the arm that learnt from all gold of the archive part; the arms come last."""
+    of_arms = comparisons[len(comparisons) - len(plan.arms) :]
+    return next((found for arm, found in zip(plan.arms, of_arms, strict=True) if arm.is_full_supervision), None)
 
 
 def spacing_known(records: Sequence[CaseRecord]) -> bool | Literal["mixed"]:
@@ -145,126 +209,16 @@ def _arm_label_set(arm: Arm, archive: Archive, records: Sequence[CaseRecord], st
     """Return the label set of an arm; a student is asked for its answers first."""
     if arm.student is None:
         return arm.label_set
-    other = Student.load(arm.student, device=str(student.device))
+    return f"student/{_asked(arm.student, archive, records, student, plan).name}"
+
+
+def _asked(path: Path, archive: Archive, records: Sequence[CaseRecord], student: Student, plan: EvaluationPlan) -> Student:
+    """Let another student answer for the cases, none of which it may have seen."""
+    other = Student.load(path, device=str(student.device))
     for record in records:
         _check_unseen(record, other, plan)
     predict_cases(other, archive, [record.id for record in records])
-    return f"student/{other.name}"
-
-
-def _measured(interval: quality.Interval) -> Measured:
-    def known(value: float) -> float | None:
-        return None if np.isnan(value) else round(value, 6)
-
-    return Measured(
-        mean=known(interval.mean),
-        low=known(interval.low),
-        high=known(interval.high),
-        patients=interval.patients,
-        excluded=interval.excluded,
-    )
-
-
-class _Bench:
-    """Compares label sets of one archive under one plan."""
-
-    def __init__(self, archive: Archive, classes: tuple[ClassInfo, ...], plan: EvaluationPlan) -> None:
-        self.archive, self.classes, self.plan = archive, classes, plan
-
-    def read(self, stored: Case, label_set: str, *, resolve_ignored: bool = False) -> np.ndarray:
-        """Return class ids, with several gold ids merged where the plan says so, and ``ignore`` decided by the threshold if asked."""
-        ids = resolved(stored.labels(label_set)) if resolve_ignored else stored.labels(label_set).read()
-        if label_set != self.plan.gold or not self.plan.gold_ids:
-            return ids
-        merged = np.zeros_like(ids)
-        for info in self.classes:
-            merged[np.isin(ids, self.plan.gold_ids.get(info.id, (info.id,)))] = info.id
-        merged[ids == IGNORE] = IGNORE
-        return merged
-
-    def compare(
-        self,
-        name: str,
-        role: Role,
-        first: str,
-        second: str,
-        cases: Sequence[str],
-        *,
-        leave_out_ignored: bool = False,
-        resolve_ignored: bool = False,
-    ) -> Comparison:
-        """Measure every class of every case that has both label sets; voxels ignored by ``second`` never count."""
-        have = [case for case in cases if {first, second} <= set(self.archive[case].label_sets())]
-        scores = [score for case in have for score in self._case(case, first, second, leave_out=leave_out_ignored, resolve=resolve_ignored)]
-        return Comparison(
-            name=name,
-            role=role,
-            first=first,
-            second=second,
-            cases=len(have),
-            missing=len(cases) - len(have),
-            classes=tuple(self._class(info, scores) for info in self.classes),
-            scores=tuple(scores),
-        )
-
-    def _case(self, case: str, first: str, second: str, *, leave_out: bool, resolve: bool) -> list[CaseScore]:
-        stored = self.archive[case]
-        a, b = self.read(stored, first, resolve_ignored=resolve), self.read(stored, second)
-        exclude = (b == IGNORE) | ((a == IGNORE) & leave_out)
-        ml = float(np.prod(stored.spacing_zyx_mm)) / 1000
-        scores = []
-        for info in self.classes:
-            left, right = (a == info.id) & ~exclude, (b == info.id) & ~exclude
-            found = quality.score_mask(left, right, stored.spacing_zyx_mm, tolerance_mm=self.plan.tolerance_mm)
-            values = {name: None if np.isnan(getattr(found, name)) else round(getattr(found, name), 6) for name in METRICS}
-            volumes = {"first_ml": round(float(left.sum()) * ml, 6), "second_ml": round(float(right.sum()) * ml, 6)}
-            scores.append(CaseScore(case=case, patient=stored.record.patient, class_id=info.id, **values, **volumes))
-        return scores
-
-    def _class(self, info: ClassInfo, scores: Sequence[CaseScore]) -> ClassResult:
-        own = [score for score in scores if score.class_id == info.id]
-        patients = [score.patient for score in own]
-        metrics = {name: _measured(quality.patient_interval([_value(s, name) for s in own], patients)) for name in METRICS}
-        return ClassResult(class_id=info.id, class_name=info.name, metrics=metrics)
-
-    def transfer(self, student: str, teacher: str, cases: Sequence[str]) -> Transfer:
-        """Return what became of the teacher's errors, patient by patient."""
-        have = [case for case in cases if {student, teacher} <= set(self.archive[case].label_sets())]
-        patients = [self.archive[case].record.patient for case in have]
-        found = []
-        for case in have:
-            stored = self.archive[case]
-            taught, learnt = (self.read(stored, name) for name in (teacher, student))
-            found.append(quality.error_transfer(taught, learnt, self.read(stored, self.plan.gold)))
-        rates = {
-            name: _measured(quality.patient_interval([getattr(f, name) for f in found], patients))
-            for name in quality.ErrorTransfer.__slots__
-        }
-        return Transfer(**rates)
-
-
-def resolved(labels: Labels) -> np.ndarray:
-    """Return class ids as they were before doubtful voxels became ``ignore``: each goes to the side of the threshold it is on.
-
-    Label sets without probabilities, or without a threshold in their history, come back unchanged.
-    """
-    ids = labels.read()
-    if labels.probability is None:
-        return ids
-    probability, doubtful = np.asarray(labels.probability[:]), ids == IGNORE
-    known = labels.history.parameters
-    thresholds = {info.id: value for info in labels.history.classes if isinstance(value := known.get(f"threshold/{info.id}"), (int, float))}
-    if len(thresholds) != len(labels.history.classes):
-        return ids
-    ids[doubtful] = 0
-    for row, (class_id, threshold) in zip(probability, thresholds.items(), strict=True):
-        ids[doubtful & (row >= np.rint(255 * threshold))] = class_id
-    return ids
-
-
-def _value(score: CaseScore, metric: str) -> float:
-    found = getattr(score, metric)
-    return float("nan") if found is None else float(found)
+    return other
 
 
 def _differences(comparisons: Sequence[Comparison]) -> tuple[Difference, ...]:
@@ -276,9 +230,9 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[Difference, ...]:
         shared = [s for s in other.scores if (s.case, s.class_id) in mine]
         if other.role not in ("teacher", "arm") or not shared:
             continue
-        own = [_value(mine[s.case, s.class_id], "dice") for s in shared]
-        interval = quality.paired_interval(own, [_value(s, "dice") for s in shared], [s.patient for s in shared])
-        found.append(Difference(name=f"student minus {other.name.removesuffix(' - gold')}", dice=_measured(interval)))
+        own = [nan_for_none(mine[s.case, s.class_id].dice) for s in shared]
+        interval = quality.paired_interval(own, [nan_for_none(s.dice) for s in shared], [s.patient for s in shared])
+        found.append(Difference(name=f"student minus {other.name.removesuffix(' - gold')}", dice=measured(interval)))
     return tuple(found)
 
 
@@ -288,7 +242,7 @@ def _ignored(archive: Archive, card: StudentCard) -> float:
     return float(np.mean([scores.get("ignored_share", 0.0) for scores in said])) if said else 0.0
 
 
-def _hindsight(bench: _Bench, student: Student, plan: EvaluationPlan) -> Hindsight | None:
+def _hindsight(bench: Bench, student: Student, plan: EvaluationPlan) -> Hindsight | None:
     """Judge the labels the student learnt from, where gold happens to exist for those cases."""
     label_set = plan.pseudo or student.card.label_set
     known = [*student.card.training_cases, *student.card.validation_cases]

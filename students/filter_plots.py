@@ -28,10 +28,16 @@ def risk_coverage_plot(curves: Sequence[RiskCoverage]) -> str:
     return _svg(frame, parts, len(curves), "Risk over coverage")
 
 
-def reliability_plot(plot: CalibrationPlot) -> str:
-    """Return the frequency of the object over its stored probability; on the diagonal a probability means what it says."""
+def reliability_plot(plot: CalibrationPlot, across: str = "probability as it is cut", as_it_is: str = "as it is") -> str:
+    """Return the frequency of the object over its stored probability; on the diagonal a probability means what it says.
+
+    Args:
+        plot: Before a temperature, and after it where there is one.
+        across: Words of the axis.
+        as_it_is: What the line before it is called.
+    """
     shown: list[tuple[str, Reliability]] = [("before", plot.before)] + ([("after", plot.after)] if plot.after is not None else [])
-    place, frame = _frame((0.0, 1.0), (0.0, 1.0), "probability as it is cut", "share of voxels in gold")
+    place, frame = _frame((0.0, 1.0), (0.0, 1.0), across, "share of voxels in gold")
     (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
     parts = [f'<line class="limit" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>']
     for n, (name, one) in enumerate(shown):
@@ -42,7 +48,7 @@ def reliability_plot(plot: CalibrationPlot) -> str:
             f"<title>said {each.said:.2f}, was {each.was:.2f}, {each.share:.1%} of voxels</title></circle>"
             for x, y, each in dots
         ]
-        words = "as it is" if name == "before" else f"after temperature {plot.temperature:.2f}"
+        words = as_it_is if name == "before" else f"after temperature {plot.temperature:.2f}"
         parts += _legend(n, name, f"{words}: ECE {one.ece:.3f}, Brier {one.brier:.3f}")
     return _svg(frame, parts, len(shown), "Reliability of probabilities")
 

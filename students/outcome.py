@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 
 from students.results import Comparison, Evaluation
 from students.spec import StudentCard
@@ -28,6 +29,9 @@ _UNASKED = (
     "{:.0%} of the voxels of its training cases are ignored, since nobody asked about them or the teacher is not believed there: prompt objects from end to end, or have "
     "masks carried on (prompts: {{source: [weak, propagate]}}). Longer training cannot mend that."
 )
+
+_UNEQUAL = 2.0
+"""From this factor between the steps of two trainings on, what sets them apart may be the steps alone."""
 
 _REASONS = {"budget": "the time budget was spent", "steps": "all steps were made", "early": "agreement no longer rose"}
 
@@ -99,6 +103,24 @@ def evaluation_doubts(
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
             found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {longer}")
     return (*found, *training_doubts(card))
+
+
+def unequal_trainings(card: StudentCard, others: Mapping[str, StudentCard]) -> tuple[str, ...]:
+    """Return what speaks against comparing the student with others: a budget of time buys few steps where the machine is busy, or was another one.
+
+    Args:
+        card: The student's.
+        others: By the name that the report gives them.
+    """
+    found = []
+    for name, other in others.items():
+        fewer, more = sorted((card, other), key=lambda each: each.steps)
+        if fewer.stopped == "budget" and fewer.steps * _UNEQUAL < more.steps and fewer.spec.kind == more.spec.kind:
+            found.append(
+                f"{name} was trained for {other.steps:,} steps and the student for {card.steps:,}, as time was up: the two are not comparable. "
+                "Train both with the same budget, on a machine that is not busy with other work."
+            )
+    return tuple(found)
 
 
 def evaluation_note(evaluation: Evaluation) -> str:

@@ -65,7 +65,7 @@ def bland_altman(comparison: Comparison, class_id: int, unit: str = "ml", per_ml
     apart = np.asarray([(s.first_ml - s.second_ml) * per_ml for s in own])
     middle, spread = float(apart.mean()), 1.96 * float(apart.std(ddof=1))
     lines: Mapping[str, float] = {"mean": middle, "+1.96 s.d.": middle + spread, "-1.96 s.d.": middle - spread}
-    xs, ys = _ticks(float(mean.min()), float(mean.max())), _ticks(min(0.0, *lines.values(), *apart), max(0.0, *lines.values(), *apart))
+    xs, ys = ticks(float(mean.min()), float(mean.max())), ticks(min(0.0, *lines.values(), *apart), max(0.0, *lines.values(), *apart))
     width, height, left, top = 460, 190, 84, 8
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -106,7 +106,7 @@ def _axes(xs: Sequence[float], ys: Sequence[float], place: Callable[[float, floa
     return parts
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return four to eight round numbers that enclose both ends."""
     span = max(high - low, 1e-9, 1e-6 * abs(high))
     size = 10 ** math.floor(math.log10(span / 4))

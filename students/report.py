@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.quality import few_words
+from distill.quality import TRUSTED_PATIENTS, few_words
 from storage import IGNORE, Archive, Case
+from students.figures import Measured
 from students.pictures import Outline, overlay_png
 from students.plots import bland_altman, strip_plot
-from students.results import ClassResult, Comparison, Evaluation, Measured
+from students.report_parts import confidence_parts, curve_svg, group_parts, p_words
+from students.results import ClassResult, Comparison, Evaluation
 from students.spec import Cost
 
 _GOLD, _STUDENT, _TEACHER = (255, 196, 0), (0, 190, 255), (255, 80, 160)
@@ -44,6 +46,27 @@ def columns_in(units: Units, tolerance: float) -> tuple[Column, ...]:
     )
 
 
+def shape_columns(evaluation: Evaluation, class_id: int) -> tuple[Column, ...]:
+    """Return the further columns of a class that is a tube or lesions."""
+    every: dict[str, Column] = {
+        "cl_dice": (
+            "cl_dice",
+            "clDice",
+            "Overlap of centre lines with the other mask, 0 to 1: a tube that is cut in two loses, one that is too thin does not.",
+            3,
+        ),
+        "lesion_f1": ("lesion_f1", "lesion F1", "Of counted lesions: twice those found over lesions and drawn pieces, 0 to 1.", 3),
+        "lesion_sensitivity": (
+            "lesion_sensitivity",
+            "lesions found",
+            "Share of gold's lesions that a drawn piece meets with an IoU of 0.1 or more.",
+            3,
+        ),
+        "false_lesions": ("false_lesions", "false lesions", "Drawn pieces per case that are no lesion.", 2),
+    }
+    return tuple(every[name] for name in evaluation.metrics_of(class_id))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """One case of the gallery."""
@@ -59,6 +82,8 @@ class Section:
     """What the page shows about one class."""
 
     name: str
+    anchor: str
+    columns: tuple[Column, ...]
     rows: tuple[tuple[Comparison, ClassResult], ...]
     strip: str
     volumes: str
@@ -85,10 +110,15 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
         e=evaluation,
         columns=columns_in(units, evaluation.tolerance_mm),
         sections=[_section(evaluation, archive, info.id, units) for info in evaluation.classes],
+        confidence=confidence_parts(evaluation),
+        groups=group_parts(evaluation),
+        curve=curve_svg(evaluation),
+        p_words=p_words,
         cell=cell,
         outlines=[("gold", _GOLD), ("student", _STUDENT), ("teacher", _TEACHER)],
         cost=cost_words,
         few=few_words,
+        trusted=TRUSTED_PATIENTS,
     )
     partial = target.with_name(target.name + ".partial")
     partial.write_text(page, encoding="utf-8")
@@ -125,6 +155,8 @@ def _section(evaluation: Evaluation, archive: Archive, class_id: int, units: Uni
     against_gold = [c for c in evaluation.comparisons if c.role != "agreement"]
     return Section(
         name=rows[0][1].class_name,
+        anchor=f"class-{class_id}",
+        columns=(*columns_in(units, evaluation.tolerance_mm), *shape_columns(evaluation, class_id)),
         rows=tuple(rows),
         strip=strip_plot(against_gold, class_id),
         volumes=bland_altman(evaluation.comparisons[0], class_id, units.volume, units.per_ml),
@@ -133,18 +165,17 @@ def _section(evaluation: Evaluation, archive: Archive, class_id: int, units: Uni
 
 
 def _gallery(evaluation: Evaluation, archive: Archive, class_id: int) -> tuple[Picture, ...]:
-    """Return the best, the median and the worst case of the student by Dice with gold."""
-    student = evaluation.comparisons[0]
-    known = [(s.dice, s.case) for s in student.scores if s.class_id == class_id and s.dice is not None]
-    if not known:
+    """Return the best, the median and the worst case of the student by Dice with gold, and the one on which it differs most from its teacher."""
+    student = {s.case: s.dice for s in evaluation.comparisons[0].scores if s.class_id == class_id and s.dice is not None}
+    if not student:
         return ()
-    ranked = sorted(known)
-    picks = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
-    shown = []
-    for title in ("best", "median", "worst"):
-        score, case = picks[title]
-        shown.append(Picture(title=title, case=case, dice=score, png=_overlay(evaluation, archive[case])))
-    return tuple(shown)
+    ranked = sorted((dice, case) for case, dice in student.items())
+    picks = [("best", ranked[-1][1]), ("median", ranked[len(ranked) // 2][1]), ("worst", ranked[0][1])]
+    with_teacher = next((c for c in evaluation.comparisons if c.role == "agreement"), None)
+    apart = sorted((s.dice, s.case) for s in (with_teacher.scores if with_teacher else ()) if s.class_id == class_id and s.dice is not None)
+    if apart and apart[0][1] in student and apart[0][1] not in {case for _, case in picks}:
+        picks.append((f"furthest from the teacher (Dice {apart[0][0]:.3f} with it)", apart[0][1]))
+    return tuple(Picture(title=title, case=case, dice=student[case], png=_overlay(evaluation, archive[case])) for title, case in picks)
 
 
 def _overlay(evaluation: Evaluation, stored: Case) -> str:

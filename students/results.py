@@ -8,23 +8,16 @@ from pydantic import Field
 
 from distill import quality
 from storage import ClassInfo
+from students.figures import Measured
+from students.findings import SHAPE_METRICS, Breakdown, FailureDetection, GoldCurve, OwnCalibration, PairedDifference, Relative
 from students.frozen import Frozen
-from students.spec import Cost
+from students.spec import Cost, Shape
+
+__all__ = ["METRICS", "CaseScore", "ClassResult", "Comparison", "Difference", "Evaluation", "Hindsight", "Measured", "Role", "Transfer"]
 
 METRICS = quality.MaskScores.__slots__
 
 Role = Literal["student", "teacher", "agreement", "arm", "hindsight"]
-
-
-class Measured(Frozen):
-    """A mean over patients with its 95 % bootstrap interval; NaN becomes null in JSON."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    patients: int
-    excluded: int
-    """Cases left out because both masks were empty."""
 
 
 class CaseScore(Frozen):
@@ -41,6 +34,12 @@ class CaseScore(Frozen):
     first_ml: float
     """Volume in the first label set of the comparison."""
     second_ml: float
+    cl_dice: float | None = None
+    """Of tubes."""
+    lesion_f1: float | None = None
+    """Of lesions, as the two that follow."""
+    lesion_sensitivity: float | None = None
+    false_lesions: float | None = None
 
 
 class ClassResult(Frozen):
@@ -49,7 +48,7 @@ class ClassResult(Frozen):
     class_id: int
     class_name: str
     metrics: dict[str, Measured]
-    """By name: dice, jaccard, nsd, hd95_mm, volume_bias."""
+    """By name: dice, jaccard, nsd, hd95_mm, volume_bias; of tubes also cl_dice, of lesions lesion_f1, lesion_sensitivity and false_lesions."""
 
 
 class Comparison(Frozen):
@@ -125,6 +124,21 @@ class Evaluation(Frozen):
     Mixed when some had none: lengths and volumes are means over millimetres and pixels, and say little."""
     gold_learnt: tuple[str, ...] = ()
     """Training cases whose expert labels the student learnt from, beside its label set; none of them is scored."""
+    shapes: dict[int, Shape] = Field(default_factory=dict)
+    """Classes that are tubes or lesions."""
+    arms: tuple[str, ...] = ()
+    """The arms that were asked for, as recipes name them."""
+    tests: tuple[PairedDifference, ...] = ()
+    relative: tuple[Relative, ...] = ()
+    """Against the same net under full supervision, where that arm is there: the mean over classes first, then each class of several."""
+    calibration: tuple[OwnCalibration, ...] = ()
+    failure_detection: tuple[FailureDetection, ...] = ()
+    breakdown: Breakdown | None = None
+    gold_curve: GoldCurve | None = None
+
+    def metrics_of(self, class_id: int) -> tuple[str, ...]:
+        """Return what is measured of a class beyond overlap and surface."""
+        return SHAPE_METRICS[self.shapes.get(class_id, "organ")]
 
     def comparison(self, name: str) -> Comparison:
         """Return a comparison by name.

@@ -19,6 +19,9 @@ Size = Literal["standard", "small", "medium", "large"]
 NnunetPreset = Literal["reduced", "2d", "3d_fullres", "resenc_m", "resenc_l"]
 """``reduced`` is a small net that two CPU cores train in minutes; the others are nnU-Net's own, for a GPU."""
 
+Shape = Literal["organ", "tube", "lesions"]
+"""What a class looks like, which decides what is measured of it beyond overlap and surface."""
+
 
 class NnunetSpec(Frozen):
     """What a person asks of nnU-Net; what is not said is as the preset has it."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from students.errors import StudentFileError
+from students.export.card_findings import findings
 from students.outcome import stop_words, training_doubts
 from students.results import Comparison, Evaluation, Measured
 from students.spec import StudentCard
@@ -12,6 +13,7 @@ from students.spec import StudentCard
 FILE = "MODEL_CARD.md"
 
 _METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)", "volume_bias": "volume bias"}
+_OF_SHAPES = {"cl_dice": "clDice", "lesion_f1": "lesion F1", "lesion_sensitivity": "lesions found", "false_lesions": "false lesions"}
 
 
 def read_report(path: str | Path) -> Evaluation:
@@ -82,15 +84,18 @@ def _training(card: StudentCard) -> str:
 def _scores(report: Evaluation | None) -> str:
     if report is None:
         return "## How good it is\n\nNobody has scored it against experts: agreement with labels made by a program is no measure of that."
-    rows = [row for each in report.comparisons if each.role in {"student", "teacher", "agreement", "arm"} for row in _rows(each)]
+    there = {name for each in report.comparisons for found in each.classes for name in found.metrics}
+    metrics = _METRICS | {name: words for name, words in _OF_SHAPES.items() if name in there}
+    rows = [row for each in report.comparisons if each.role in {"student", "teacher", "agreement", "arm"} for row in _rows(each, metrics)]
     unit = "" if report.spacing_known is True else " Voxel sizes were not known of all scans: lengths are in pixels there."
-    table = _table(("comparison", "class", "cases", *_METRICS.values()), rows)
-    return f"## How good it is\n\nOn {len(report.cases)} test cases that no step had seen. {report.conventions}{unit}\n\n{table}{_cost(report)}"
+    table = _table(("comparison", "class", "cases", *metrics.values()), rows)
+    more = f"\n\n{found}" if (found := findings(report)) else ""
+    return f"## How good it is\n\nOn {len(report.cases)} test cases that no step had seen. {report.conventions}{unit}\n\n{table}{more}{_cost(report)}"
 
 
-def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+def _rows(comparison: Comparison, metrics: Mapping[str, str]) -> list[tuple[str, ...]]:
     return [
-        (comparison.name, found.class_name, str(comparison.cases), *(_interval(found.metrics.get(name)) for name in _METRICS))
+        (comparison.name, found.class_name, str(comparison.cases), *(_interval(found.metrics.get(name)) for name in metrics))
         for found in comparison.classes
     ]
 

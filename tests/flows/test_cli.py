@@ -110,7 +110,7 @@ def test_the_exit_code_tells_whether_units_are_left(
     quarantined: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = StageResult(stage="label", done=5, quarantined=quarantined)
-    monkeypatch.setattr(launch, "launch", lambda recipe, stages, *, retry: RunSummary(stages=(result,)))
+    monkeypatch.setattr(launch, "launch", lambda recipe, stages, **_: RunSummary(stages=(result,)))
     assert ask("run", "recipe.yaml") == code
     assert ("2 cases have no result" in capsys.readouterr().out) == bool(quarantined)
 
@@ -119,7 +119,8 @@ def test_the_exit_code_tells_whether_units_are_left(
 def test_a_single_stage_is_a_command(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[object] = []
 
-    def note(recipe: Path, stages: tuple[Stage, ...], *, retry: bool) -> RunSummary:
+    def note(recipe: Path, stages: tuple[Stage, ...], *, retry: bool, arms: tuple[str, ...]) -> RunSummary:
+        assert arms == ()
         chosen.append((stages, retry))
         return RunSummary(stages=())
 
@@ -127,6 +128,26 @@ def test_a_single_stage_is_a_command(stage: Stage, monkeypatch: pytest.MonkeyPat
     assert ask(stage, "recipe.yaml") == 0
     assert ask(stage, "recipe.yaml", "--retry") == 0
     assert chosen == [((stage,), False), ((stage,), True)]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("all", ("all",)),
+        ("all-gold,teacher-gold-boxes", ("all-gold", "teacher-gold-boxes")),
+        ("few-gold, ellipse", ("few-gold", "ellipse")),
+    ],
+)
+def test_arms_are_named_on_the_command_line(said: str, meant: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[str, ...]] = []
+
+    def note(recipe: Path, stages: tuple[Stage, ...], *, retry: bool, arms: tuple[str, ...]) -> RunSummary:
+        chosen.append(arms)
+        return RunSummary(stages=())
+
+    monkeypatch.setattr(launch, "launch", note)
+    assert ask("evaluate", "recipe.yaml", "--arms", said) == 0
+    assert chosen == [meant]
 
 
 def test_recipe_prints_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:

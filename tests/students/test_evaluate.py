@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from distill import quality
+from distill.lesions import score_lesions
 from distill.teachers.cpu_products import PackedLinear
 from distill.teachers.int8_products import PackedInt8Linear
+from distill.tubes import cl_dice
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import baselines, compact, load_student
 from students.cost import measure_cost, student_cost
 from students.errors import GoldLeakError
 from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, spacing_known, unseen_cases
+from students.gold_curve import CurveStudent
 from students.predict import CompactNetwork, Student
 from students.report import write_report
 from students.results import Evaluation
@@ -146,7 +149,7 @@ def test_the_page_needs_nothing_but_itself(archive: Archive, evaluation: Evaluat
     text = page.read_text(encoding="utf-8")
     assert json.loads(page.with_suffix(".json").read_text())["student"] == "judged"
     assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", text)
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 3, "all three cases, so none is left that is furthest from the teacher"
     assert "ellipse in <box>" not in text
     assert "ellipse in &lt;box&gt;" in text
     assert "prefers-color-scheme: dark" in text
@@ -154,9 +157,84 @@ def test_the_page_needs_nothing_but_itself(archive: Archive, evaluation: Evaluat
         assert word in text
 
 
+@pytest.fixture(scope="module")
+def thorough(archive: Archive, student: Student) -> Evaluation:
+    """With full supervision, which is the student itself here, a tube, and a curve of two points."""
+    arms = (Arm(name="all gold", student=student.path, asked_as="all-gold", is_full_supervision=True),)
+    curve = (
+        CurveStudent(taught="gold", patients=1, seed=0, path=student.path),
+        CurveStudent(taught="mixed", patients=1, seed=0, path=student.path),
+    )
+    plan = EvaluationPlan(teacher="teacher/r1", arms=arms, curve=curve, shapes={3: "tube"}, curve_missing=("judged-gold-9: too few",))
+    return evaluate(archive, student, plan)
+
+
+def test_tubes_and_lesions_are_measured_only_of_classes_that_are_some(
+    archive: Archive, student: Student, evaluation: Evaluation, thorough: Evaluation
+) -> None:
+    case = archive["test1"]
+    pair = [case.labels(name).read() == 3 for name in (f"student/{student.name}", "gold")]
+    score = next(s for s in thorough.comparisons[0].scores if s.case == "test1")
+    assert score.cl_dice == pytest.approx(cl_dice(*pair), abs=1e-6)
+    assert set(thorough.comparisons[0].classes[0].metrics) == {*quality.MaskScores.__slots__, "cl_dice"}
+    assert set(evaluation.comparisons[0].classes[0].metrics) == set(quality.MaskScores.__slots__)
+    assert "clDice" in thorough.conventions
+    assert "clDice" not in evaluation.conventions
+    lesions = evaluate(archive, student, EvaluationPlan(cases=("test1",), shapes={3: "lesions"})).comparisons[0]
+    assert lesions.scores[0].lesion_f1 == pytest.approx(score_lesions(*pair).lesion_f1)
+    assert lesions.classes[0].metrics["false_lesions"].mean == score_lesions(*pair).false_lesions
+
+
+def test_a_student_reaches_all_of_what_it_is_itself(thorough: Evaluation) -> None:
+    (whole,) = thorough.relative
+    assert (whole.ratio.mean, whole.ratio.low, whole.ratio.high) == (1, 1, 1)
+    assert thorough.arms == ("all-gold",)
+    assert [test.other for test in thorough.tests] == ["teacher", "all gold"]
+    assert thorough.gold_curve is not None
+    assert [row.minus_gold.mean for row in thorough.gold_curve.rows if row.minus_gold] == [0]
+    assert thorough.gold_curve.rows[0].dice.mean == thorough.comparisons[0].classes[0].metrics["dice"].mean
+
+
+def test_what_the_student_says_of_itself_is_judged(thorough: Evaluation) -> None:
+    (calibration,), (failures,) = thorough.calibration, thorough.failure_detection
+    assert calibration.cases == 3
+    assert 0 <= (calibration.ece.mean or 0) <= 1
+    assert sum(each.share for each in calibration.plot.bins) == pytest.approx(1)
+    risks = [1 - s.dice for s in thorough.comparisons[0].scores if s.dice is not None]
+    assert failures.curve.whole == pytest.approx(np.mean(risks), abs=1e-6)
+    assert thorough.breakdown is not None
+    assert thorough.breakdown.alike["modality"] == "MR"
+
+
+def test_the_page_leads_to_every_section_and_each_column_explains_itself(archive: Archive, thorough: Evaluation, tmp_path: Path) -> None:
+    page = write_report(thorough, archive, tmp_path / "thorough.html")
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r'href="#([\w-]+)"', text)
+    assert {"class-3", "tests", "curve", "transfer", "confidence", "groups", "hindsight", "cost", "conventions"} <= set(targets)
+    assert all(f'id="{target}"' in text for target in targets)
+    assert "judged-gold-9: too few" in text
+    assert "clDice" in text
+    assert "100.0 %" in text
+    assert "@media print" in text
+    assert not re.search(r"\bnan\b", text.lower())
+    assert Evaluation.model_validate_json(page.with_suffix(".json").read_text()) == thorough
+
+
+def test_a_report_of_an_older_program_still_reads(evaluation: Evaluation) -> None:
+    later = {"shapes", "arms", "tests", "relative", "calibration", "failure_detection", "breakdown", "gold_curve"}
+    old = {name: value for name, value in evaluation.model_dump(mode="json").items() if name not in later}
+    for comparison in old["comparisons"]:
+        for score in comparison["scores"]:
+            for name in ("cl_dice", "lesion_f1", "lesion_sensitivity", "false_lesions"):
+                del score[name]
+    read = Evaluation.model_validate(old)
+    assert read.comparisons == evaluation.comparisons
+    assert read.tests == ()
+
+
 def test_a_page_about_pictures_without_a_spacing_speaks_of_pixels(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
     assert evaluation.spacing_known
-    page = write_report(evaluation.model_copy(update={"spacing_known": False}), archive, tmp_path / "px.html")
+    page = write_report(evaluation.model_copy(update={"spacing_known": False, "breakdown": None}), archive, tmp_path / "px.html")
     text = page.read_text(encoding="utf-8")
     assert "HD95 (px)" in text
     assert "mean of student and gold (px)" in text
@@ -205,7 +283,7 @@ def test_the_page_says_that_three_patients_are_too_few_for_its_intervals_and_of_
     archive: Archive, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     text = write_report(evaluation, archive, tmp_path / "few.html").read_text(encoding="utf-8")
-    tiles = text[text.index('class="tiles"') : text.index("<h2>")]
+    tiles = text[text.index('class="tiles"') : text.index("<h2")]
     on_all = (
         evaluation.comparison("ellipse in <box> - gold").cases == 3
     )  # both empty on the third, where the student finds nothing: no figure then

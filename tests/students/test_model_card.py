@@ -9,6 +9,7 @@ from storage import ClassInfo
 from students.checkpoint import read_card
 from students.errors import StudentFileError
 from students.export.model_card import model_card, read_report
+from students.findings import Breakdown, CurveRow, Gap, GoldCurve, PairedDifference, Relative
 from students.results import ClassResult, Comparison, Evaluation, Measured
 from students.spec import Cost
 
@@ -54,6 +55,37 @@ def test_scores_stand_in_it_with_their_intervals_and_what_is_not_known_as_such(m
     assert "| student - gold | kernel | 3 | 0.812 (0.750 to 0.875) |" in page
     assert "| not known |" in page
     assert "| student untaught | 0.25 s | CPU, 2 threads |" in page
+
+
+def test_what_was_found_beyond_the_table_is_in_it_in_sentences(make_student: MakeStudent) -> None:
+    known = Measured(mean=0.95, low=0.93, high=0.97, patients=9, excluded=0)
+    test = PairedDifference(other="teacher", class_id=3, class_name="kernel", difference=known, p=0.0004, p_adjusted=0.0008)
+    gap = Gap(
+        attribute="age_years",
+        class_id=3,
+        class_name="kernel",
+        best="lower third (to 40)",
+        worst="upper third (above 60)",
+        gap=known,
+        p=0.2,
+        p_adjusted=0.4,
+        equity_scaled=0.8,
+    )
+    row = CurveRow(taught="mixed", patients=1, gold_cases=1, students=("m",), dice=known, between_seeds=None, minus_gold=known)
+    page = model_card(
+        read_card(make_student()),
+        report(
+            relative=(Relative(class_name="", ratio=known),),
+            tests=(test,),
+            breakdown=Breakdown(gaps=(gap,)),
+            gold_curve=GoldCurve(rows=(row,), seeds=(0,)),
+        ),
+    )
+    assert "under full supervision it reaches 0.950 (0.930 to 0.970)." in page
+    assert "kernel: Dice minus that of teacher +0.950 (+0.930 to +0.970), p < 0.001" in page
+    assert "kernel by age years: worst in upper third (above 60), best in lower third (to 40)" in page
+    assert "p 0.400 (permutations, Holm)" in page
+    assert "gold beside pseudo-labels of 1 patient: Dice 0.950" in page
 
 
 def test_a_student_that_nobody_scored_is_said_to_be_one(make_student: MakeStudent) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from students.outcome import evaluation_doubts, passes, stop_words, training_doubts
+from students.outcome import evaluation_doubts, passes, stop_words, training_doubts, unequal_trainings
 from students.results import ClassResult, Comparison, Measured
 from students.spec import StudentCard, StudentSpec
 
@@ -151,3 +151,19 @@ def test_where_most_of_the_training_cases_is_ignored_that_is_said_instead(teache
 def test_a_student_above_the_ellipses_and_near_its_labels_has_no_warning() -> None:
     lines = (line(0.83, "student", "student/s"), line(0.74, "arm", "baseline/ellipse"))
     assert evaluation_doubts(lines, line(0.86, "hindsight", "pseudo/r1"), card(), "baseline/ellipse") == ()
+
+
+@pytest.mark.parametrize(
+    ("steps", "stopped", "doubted"),
+    [
+        pytest.param(100, "budget", True, id="time was up on a busy machine"),
+        pytest.param(100, "early", False, id="it had learnt what there was to learn"),
+        pytest.param(700, "budget", False, id="nearly as many steps"),
+        pytest.param(5000, "budget", True, id="the student itself had no time"),
+    ],
+)
+def test_students_that_had_other_time_to_learn_are_not_to_be_compared(steps: int, stopped: str, doubted: bool) -> None:
+    own = card(steps=1000, stopped="budget")
+    found = unequal_trainings(own, {"full supervision": card(steps=steps, stopped=stopped)})
+    assert bool(found) == doubted
+    assert not doubted or f"full supervision was trained for {steps:,} steps and the student for 1,000" in found[0]

@@ -1,0 +1,117 @@
+"""What gold is worth: the same net, taught with gold of more and more patients, alone and beside pseudo-labels.
+
+Of one seed, the patients of a longer list include those of a shorter one, and both ways of teaching get the same ones; a seed draws patients and
+starts the training. So alone and beside are compared patient by patient of the test part, and seeds are averaged before anything is said about patients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.paired_tests import compare_paired
+from distill.quality import patient_interval, patient_means
+from distill.subgroups import holm
+from students.figures import known, measured
+from students.findings import CurveRow, GoldCurve, Taught
+from students.significance import Dices, ratio_interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveStudent:
+    """One training of the curve."""
+
+    taught: Taught
+    patients: int
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What came of it on the test cases."""
+
+    student: CurveStudent
+    name: str
+    gold_cases: int
+    dices: Dices
+
+
+def gold_curve(
+    scored: Sequence[Scored], patient: Mapping[str, str], full: Dices | None = None, missing: Sequence[str] = ()
+) -> GoldCurve | None:
+    """Return the rows of the curve, gold alone and mixed in turn; None where nobody asked for one.
+
+    Args:
+        scored: Every training, with its scores.
+        patient: Of each test case.
+        full: Scores of the same net taught with all gold of the archive part.
+        missing: Trainings that there are none of, each with the reason.
+    """
+    if not scored and not missing:
+        return None
+    keys = sorted({(each.student.patients, each.student.taught) for each in scored})
+    runs = {key: [each for each in scored if (each.student.patients, each.student.taught) == key] for key in keys}
+    rows = [_row(own, runs.get((count, "gold"), []), patient, full) for (count, _), own in runs.items()]
+    adjusted = holm([row.p for row in rows])
+    return GoldCurve(
+        rows=tuple(row.model_copy(update={"p_adjusted": p}) for row, p in zip(rows, adjusted, strict=True)),
+        seeds=tuple(sorted({each.student.seed for each in scored})),
+        missing=tuple(missing),
+    )
+
+
+def _row(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[str, str], full: Dices | None) -> CurveRow:
+    first, means = own[0], _over_seeds([each.dices for each in own])
+    update = _against(own, alone, patient) if first.student.taught == "mixed" else {}
+    if full is not None:
+        update["share_of_full"] = measured(ratio_interval(means, _over_seeds([full]), patient))
+    return CurveRow(
+        taught=first.student.taught,
+        patients=first.student.patients,
+        gold_cases=first.gold_cases,
+        students=tuple(each.name for each in own),
+        dice=measured(patient_interval(list(means.values()), [patient[case] for case in means])),
+        between_seeds=_between(own, patient),
+        scores={case: known(value) for case, value in means.items()},
+    ).model_copy(update=update)
+
+
+def _against(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[str, str]) -> dict[str, object]:
+    """Return the paired difference to gold alone, over the seeds that both have."""
+    seeds = {each.student.seed for each in own} & {each.student.seed for each in alone}
+    if not seeds:
+        return {}
+    mine, theirs = (_over_seeds([each.dices for each in runs if each.student.seed in seeds]) for runs in (own, alone))
+    cases = [case for case in mine if case in theirs]
+    found = compare_paired([mine[case] for case in cases], [theirs[case] for case in cases], [patient[case] for case in cases])
+    return {"minus_gold": measured(found.difference), "p": found.p}
+
+
+def _over_seeds(runs: Sequence[Dices]) -> dict[str, float]:
+    """Return each case's Dice, averaged over classes and then over seeds; cases in which every class is empty are left out."""
+    found: dict[str, list[float]] = {}
+    for dices in runs:
+        for case, value in _over_classes(dices).items():
+            found.setdefault(case, []).append(value)
+    return {case: float(np.mean(values)) for case, values in sorted(found.items())}
+
+
+def _over_classes(dices: Dices) -> dict[str, float]:
+    cases: dict[str, list[float]] = {}
+    for (case, _), value in dices.items():
+        if not np.isnan(value):
+            cases.setdefault(case, []).append(value)
+    return {case: float(np.mean(values)) for case, values in cases.items()}
+
+
+def _between(own: Sequence[Scored], patient: Mapping[str, str]) -> float | None:
+    """Return the standard deviation of the seeds' means over patients."""
+    if len(own) < 2:
+        return None
+    means = []
+    for each in own:
+        cases = _over_classes(each.dices)
+        means.append(float(np.mean(list(patient_means(list(cases.values()), [patient[case] for case in cases]).values()))))
+    return known(float(np.std(means, ddof=1)))

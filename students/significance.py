@@ -1,0 +1,87 @@
+"""The student against every other line of the table: tests class by class, and its Dice as a part of full supervision's."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from distill.paired_tests import PairedTest, compare_paired
+from distill.quality import BOOTSTRAP_DRAWS, Interval, patient_means
+from distill.subgroups import holm
+from storage import ClassInfo
+from students.figures import measured, nan_for_none
+from students.findings import PairedDifference, Relative
+from students.results import Comparison
+
+Dices = Mapping[tuple[str, int], float]
+"""Dice by case and class; NaN where both masks are empty."""
+
+
+def dices_of(comparison: Comparison) -> dict[tuple[str, int], float]:
+    """Return the Dice of each class of each case."""
+    return {(score.case, score.class_id): nan_for_none(score.dice) for score in comparison.scores}
+
+
+def paired_differences(comparisons: Sequence[Comparison], classes: Sequence[ClassInfo]) -> tuple[PairedDifference, ...]:
+    """Test the first comparison, the student's, against every other one with gold, and adjust all p values together."""
+    mine = dices_of(comparisons[0])
+    patient = {score.case: score.patient for comparison in comparisons for score in comparison.scores}
+    found: list[tuple[str, ClassInfo, PairedTest]] = []
+    for other in comparisons[1:]:
+        theirs = dices_of(other) if other.role in ("teacher", "arm") else {}
+        for info in classes:
+            cases = [case for case, class_id in theirs if class_id == info.id and (case, class_id) in mine]
+            if cases:
+                own, taught = ([dices[case, info.id] for case in cases] for dices in (mine, theirs))
+                found.append((other.name.removesuffix(" - gold"), info, compare_paired(own, taught, [patient[case] for case in cases])))
+    adjusted = holm([test.p for _, _, test in found])
+    return tuple(
+        PairedDifference(
+            other=name,
+            class_id=info.id,
+            class_name=info.name,
+            difference=measured(test.difference),
+            p=test.p,
+            p_adjusted=p,
+            note=test.note,
+        )
+        for (name, info, test), p in zip(found, adjusted, strict=True)
+    )
+
+
+def relative_dice(student: Comparison, full: Comparison, classes: Sequence[ClassInfo]) -> tuple[Relative, ...]:
+    """Return the student's Dice divided by that of the same net under full supervision: of the mean over classes, and of each class if there are several."""
+    mine, theirs = dices_of(student), dices_of(full)
+    patient = {score.case: score.patient for score in student.scores}
+    groups = [("", [info.id for info in classes])] + [(info.name, [info.id]) for info in classes if len(classes) > 1]
+    return tuple(Relative(class_name=name, ratio=measured(ratio_interval(*_means(mine, theirs, ids), patient))) for name, ids in groups)
+
+
+def _means(mine: Dices, theirs: Dices, class_ids: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the mean Dice over classes of each case, of both, where both have one."""
+    first, second = {}, {}
+    for case in {case for case, _ in mine}:
+        pairs = np.array([(mine.get((case, n), np.nan), theirs.get((case, n), np.nan)) for n in class_ids])
+        pairs = pairs[~np.isnan(pairs).any(axis=1)]
+        if len(pairs):
+            first[case], second[case] = (float(value) for value in pairs.mean(axis=0))
+    return first, second
+
+
+def ratio_interval(first: Mapping[str, float], second: Mapping[str, float], patient: Mapping[str, str], *, seed: int = 0) -> Interval:
+    """Return the ratio of two means over patients, with its bootstrap interval: each draw takes both figures of a patient.
+
+    Args:
+        first: Figure of each case.
+        second: Of the same cases.
+        patient: Of each case.
+        seed: Same seed, same interval.
+    """
+    cases = sorted(set(first) & set(second))
+    names = [patient[case] for case in cases]
+    pairs = np.array([list(patient_means([each[case] for case in cases], names).values()) for each in (first, second)])
+    if not cases or pairs[1].mean() == 0:
+        return Interval(mean=float("nan"), low=float("nan"), high=float("nan"), patients=0)
+    drawn = np.random.default_rng(seed).integers(0, pairs.shape[1], size=(BOOTSTRAP_DRAWS, pairs.shape[1]))
+    above, below = pairs[0][drawn].mean(axis=1), pairs[1][drawn].mean(axis=1)
+    low, high = np.quantile(above[below > 0] / below[below > 0], [0.025, 0.975])
+    return Interval(mean=float(pairs[0].mean() / pairs[1].mean()), low=float(low), high=float(high), patients=pairs.shape[1])

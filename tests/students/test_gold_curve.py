@@ -1,0 +1,67 @@
+"""What gold is worth, patient by patient."""
+
+from pathlib import Path
+
+import pytest
+
+from students.curve_plot import curve_plot
+from students.findings import Taught
+from students.gold_curve import CurveStudent, Scored, gold_curve
+
+PATIENT = {f"c{n}": f"p{n}" for n in range(8)}
+
+
+def scored(taught: Taught, patients: int, seed: int, dice: float) -> Scored:
+    student = CurveStudent(taught=taught, patients=patients, seed=seed, path=Path("x"))
+    dices = {(case, 3): dice + 0.01 * n for n, case in enumerate(PATIENT)}
+    return Scored(student=student, name=f"{taught}-{patients}-{seed}", gold_cases=patients, dices=dices)
+
+
+def test_mixed_is_held_against_gold_alone_of_as_many_patients_over_the_seeds_both_have() -> None:
+    runs = [scored("gold", 1, 0, 0.5), scored("gold", 1, 1, 0.6), scored("mixed", 1, 0, 0.7), scored("gold", 3, 0, 0.65)]
+    found = gold_curve(runs, PATIENT)
+    assert found is not None
+    assert [(row.patients, row.taught) for row in found.rows] == [(1, "gold"), (1, "mixed"), (3, "gold")]
+    alone, mixed, three = found.rows
+    assert alone.dice.mean == pytest.approx(0.585)
+    assert alone.between_seeds == pytest.approx(0.0707107, abs=1e-6)
+    assert mixed.between_seeds is None
+    assert mixed.minus_gold is not None
+    assert mixed.minus_gold.mean == pytest.approx(0.2), "seed 0 alone, which both have"
+    assert mixed.p == pytest.approx(2 / 2**8)
+    assert three.minus_gold is None
+    assert found.seeds == (0, 1)
+
+
+def test_seeds_are_averaged_before_anything_is_said_about_patients() -> None:
+    one = gold_curve([scored("gold", 1, 0, 0.5)], PATIENT)
+    three = gold_curve([scored("gold", 1, seed, 0.5) for seed in range(3)], PATIENT)
+    assert one is not None
+    assert three is not None
+    assert one.rows[0].dice == three.rows[0].dice, "three times the same student is no more evidence"
+
+
+def test_full_supervision_is_what_the_share_is_of() -> None:
+    full = {(case, 3): 0.9 for case in PATIENT}
+    found = gold_curve([scored("gold", 1, 0, 0.5)], PATIENT, full)
+    assert found is not None
+    assert found.rows[0].share_of_full is not None
+    assert found.rows[0].share_of_full.mean == pytest.approx(0.535 / 0.9, abs=1e-6)
+
+
+def test_where_nobody_asked_there_is_no_curve_and_what_is_missing_is_said() -> None:
+    assert gold_curve([], PATIENT) is None
+    found = gold_curve([], PATIENT, missing=["few-gold-9: only 5 patients"])
+    assert found is not None
+    assert found.missing == ("few-gold-9: only 5 patients",)
+    assert curve_plot(found, {"teacher": 0.8}) == ""
+
+
+def test_the_plot_has_a_line_and_a_band_for_each_way_and_names_its_references() -> None:
+    found = gold_curve([scored("gold", n, 0, 0.5 + n / 20) for n in (1, 3)] + [scored("mixed", 1, 0, 0.8)], PATIENT)
+    assert found is not None
+    drawn = curve_plot(found, {"teacher <bundled>": 0.75})
+    assert drawn.count('class="line gold"') == 2, "the line and its legend"
+    assert drawn.count('<polygon class="band') == 2
+    assert "teacher &lt;bundled&gt;: 0.750" in drawn
+    assert "nan" not in drawn.lower()
