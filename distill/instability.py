@@ -30,8 +30,8 @@ def changed_share(before: Shaped[np.ndarray, "z y x"], after: Shaped[np.ndarray,
     known = (before != IGNORE) & (after != IGNORE)
     if not known.any():
         return math.nan
-    changed = np.count_nonzero((before != after) & known)
-    return float(changed / max(np.count_nonzero((after > 0) & known), 1))
+    changed, size = int(np.count_nonzero((before != after) & known)), int(np.count_nonzero((after > 0) & known))
+    return changed / max(size, 1)
 
 
 def instability(labels: Sequence[Shaped[np.ndarray, "z y x"]]) -> float:

@@ -13,6 +13,7 @@ from flows.places import check_writable
 from flows.recipe import CheckpointBlock, Recipe
 from flows.recipe_file import load_recipe
 from flows.results import CALIBRATE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
+from flows.round_units import round_units
 from flows.stopping import listening
 
 ASKED_WITH = "box"
@@ -76,6 +77,7 @@ def requeue(recipe: Recipe, chosen: Sequence[Stage]) -> int:
     doubts = [(DOUBT, doubt_unit(own, test)) for test in recipe.refine.semantic]
     names += [*doubts, (CALIBRATE, own), (FILTER, own)] if "refine" in chosen else []
     names += [(f"prompts:{source}", None) for source in recipe.prompts.source] if "label" in chosen else []
+    names += round_units(recipe) if "train" in chosen else []
     return sum(ledger.requeue(name, unit=unit) for name, unit in names)
 
 
