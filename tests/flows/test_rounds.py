@@ -1,5 +1,6 @@
 """Rounds after the first: who labels, what is kept, when they end, and that a killed run goes on."""
 
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import plans, round_guard, rounds, teaching
+from flows import plans, round_guard, rounds, stages, teaching
 from flows.errors import RecipeError
 from flows.inspection import inspect_path
 from flows.outdated import find_outdated
@@ -15,7 +16,7 @@ from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import FIRST, PSEUDO_SET, TEACHER_SET, StageResult
 from flows.round_record import RoundsRecord, rounds_file
-from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part
+from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
 from students import fold_answers
 from students.checkpoint import read_card, weights_digest
 from students.drift import Drift, drift_of
@@ -27,6 +28,7 @@ WriteRecipe = Callable[[str], Path]
 CLASSES = (ClassInfo(id=1, name="organ"),)
 SHAPE = (6, 14, 18)
 TINY = {"steps": 1, "budget_seconds": None, "width": 4, "threads": 1, "mixed_precision": False}
+BY_HAND = (3.0, 2.0, 13.0, 11.0)
 RESTLESS = "learnt3"
 """The case whose label changes most."""
 
@@ -55,9 +57,9 @@ def add(archive: Archive, number: int, part: Part) -> None:
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     made = Archive.create(str(tmp_path / "a.zarr"))
-    for number in range(8):
+    for number in range(6):
         add(made, number, "archive")
-    for number in range(8, 12):
+    for number in range(6, 9):
         add(made, number, "calibration")
     return made
 
@@ -80,6 +82,7 @@ def recipe_of(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> Cal
     monkeypatch.setattr(plans, "student_spec", spec)
     monkeypatch.setattr(plans, "round_fold_plan", plan)
     monkeypatch.setattr(fold_answers, "mean_probability", bright)
+    monkeypatch.setattr(stages, "report_filter", lambda recipe: StageResult(stage="filter"))
     smallest = "archive: ./a.zarr\nclasses: {1: {name: organ}}\nrefine: {semantic: prior, risk: 0.4}\nstudent: {name: net}\n"
     return lambda block: load_recipe(write_recipe(smallest + block))
 
@@ -180,15 +183,15 @@ def test_a_fall_within_chance_leaves_the_earlier_student_and_the_rounds_go_on(
     found = read_card(recipe.student_folder).rounds
     assert found is not None
     assert found.number == 3
-    assert archive.catalog.count_label_sets()["pseudo/r3"] == 12
+    assert archive.catalog.count_label_sets()["pseudo/r3"] == 9
 
 
 def test_the_real_guard_asks_gold_of_calibration_patients(archive: Archive, recipe_of: Callable[[str], Recipe]) -> None:
     recipe = recipe_of(STUDENT_RELABELS)
     run(recipe)
     found = round_guard.read_drift(recipe.report_folder / "round-2.json")
-    assert (found.measure, found.patients) == ("gold", 4)
-    assert round_guard.judged_by(archive, recipe)[1] == ["known10", "known11", "known8", "known9"]
+    assert (found.measure, found.patients) == ("gold", 3)
+    assert round_guard.judged_by(archive, recipe)[1] == ["known6", "known7", "known8"]
 
 
 def test_without_calibration_gold_students_are_judged_on_patients_held_out(archive: Archive, recipe_of: Callable[[str], Recipe]) -> None:
@@ -198,7 +201,7 @@ def test_without_calibration_gold_students_are_judged_on_patients_held_out(archi
     held = set(read_card(recipe.student_folder.parent / "net-r1").validation_cases)
     assert measure == "agreement"
     assert held
-    assert set(cases) == held | {"known8", "known9", "known10", "known11"}
+    assert set(cases) == held | {"known6", "known7", "known8"}
     assert "agreement with the first round's labels" in result.note
 
 
@@ -314,3 +317,41 @@ def test_a_name_that_leaves_no_room_for_the_round_is_refused(write_recipe: Write
     text = f"archive: ./a.zarr\nclasses: {{1: {{name: organ}}}}\nstudent: {{name: {'n' * 63}}}\nrounds: {{most: 2}}\n"
     with pytest.raises(RecipeError, match="61 at most"):
         load_recipe(write_recipe(text))
+
+
+def with_teacher(archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path, who: str) -> Recipe:
+    """Return a recipe with a small random teacher, and prompt one slice of each case by hand."""
+    checkpoint = runpy.run_path(str(Path(__file__).parents[1] / "distill" / "small_archive.py"))["write_checkpoint"](tmp_path)
+    boxes = [Prompt(case=each.id, class_id=1, kind="box", slice=2, box_xyxy_px=BY_HAND) for each in archive.cases()]
+    archive.catalog.add_prompts(boxes)
+    ask = f"teacher: {{checkpoint: {checkpoint}, device: cpu}}\nuncertainty: {{boxes: 2, flips: false, planes: axial}}\n"
+    return recipe_of(f"{ask}rounds: {{most: 2, relabel: {who}, agreement: 0.99}}\n")
+
+
+def test_the_teacher_is_asked_by_hand_drawn_boxes_where_there_are_some_and_by_students_elsewhere(
+    archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path
+) -> None:
+    recipe = with_teacher(archive, recipe_of, tmp_path, "teacher")
+    result = run(recipe)
+    assert (result.failed, result.quarantined) == (0, 0)
+    said = archive.catalog.prompts("learnt0")
+    boxes = {(each.source, each.slice): each.box_xyxy_px for each in said if each.kind == "box"}
+    assert boxes[("proposed/round-2", 2)] == BY_HAND
+    assert {z for source, z in boxes if source == "proposed/round-2"} == {1, 2, 3, 4}
+    assert boxes[("proposed/round-2", 3)] == (4.0, 3.0, 12.0, 10.0)
+    assert archive.catalog.count_label_sets()["teacher/r2"] == 9
+    drawn = archive["learnt0"].labels("teacher/r2").scores | archive.catalog.scores("teacher/r2")["learnt0"]
+    assert drawn["oof_dice/1"] < 0.99
+    assert archive["learnt0"].labels("pseudo/r2").history.parameters["reason/1"] in {"student-disagrees", "empty-mask"}
+    assert "round 2: none of its labels was accepted" in result.note
+    assert rounds.further_rounds(recipe).done == 0
+
+
+def test_where_teacher_and_students_differ_nobody_learns(archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path) -> None:
+    recipe = with_teacher(archive, recipe_of, tmp_path, "both")
+    assert not run(recipe).failed
+    case = archive["learnt0"]
+    refined, answered, believed = (case.labels(name).read() for name in ("refined/r2", "folds/r2", "pseudo/r2"))
+    assert case.labels("pseudo/r2").history.parents == ("refined/r2", "folds/r2")
+    assert (believed[refined != answered] == IGNORE).all()
+    assert (believed[refined == answered] == refined[refined == answered]).all()
