@@ -119,7 +119,8 @@ def _settle(archive: Archive, recipe: Recipe, record: RoundsRecord) -> str:
         if entry.drift is not None and entry.drift.after is not None and entry.drift.difference is not None:
             found = {f"guard_{entry.drift.measure}": entry.drift.after, "guard_change": entry.drift.difference}
             archive.catalog.add_student_metrics(entry.student, found)
-    note = RoundsNote(number=record.chosen, made=len(record.rounds) + 1, words=record.words)
+    who = next((each.relabel for each in record.rounds if each.number == record.chosen), "teacher")
+    note = RoundsNote(number=record.chosen, made=len(record.rounds) + 1, relabel=who, words=record.words)
     chosen = folder_in_round(recipe, record.chosen)
     copy_student(chosen, recipe.student_folder, note)
     list_as(archive, chosen.name, recipe.student_folder)

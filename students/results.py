@@ -9,7 +9,7 @@ from pydantic import Field
 from distill import quality
 from storage import ClassInfo
 from students.frozen import Frozen
-from students.spec import Cost
+from students.spec import Cost, RoundsNote
 
 METRICS = quality.MaskScores.__slots__
 
@@ -125,6 +125,9 @@ class Evaluation(Frozen):
     Mixed when some had none: lengths and volumes are means over millimetres and pixels, and say little."""
     gold_learnt: tuple[str, ...] = ()
     """Training cases whose expert labels the student learnt from, beside its label set; none of them is scored."""
+
+    rounds: RoundsNote | None = None
+    """Why this student was chosen among those of several rounds; None where there was one."""
 
     def comparison(self, name: str) -> Comparison:
         """Return a comparison by name.

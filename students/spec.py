@@ -209,6 +209,8 @@ class RoundsNote(Frozen):
     """The round it is of."""
     made: int
     """How many rounds were made."""
+    relabel: Literal["teacher", "student", "both"] = "teacher"
+    """Whose the labels of its round are: the teacher's, those of students that never saw the case, or what both say."""
     words: tuple[str, ...]
     """What was decided after each round but the first, and why; one sentence each."""
 
