@@ -94,7 +94,7 @@ def scored(archive: Archive, path: Path, cases: list[str]) -> dict[str, float]:
     student, found = load_student(path, device="cpu"), {}
     for case in cases:
         stored = archive[case]
-        answer = student.predict(stored.read(), stored.spacing_zyx_mm).labels
+        answer = student.predict_case(stored).labels
         found[case] = float(
             np.nanmean(list(quality.dice_per_class(answer, stored.labels("gold").read(), [i.id for i in student.card.classes]).values()))
         )

@@ -98,7 +98,8 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
         from flows.opened import open_archive
 
         open_archive(recipe)
-    if "label" in chosen:
+    draws_again = "train" in chosen and recipe.rounds.most > 1 and recipe.rounds.relabel != "student"
+    if "label" in chosen or draws_again:
         check_teacher(recipe)
 
 

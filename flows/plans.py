@@ -10,6 +10,7 @@ from distill.propose import PromptPlan
 from distill.teachers.fetch import checkpoint_folder
 from distill.wavefront import AskSettings
 from flows.recipe import Recipe
+from flows.results import TEACHER_SET
 from storage import ClassInfo
 from storage.store import local_path
 from students.folds import FoldPlan

@@ -159,6 +159,6 @@ def _dice(archive: Archive, student: Student, case: str, label_set: str) -> floa
     """Return the mean Dice over the classes that either has, what the labels leave open left out; NaN where both are empty."""
     stored = archive[case]
     ids = believed_ids(stored.labels(label_set))
-    answer = student.predict(stored.read(), stored.spacing_zyx_mm).labels
+    answer = student.predict_case(stored).labels
     known = [value for value in dice_per_class(answer, ids, [info.id for info in student.card.classes]).values() if not np.isnan(value)]
     return float(np.mean(known)) if known else math.nan

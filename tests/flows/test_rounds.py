@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from flows import plans, round_guard, rounds, stages, teaching
 from flows.errors import RecipeError
@@ -16,7 +17,10 @@ from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import FIRST, PSEUDO_SET, TEACHER_SET, StageResult
 from flows.round_record import RoundsRecord, rounds_file
+from flows.round_units import round_units
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
+from storage.database import Database
+from storage.tables import UnitRow
 from students import fold_answers
 from students.checkpoint import read_card, weights_digest
 from students.drift import Drift, drift_of
@@ -105,6 +109,17 @@ def run(recipe: Recipe) -> StageResult:
     return rounds.further_rounds(recipe)
 
 
+def forgotten_units(archive: Archive, recipe: Recipe) -> set[tuple[str, str]]:
+    """Return what the ledger holds of later rounds, and a run with --retry would not try again."""
+    database = Database(archive.catalog.url)
+    with database.reading() as connection:
+        held = connection.execute(sa.select(UnitRow.stage, UnitRow.unit)).tuples().all()
+    known = {unit for unit in round_units(recipe) if unit[1] is not None}
+    whole = {stage for stage, unit in round_units(recipe) if unit is None}
+    of_rounds = {(stage, unit) for stage, unit in held if "r2" in stage or "round-2" in stage or "-r2" in unit}
+    return {each for each in of_rounds if each not in known and each[0] not in whole}
+
+
 STUDENT_RELABELS = "rounds: {most: 2, relabel: student, drop: 0.2}\n"
 
 
@@ -122,6 +137,7 @@ def test_labels_of_a_round_carry_its_number_and_their_parents(
     listed = {each.name: (each.round, each.label_set) for each in archive.catalog.students()}
     assert listed == {"net": (2, "pseudo/r2"), "net-r1": (1, PSEUDO_SET), "net-r2": (2, "pseudo/r2")}
     assert "round 2" in str(inspect_path(recipe.archive).facts["students"])
+    assert not forgotten_units(archive, recipe)
 
 
 def test_the_case_whose_label_changed_most_is_not_learnt_from(
@@ -350,6 +366,7 @@ def test_the_teacher_is_asked_by_hand_drawn_boxes_where_there_are_some_and_by_st
 def test_where_teacher_and_students_differ_nobody_learns(archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path) -> None:
     recipe = with_teacher(archive, recipe_of, tmp_path, "both")
     assert not run(recipe).failed
+    assert not forgotten_units(archive, recipe)
     case = archive["learnt0"]
     refined, answered, believed = (case.labels(name).read() for name in ("refined/r2", "folds/r2", "pseudo/r2"))
     assert case.labels("pseudo/r2").history.parents == ("refined/r2", "folds/r2")
