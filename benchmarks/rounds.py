@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def opened(recipe: Recipe, folder: Path, arm: str) -> tuple[Archive, Recipe]:
     if not place.exists():
         place.mkdir(parents=True)
         own = Path(recipe.archive)
+        drawn = folder / "teacher" / own.name  # what the teacher drew for its own arm it need not draw again
+        own = drawn if arm == "both" and drawn.exists() else own
         shutil.copytree(own, place / own.name)
         for file in own.parent.glob(f"{own.name}.catalog.sqlite*"):
             shutil.copy(file, place / file.name)
@@ -68,8 +71,6 @@ def relabelled(told: argparse.Namespace, recipe: Recipe, folder: Path, who: str,
     now = moved.in_round(2)
     plan = rounds.fold_plan(archive, now)
     spec = spec_of(told, seed, f"witness{seed}", told.steps).model_copy(update={"validation_fraction": 0.0})
-    from dataclasses import replace
-
     rounds.labelled(archive, now, replace(plan, spec=spec, workdir=folder / "witnesses"))
     return archive, now
 

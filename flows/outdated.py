@@ -12,7 +12,7 @@ from flows.learnt import taught_sets
 from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, PSEUDO_SET, ROUNDS, Round, counted
+from flows.results import FIRST, LEDGER_STAGES, PSEUDO_SET, ROUNDS, Round, counted
 from flows.teaching import believed_cases, train_fingerprint
 from storage import Archive, StudentRecord
 from students.errors import StudentError
@@ -108,8 +108,10 @@ def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Lite
 
 def _is_of_pseudo_labels(student: StudentRecord) -> bool:
     """Tell whether a student learnt from labels that this program refined: of the first round, or of a later one that follow from these."""
-    own, of = student.name, Round(number=student.round)
-    return student.label_set in taught_sets(own, of) | taught_sets(f"{own}-r{of.number}", of)
+    number, own = student.round, student.name
+    whose = (own, f"{own}-r{number}")  # a chosen student learnt under the name of its round
+    rounds = (FIRST,) if number == 1 else (Round(number=number), Round(number=number, relabel="both"))
+    return any(student.label_set in taught_sets(name, of) for of in rounds for name in whose)
 
 
 def outdated_words(archive: Archive, recipe: Recipe, recipe_file: str) -> str:

@@ -30,13 +30,13 @@ class Round:
 
     @property
     def refined_set(self) -> str:
-        """What refinement writes: pseudo-labels, or what is still to be compared with the students' answers."""
-        return f"refined/r{self.number}" if self.relabel == "both" else self.pseudo_set
+        """What refinement writes."""
+        return f"pseudo/r{self.number}"
 
     @property
     def pseudo_set(self) -> str:
-        """What is learnt from."""
-        return f"pseudo/r{self.number}"
+        """What is learnt from: what refinement writes, or as much of it as the students' answers say too."""
+        return f"both/r{self.number}" if self.relabel == "both" else self.refined_set
 
     @property
     def prompt_source(self) -> str:

@@ -368,7 +368,7 @@ def test_where_teacher_and_students_differ_nobody_learns(archive: Archive, recip
     assert not run(recipe).failed
     assert not forgotten_units(archive, recipe)
     case = archive["learnt0"]
-    refined, answered, believed = (case.labels(name).read() for name in ("refined/r2", "folds/r2", "pseudo/r2"))
-    assert case.labels("pseudo/r2").history.parents == ("refined/r2", "folds/r2")
+    refined, answered, believed = (case.labels(name).read() for name in ("pseudo/r2", "folds/r2", "both/r2"))
+    assert case.labels("both/r2").history.parents == ("pseudo/r2", "folds/r2")
     assert (believed[refined != answered] == IGNORE).all()
     assert (believed[refined == answered] == refined[refined == answered]).all()
