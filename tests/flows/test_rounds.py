@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flows import plans, round_guard, rounds, stages, teaching
+from flows import freshness, plans, round_guard, rounds, stages, teaching
 from flows.errors import RecipeError
 from flows.inspection import inspect_path
 from flows.outdated import find_outdated
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
-from flows.results import FIRST, PSEUDO_SET, TEACHER_SET, StageResult
+from flows.results import FIRST, GUARD, PSEUDO_SET, TEACHER_SET, StageResult
 from flows.round_record import RoundsRecord, rounds_file
 from flows.round_units import round_units
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
@@ -172,6 +172,10 @@ def test_a_better_student_takes_the_place_and_a_run_with_nothing_to_do_does_noth
     assert (again.done, again.failed) == (0, 0)
     assert archive.catalog.student_versions("net") == versions
     assert not find_outdated(archive).students
+    freshness.remember_run(recipe, [], None)
+    assert freshness.is_up_to_date(recipe, [])
+    archive.ledger.plan(GUARD, {"net-r3": "judged otherwise"})
+    assert not freshness.is_up_to_date(recipe, [])
 
 
 def test_the_guard_ends_the_rounds_where_a_student_falls_and_the_earlier_one_stays(
