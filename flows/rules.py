@@ -188,7 +188,7 @@ def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
         key: ClassRule(
             largest_component=recipe.refine.largest_component,
             volume_mm3=block.volume_mm3,
-            student_from=least_agreement(recipe),
+            student_from=ClassRule().student_from if recipe.round.number == 1 else least_agreement(recipe),
             smooth_mm=UNCALIBRATED_SMOOTHING_MM if recipe.refine.consistency == "3d" else 0.0,
             **_cleaning(recipe, key),
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from distill.cleaning import ClassRule
 from flows import freshness, plans, round_guard, rounds, stages, teaching
 from flows.errors import RecipeError
 from flows.inspection import inspect_path
@@ -18,6 +19,7 @@ from flows.recipe_file import load_recipe
 from flows.results import FIRST, GUARD, PSEUDO_SET, TEACHER_SET, StageResult
 from flows.round_record import RoundsRecord, rounds_file
 from flows.round_units import round_units
+from flows.rules import starting_rules
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
 from storage.database import Database
 from storage.tables import UnitRow
@@ -298,6 +300,8 @@ def test_one_round_is_what_a_run_without_the_block_is(recipe_of: Callable[[str],
     assert recipe.round == other.round == FIRST
     assert recipe.in_round(1) is recipe
     assert plans.label_plan(recipe) == plans.label_plan(other)
+    assert starting_rules(recipe)[1].student_from == ClassRule().student_from
+    assert starting_rules(recipe.in_round(2))[1].student_from == 0.6
     assert (FIRST.teacher_set, FIRST.pseudo_set, FIRST.refined_set, FIRST.doubt) == (
         "teacher/r1",
         "pseudo/r1",
