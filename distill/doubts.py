@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from distill.quality import dice
 from distill.refine import RefinePlan, class_probability, drawn_mask
 from distill.reverse import Sample, reverse_accuracy, sample_of
 from distill.semantic import LEAST_PATIENTS, Traits, credibility, firmness, grey_volume, prior_scores, traits_of
@@ -147,6 +148,28 @@ def _taught(
             nothing_beside = sample is None and drawn[1].any()
             scores[f"rca_dice/{class_id}"] = math.nan if nothing_beside else reverse_accuracy(sample, others)
     return scores
+
+
+def add_answers(archive: Archive, plan: RefinePlan, answers: str) -> DoubtSummary:
+    """Score how far each mask is what students say who never saw the case, as ``oof_dice/CLASSID``, by a label set of their answers.
+
+    Args:
+        archive: whose cases carry the plan's source label set.
+        plan: how masks are cut.
+        answers: the label set; cases without it get NaN.
+    """
+    said, scored = archive.catalog.fingerprints(answers), 0
+    for record in archive.cases(with_labels=plan.source):
+        case, scores = archive[record.id], {}
+        ids = case.labels(answers).read() if record.id in said else None
+        for info in plan.classes:
+            drawn = drawn_mask(case, plan, info.id)
+            if drawn is not None:
+                unknown = unknown_map(case.labels(plan.source), info.id) > 0
+                scores[f"oof_dice/{info.id}"] = math.nan if ids is None else dice(drawn[1], ids == info.id, unknown)
+        archive.catalog.add_scores(record.id, plan.source, scores)
+        scored += sum(not math.isnan(value) for value in scores.values())
+    return DoubtSummary(masks=scored)
 
 
 def add_qualities(archive: Archive, plan: RefinePlan, tests: Sequence[str]) -> DoubtSummary:

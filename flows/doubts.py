@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.doubts import DOUBTS, DoubtSummary, add_priors, add_qualities, add_reverse
+from distill.doubts import DOUBTS, DoubtSummary, add_answers, add_priors, add_qualities, add_reverse
 from distill.refine import RefinePlan, drawn_mask
 from distill.reverse import REVERSE
 from flows.console import Follow
 from flows.once import perform_once
 from flows.plans import class_infos, fold_plan
 from flows.recipe import Recipe
-from flows.results import DOUBT, TEACHER_SET, StageResult, counted, doubt_unit, merged
+from flows.results import StageResult, counted, doubt_unit, merged
 from flows.rules import starting_rules
 from storage import Archive, fingerprint
 
@@ -38,7 +38,9 @@ def doubt_labels(archive: Archive, recipe: Recipe) -> StageResult:
 
 
 def _plan(recipe: Recipe) -> RefinePlan:
-    return RefinePlan(classes=class_infos(recipe), rules=starting_rules(recipe), source=TEACHER_SET, intensity=recipe.intensity)
+    return RefinePlan(
+        classes=class_infos(recipe), rules=starting_rules(recipe), source=recipe.round.teacher_set, intensity=recipe.intensity
+    )
 
 
 def _once(archive: Archive, recipe: Recipe, name: str, test: Callable[[], DoubtSummary]) -> StageResult:
@@ -47,11 +49,11 @@ def _once(archive: Archive, recipe: Recipe, name: str, test: Callable[[], DoubtS
         marker.unlink(missing_ok=True)
     depends = fingerprint(
         doubts=DOUBTS,
-        labels=archive.catalog.fingerprints(TEACHER_SET),
-        patients={record.id: [record.patient, record.part] for record in archive.cases(with_labels=TEACHER_SET)},
+        labels=archive.catalog.fingerprints(plan.source),
+        patients={record.id: [record.patient, record.part] for record in archive.cases(with_labels=plan.source)},
         rules=plan.rules,
         intensity=recipe.intensity.model_dump(mode="json"),
-        students=fold_plan(recipe).spec.model_dump(mode="json") if name == "student" else None,
+        students=_witnesses(archive, recipe) if name == "student" else None,
         gold=[REVERSE, _gold(archive)] if name == "reverse" else None,
     )
 
@@ -62,9 +64,16 @@ def _once(archive: Archive, recipe: Recipe, name: str, test: Callable[[], DoubtS
         return summary.note
 
     result = perform_once(
-        archive.ledger, stage=DOUBT, unit=doubt_unit(recipe.student.name, name), fingerprint=depends, output=marker, work=work
+        archive.ledger, stage=recipe.round.doubt, unit=doubt_unit(recipe.student.name, name), fingerprint=depends, output=marker, work=work
     )
     return replace(result, stage="doubt", note=_note(marker) if result.skipped else result.note)
+
+
+def _witnesses(archive: Archive, recipe: Recipe) -> object:
+    """Return what decides about what students say: how they are trained or, where they have answered in this round already, these answers."""
+    if recipe.round.number > 1:
+        return archive.catalog.fingerprints(recipe.round.answers_set)
+    return fold_plan(recipe).spec.model_dump(mode="json")
 
 
 def _gold(archive: Archive) -> dict[str, str]:
@@ -77,7 +86,7 @@ def _is_forgotten(archive: Archive, name: str, plan: RefinePlan) -> bool:
     """Tell whether labels that the teacher has drawn are without the answers of a test, as those that were written anew are."""
     return any(
         f"pairwise_dice/{info.id}" in known and f"{_ANSWERS[name]}/{info.id}" not in known
-        for known in archive.catalog.scores(TEACHER_SET).values()
+        for known in archive.catalog.scores(plan.source).values()
         for info in plan.classes
     )
 
@@ -96,6 +105,8 @@ def _ask_prior(archive: Archive, recipe: Recipe) -> DoubtSummary:
 
 
 def _ask_students(archive: Archive, recipe: Recipe) -> DoubtSummary:
+    if recipe.round.number > 1:
+        return add_answers(archive, _plan(recipe), recipe.round.answers_set)
     from students.errors import TrainingError
     from students.out_of_fold import judge_out_of_fold, train_folds
 
@@ -109,20 +120,20 @@ def _ask_students(archive: Archive, recipe: Recipe) -> DoubtSummary:
     try:
         students = train_folds(archive, plan, lambda fold, now: follow(round(100 * (fold + now.fraction) / plan.folds), 100, "students"))
     except TrainingError:
-        _forget_students(archive)
+        _forget_students(archive, plan.label_set)
         raise
     scored, unheard = 0, 0
     for case, scores in judge_out_of_fold(archive, plan, students, mask_of):
-        archive.catalog.add_scores(case, TEACHER_SET, scores)
+        archive.catalog.add_scores(case, plan.label_set, scores)
         scored += sum(not math.isnan(value) for value in scores.values())
         unheard += all(math.isnan(value) for value in scores.values())
     note = f"students have nothing to say of {counted(unheard, 'case', 'cases')}: all of them know the patient, or see as little there as the teacher"
     return DoubtSummary(masks=scored, note=note if unheard else "")
 
 
-def _forget_students(archive: Archive) -> None:
+def _forget_students(archive: Archive, label_set: str) -> None:
     """Drop what earlier students said: there are none now that could say it again."""
-    for case, told in archive.catalog.scores(TEACHER_SET).items():
+    for case, told in archive.catalog.scores(label_set).items():
         old = {name: math.nan for name, value in told.items() if name.startswith("oof_dice/") and not math.isnan(value)}
         if old:
-            archive.catalog.add_scores(case, TEACHER_SET, old)
+            archive.catalog.add_scores(case, label_set, old)

@@ -10,7 +10,7 @@ from distill.prompts.choice import drawing_sources
 from distill.propose import stage_of
 from flows.plans import class_infos, label_plans
 from flows.recipe import Recipe
-from flows.results import TEACHER_SET, StageResult, merged, teacher_sets
+from flows.results import StageResult, merged
 from storage import Archive
 
 Progress = Callable[[int, int], None]
@@ -25,7 +25,12 @@ def draw(archive: Archive, recipe: Recipe, cases: Sequence[str], follow: Progres
 
 def _fused(archive: Archive, recipe: Recipe, cases: Sequence[str], follow: Progress, drawn: Sequence[StageResult]) -> StageResult:
     """Fuse what several teachers have drawn; a case that one of them could not draw counts once for each such teacher."""
-    plan = FusePlan(members=teacher_sets(len(drawn)), classes=class_infos(recipe), label_set=TEACHER_SET, rule=recipe.teacher.fuse)
+    plan = FusePlan(
+        members=recipe.round.teacher_sets(len(drawn)),
+        classes=class_infos(recipe),
+        label_set=recipe.round.teacher_set,
+        rule=recipe.teacher.fuse,
+    )
     summary = fuse_archive(archive, plan, cases=cases, progress=follow)
     together = merged("label", drawn)
     note = f"{len(drawn)} teachers"

@@ -7,7 +7,7 @@ from distill.audit_masks import AuditPlan
 from flows.console import Follow
 from flows.once import perform_once
 from flows.recipe import Recipe
-from flows.results import FILTER, PSEUDO_SET, TEACHER_SET, StageResult, counted
+from flows.results import FILTER, StageResult, counted
 from flows.rules import CalibrationFile, calibration_file, is_calibrated, refine_plan
 from storage import Archive, fingerprint
 from students.filter_page import write_filter_page
@@ -25,7 +25,7 @@ def write_filter_report(archive: Archive, recipe: Recipe) -> StageResult:
     """
     stage, unit = FILTER, recipe.student.name
     plan = audit_plan(archive, recipe)
-    if not archive.cases(with_labels=PSEUDO_SET, limit=1):
+    if not archive.cases(with_labels=recipe.round.refined_set, limit=1):
         return StageResult(stage=stage)
     try:
         return perform_once(
@@ -45,7 +45,7 @@ def audit_plan(archive: Archive, recipe: Recipe) -> AuditPlan:
     calibrated = is_calibrated(archive, recipe)
     plan, file = refine_plan(recipe, calibrated=calibrated), calibration_file(recipe)
     found = CalibrationFile.model_validate_json(file.read_text(encoding="utf-8")).classes if calibrated and file.is_file() else {}
-    return AuditPlan(classes=plan.classes, rules=plan.rules, calibrations=found, source=TEACHER_SET, target=PSEUDO_SET)
+    return AuditPlan(classes=plan.classes, rules=plan.rules, calibrations=found, source=plan.source, target=plan.target)
 
 
 def filter_fingerprint(archive: Archive, plan: AuditPlan) -> str:

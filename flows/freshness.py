@@ -29,6 +29,7 @@ from flows.results import (
     doubt_unit,
     teacher_sets,
 )
+from flows.round_units import student_units
 from storage import Archive, ArchiveNotFoundError, fingerprint
 from storage.ingest.discover import walk
 from storage.store import catalog_url_of
@@ -80,8 +81,9 @@ def _standing(recipe: Recipe, archive: Archive, stage: Stage) -> StageResult:
     # The exit code of this call must be that of the run before it.
     own = recipe.student.name
     if stage in {"train", "evaluate"}:  # one unit for each student of the archive
-        state = archive.ledger.state(LEDGER_STAGES[stage], own)
-        return StageResult(stage=stage, skipped=state == "done", failed=state == "failed", quarantined=state == "quarantined")
+        states = [archive.ledger.state(LEDGER_STAGES[stage], own)]
+        states += [archive.ledger.state(*unit) for unit in student_units(recipe)] if stage == "train" else []
+        return StageResult(stage=stage, skipped=states[0] == "done", failed=states.count("failed"), quarantined=states.count("quarantined"))
     counts = archive.ledger.counts(LEDGER_STAGES[stage])
     if stage == "ingest":  # what it refused is in the catalog
         refused = sum(each.reason != OTHER_CASES for each in archive.catalog.problems()) if recipe.ingest is not None else 0
@@ -110,6 +112,7 @@ def run_fingerprint(recipe: Recipe, archive: Archive, files: Stamps | None = Non
         label_sets=archive.catalog.count_label_sets(),
         ledger={stage: archive.ledger.counts(name) for stage, name in LEDGER_STAGES.items()},
         report=report_of(recipe),
+        **({"rounds": [archive.ledger.state(*unit) for unit in student_units(recipe)]} if recipe.rounds.most > 1 else {}),
     )
 
 

@@ -13,11 +13,31 @@ from distill.teachers.fetch import OFFICIAL
 from distill.teachers.foreign import is_foreign
 from distill.teachers.meant import perhaps_meant, what_is_in
 from flows.errors import FlowError
-from flows.results import CALIBRATE, CURVE, DOUBT, FILTER, LEDGER_STAGES, MOST_TEACHERS, PSEUDO_SET, UNIT_NAMES, Stage, teacher_sets
+from flows.recipe_rounds import MOST_ROUNDS
+from flows.results import (
+    CALIBRATE,
+    CURVE,
+    DOUBT,
+    FILTER,
+    GUARD,
+    LEDGER_STAGES,
+    MOST_TEACHERS,
+    PSEUDO_SET,
+    ROUNDS,
+    UNIT_NAMES,
+    Round,
+    Stage,
+    teacher_sets,
+)
+from flows.round_units import every_case_stage
 from storage import Archive
-from students.spec import Exported, NnunetRecord
+from students.spec import Exported, NnunetRecord, RoundsNote
 
 Kind = Literal["archive", "student", "checkpoint"]
+
+
+_SINGLE = (DOUBT, CALIBRATE, FILTER, GUARD, ROUNDS, CURVE)
+"""Stages whose units are not cases, as people read their names."""
 
 
 class Refusal(BaseModel):
@@ -77,7 +97,8 @@ def _archive(path: str, catalog: str | None) -> Inspection:
     gone: dict[Stage, tuple[str, ...]] = {"refine": outdated.refined, "train": outdated.students, "evaluate": outdated.reports}
     label_sets = Counter(archive.catalog.count_label_sets()) - Counter({PSEUDO_SET: len(outdated.refined)})
     facts |= {f"label set {name}": count for name, count in sorted(label_sets.items())}
-    facts["students"] = ", ".join(student.name for student in archive.catalog.students() if student.name not in outdated.students)
+    standing = [student for student in archive.catalog.students() if student.name not in outdated.students]
+    facts["students"] = ", ".join(f"{each.name} (round {each.round})" if each.round > 1 else each.name for each in standing)
     for stage, name in LEDGER_STAGES.items():
         things = "files" if stage == "ingest" else UNIT_NAMES[stage][1]
         counts = _states(archive, stage, name, gone.get(stage, ()))
@@ -145,18 +166,19 @@ def _refused(archive: Archive) -> tuple[Refusal, ...]:
     files = [Refusal(what=f"{p.source} {p.row}".strip(), reason=p.reason, message=p.message) for p in archive.catalog.problems()]
     units = [
         Refusal(what=f"{stage} {unit.unit}", reason="quarantined", message=unit.error)
-        for stage, name in [
-            *_proposals(),
-            *_teachers(),
-            *LEDGER_STAGES.items(),
-            (DOUBT, DOUBT),
-            (CALIBRATE, CALIBRATE),
-            (FILTER, FILTER),
-            (CURVE, CURVE),
-        ]
+        for stage, name in [*_proposals(), *_teachers(), *LEDGER_STAGES.items(), *((each, each) for each in _SINGLE), *_rounds(archive)]
         for unit in archive.ledger.quarantined(name)
     ]
     return (*files, *units)
+
+
+def _rounds(archive: Archive) -> list[tuple[str, str]]:
+    """Return the ledger's stages of further rounds, where there were any, with what a person calls them."""
+    return every_case_stage() if any(each.round > 1 for each in archive.catalog.students()) or _answered(archive) else []
+
+
+def _answered(archive: Archive) -> bool:
+    return any(archive.ledger.counts(f"answer:{Round(number=number).answers_set}")["quarantined"] for number in range(2, MOST_ROUNDS + 1))
 
 
 def _teachers() -> list[tuple[str, str]]:
@@ -195,6 +217,7 @@ def _student(path: Path) -> Inspection:
             "end of training": stop_words(card),
             "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
             "network": "2.5d" if card.plan.neighbours else card.plan.dimensions,
+            **({} if card.rounds is None else {"rounds": _chosen(card.rounds)}),
             **({} if card.nnunet is None else {"nnU-Net": _nnunet(card.nnunet)}),
             "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
             "fingerprint": card.fingerprint,
@@ -202,6 +225,11 @@ def _student(path: Path) -> Inspection:
             **(_export(card.exported) if card.exported else {}),
         },
     )
+
+
+def _chosen(note: RoundsNote) -> str:
+    """Say of which round a student is, and why it was chosen."""
+    return "; ".join((f"of round {note.number}, chosen of {note.made}", *note.words))
 
 
 def _nnunet(record: NnunetRecord) -> str:

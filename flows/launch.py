@@ -13,6 +13,7 @@ from flows.places import check_writable
 from flows.recipe import CheckpointBlock, Recipe
 from flows.recipe_file import load_recipe
 from flows.results import CALIBRATE, CURVE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
+from flows.round_units import round_units
 from flows.stopping import listening
 
 ASKED_WITH = "box"
@@ -82,6 +83,7 @@ def requeue(recipe: Recipe, chosen: Sequence[Stage]) -> int:
         from flows.curve import points
 
         names += [(CURVE, point.name) for point in points(recipe)]
+    names += round_units(recipe) if "train" in chosen else []
     return sum(ledger.requeue(name, unit=unit) for name, unit in names)
 
 
@@ -102,7 +104,8 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
         from flows.opened import open_archive
 
         open_archive(recipe)
-    if "label" in chosen:
+    draws_again = "train" in chosen and recipe.rounds.most > 1 and recipe.rounds.relabel != "student"
+    if "label" in chosen or draws_again:
         check_teacher(recipe)
 
 

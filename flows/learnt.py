@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flows.recipe import Recipe
-from flows.results import PSEUDO_SET, TEACHER_SET, counted
+from flows.results import FIRST, Round, counted
 from storage import Archive, CaseRecord
 from students.gold import gold_cases, split_off_gold
 
@@ -43,9 +43,9 @@ def corrected_set(student: str) -> str:
     return f"corrected/{student}"
 
 
-def taught_sets(student: str) -> frozenset[str]:
-    """The label sets that a student of a recipe may have learnt from: pseudo-labels, or what students of the gold left of them."""
-    return frozenset({PSEUDO_SET, agreed_set(student), corrected_set(student)})
+def taught_sets(student: str, of: Round = FIRST) -> frozenset[str]:
+    """The label sets that a student of a recipe may have learnt from in a round: pseudo-labels, or what students of the gold left of them."""
+    return frozenset({of.pseudo_set, agreed_set(student), corrected_set(student)})
 
 
 def chosen_gold(archive: Archive, recipe: Recipe) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ def material(archive: Archive, recipe: Recipe, believed: list[CaseRecord]) -> Ma
     labeled = tuple(record.id for record in split_off_gold(believed, gold))
     taught = {*labeled, *gold}
     rest = (record.id for record in archive.cases(part="archive") if record.id not in taught) if recipe.student.consistency else ()
-    return Material(label_set=PSEUDO_SET, labeled=labeled, gold=gold, unlabeled=tuple(rest))
+    return Material(label_set=recipe.round.pseudo_set, labeled=labeled, gold=gold, unlabeled=tuple(rest))
 
 
 def filtered(archive: Archive, recipe: Recipe, found: Material, follow: Follow) -> Material:
@@ -88,7 +88,7 @@ def _agreed(archive: Archive, recipe: Recipe, found: Material, least: float, fol
         archive,
         _witness(archive, recipe, found.gold, follow),
         found.labeled,
-        label_set=PSEUDO_SET,
+        label_set=found.label_set,
         into=own,
         least=least,
         progress=lambda done, total: follow(done, total, "pseudo-labels are compared with a student of the gold"),
@@ -103,16 +103,16 @@ def _corrected(archive: Archive, recipe: Recipe, found: Material, follow: Follow
     """Return the material with the answers of students of the gold instead of pseudo-labels; one of them sees what the teacher drew."""
     from students.correction import write_corrected
 
-    drawn = archive.catalog.fingerprints(TEACHER_SET)
+    drawn = archive.catalog.fingerprints(recipe.round.teacher_set)
     shown = tuple(case for case in found.gold if case in drawn)
     students = [_witness(archive, recipe, found.gold, follow)]
-    students += [_witness(archive, recipe, shown, follow, hints=TEACHER_SET)] if shown else []
+    students += [_witness(archive, recipe, shown, follow, hints=recipe.round.teacher_set)] if shown else []
     own = corrected_set(recipe.student.name)
     done = write_corrected(
         archive,
         students,
         found.labeled,
-        label_set=PSEUDO_SET,
+        label_set=found.label_set,
         into=own,
         progress=lambda done, total: follow(done, total, "pseudo-labels are corrected by students of the gold"),
     )
@@ -137,7 +137,7 @@ def _witness(archive: Archive, recipe: Recipe, gold: tuple[str, ...], follow: Fo
     seen = "" if hints is None else " and of the teacher's masks"
     done = train(
         archive,
-        label_set=PSEUDO_SET,
+        label_set=recipe.round.pseudo_set,
         classes=class_infos(recipe),
         spec=student_spec(recipe).model_copy(update=asked),
         workdir=recipe.results / "witnesses" / recipe.student.name,

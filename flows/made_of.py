@@ -3,17 +3,17 @@
 from collections.abc import Iterable
 from contextlib import suppress
 
-from flows.results import PSEUDO_SET, TEACHER_SET
+from flows.results import FIRST, PSEUDO_SET, Round
 from storage import Archive, CaseNotFoundError, CaseRecord, LabelSetNotFoundError
 
 
-def outdated_cases(archive: Archive, records: Iterable[CaseRecord]) -> list[str]:
+def outdated_cases(archive: Archive, records: Iterable[CaseRecord], of: Round = FIRST) -> list[str]:
     """Return the cases whose pseudo-labels are of masks that the teacher has drawn anew, or that were taken back, since.
 
     Those whose pseudo-labels are gone by now, since another run writes them anew, are not among them. Costs two queries; only of
     pseudo-labels from before the catalog kept what they are of, and that no refinement has looked at since, are files read.
     """
-    made_of, drawn = archive.catalog.made_of(PSEUDO_SET), archive.catalog.fingerprints(TEACHER_SET)
+    made_of, drawn = archive.catalog.made_of(of.pseudo_set), archive.catalog.fingerprints(of.teacher_set)
     listed = [record.id for record in records if record.id in made_of]
     sources = made_of | _read_sources(archive, [case for case in listed if made_of[case] is None])
     return [case for case in listed if case not in drawn or sources[case] not in {"", drawn[case]}]

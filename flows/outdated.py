@@ -12,7 +12,7 @@ from flows.learnt import taught_sets
 from flows.made_of import outdated_cases
 from flows.places import program, shortest, typed
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, PSEUDO_SET, counted
+from flows.results import FIRST, LEDGER_STAGES, PSEUDO_SET, ROUNDS, Round, counted
 from flows.teaching import believed_cases, train_fingerprint
 from storage import Archive, StudentRecord
 from students.errors import StudentError
@@ -58,6 +58,9 @@ def find_outdated(archive: Archive) -> Outdated:
     refined = outdated_cases(archive, archive.cases(with_labels=PSEUDO_SET))
     waiting = set(refined)
     changed = {record.name: _change(archive, record, waiting) for record in archive.catalog.students()}
+    changed |= {
+        name: changed[first] for name in changed if (first := name.rpartition("-r")[0]) in changed and _is_of_rounds(archive, first)
+    }
     students = [name for name, change in changed.items() if change]
     scored = [
         record.name for record in archive.catalog.students() if archive.ledger.state(LEDGER_STAGES["evaluate"], record.name) == "done"
@@ -71,10 +74,15 @@ def find_outdated(archive: Archive) -> Outdated:
     )
 
 
+def _is_of_rounds(archive: Archive, student: str) -> bool:
+    """Tell whether a student was chosen among those of several rounds: all of them follow from the labels of the first."""
+    return archive.ledger.state(ROUNDS, student) is not None
+
+
 def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Literal["labels", "program"] | None:
     """Tell why a student would be taught anew: by labels that it would be taught with now, or by the trainer alone; None where it stands."""
     unit = archive.ledger.record(LEDGER_STAGES["train"], student.name)
-    if unit is None or unit.state != "done" or student.label_set not in taught_sets(student.name):
+    if unit is None or unit.state != "done" or not _is_of_pseudo_labels(student):
         return None
     believed = believed_cases(archive)
     if not believed or any(record.id in waiting for record in believed):
@@ -88,13 +96,22 @@ def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Lite
         return None  # moved away: how it was trained is not known
 
     def now(trainer: str | None = None) -> str:
-        return train_fingerprint(archive, card.spec, believed, trainer=trainer, gold=card.gold_cases)
+        asked = card.spec.model_copy(update={"held_out": ()})  # which students of later rounds are given, and the first one is not
+        return train_fingerprint(archive, asked, believed, trainer=trainer, gold=card.gold_cases)
 
     if unit.fingerprint == now():
         return None
     if card.spec.kind != "compact":
         return "labels"
     return "program" if any(unit.fingerprint == now(str(version)) for version in range(1, int(TRAINER))) else "labels"
+
+
+def _is_of_pseudo_labels(student: StudentRecord) -> bool:
+    """Tell whether a student learnt from labels that this program refined: of the first round, or of a later one that follow from these."""
+    number, own = student.round, student.name
+    whose = (own, f"{own}-r{number}")  # a chosen student learnt under the name of its round
+    rounds = (FIRST,) if number == 1 else (Round(number=number), Round(number=number, relabel="both"))
+    return any(student.label_set in taught_sets(name, of) for of in rounds for name in whose)
 
 
 def outdated_words(archive: Archive, recipe: Recipe, recipe_file: str) -> str:

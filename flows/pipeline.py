@@ -27,10 +27,6 @@ from flows.stopping import guarded, stoppable
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SHARD_CASES = 256
-"""Cases per task: enough that starting a task and loading the teacher cost nothing beside the work."""
-
-
 _LASTING_SQLITE = ("SQLITE_ERROR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")
 """SQLite's operational errors that a minute does not mend, by the beginning of their names (sqlite.org/rescode.html): a statement or
 table that does not exist, a file that may not be written or opened. Busy, locked, full and I/O error pass."""
@@ -106,6 +102,14 @@ def train_student(recipe_file: str) -> StageResult:
     return teaching.train(load_recipe(recipe_file))
 
 
+@patient_task("rounds")
+def make_rounds(recipe_file: str) -> StageResult:
+    """Label and train again with what the student has learnt, as often as the recipe says and it helps."""
+    from flows.rounds import further_rounds
+
+    return further_rounds(load_recipe(recipe_file))
+
+
 @patient_task("evaluate")
 def evaluate_student(recipe_file: str, arms: tuple[str, ...] = ()) -> StageResult:
     """Score on cases that no step has seen, with these arms or the recipe's own."""
@@ -123,7 +127,7 @@ def ingest(recipe_file: str) -> StageResult:
 @guarded
 def label(recipe_file: str) -> StageResult:
     """Have prompts proposed, where the recipe says by whom, say whose labels are replaced, and let the teacher draw every prompted case."""
-    shards = stages.shards_to_label(load_recipe(recipe_file), SHARD_CASES)
+    shards = stages.shards_to_label(load_recipe(recipe_file), stages.SHARD_CASES)
     proposed = merged("prompts", [propose_prompts(recipe_file, shard) for shard in shards])
     proposed = joined(proposed, stages.announce_changes(load_recipe(recipe_file)))
     return joined(proposed, merged("label", [label_cases(recipe_file, shard) for shard in shards]))
@@ -136,7 +140,7 @@ def refine(recipe_file: str) -> StageResult:
 
     Thresholds that were given up leave the recipe's own to judge by, and opinions that were given up none; each is a unit without a result.
     """
-    shards = stages.shards_to_refine(load_recipe(recipe_file), SHARD_CASES)
+    shards = stages.shards_to_refine(load_recipe(recipe_file), stages.SHARD_CASES)
     doubted = doubt_labels(recipe_file)
     if doubted.failed:
         return replace(doubted, stage="refine", note=f"second opinions: {doubted.note}")
@@ -152,8 +156,11 @@ def refine(recipe_file: str) -> StageResult:
 @flow(name="train", flow_run_name="train {recipe_file}")
 @guarded
 def train(recipe_file: str) -> StageResult:
-    """Teach the student."""
-    return train_student(recipe_file)
+    """Teach the student; where the recipe asks for several rounds, one after the other, and the best one is kept."""
+    trained = train_student(recipe_file)
+    if load_recipe(recipe_file).rounds.most == 1 or trained.failed or trained.quarantined:
+        return trained
+    return merged("train", [trained, make_rounds(recipe_file)])
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe_file}")

@@ -10,7 +10,7 @@ from distill.propose import PromptPlan
 from distill.teachers.fetch import checkpoint_folder
 from distill.wavefront import AskSettings
 from flows.recipe import Recipe
-from flows.results import TEACHER_SET, teacher_sets
+from flows.results import TEACHER_SET
 from storage import ClassInfo
 from storage.store import local_path
 from students.folds import FoldPlan
@@ -29,7 +29,7 @@ def class_infos(recipe: Recipe) -> tuple[ClassInfo, ...]:
 def label_plan(recipe: Recipe) -> LabelPlan:
     """What the labelling engine is to do."""
     return LabelPlan(
-        label_set=TEACHER_SET,
+        label_set=recipe.round.teacher_set,
         sources=recipe.prompts.source,
         classes=class_infos(recipe),
         teacher=recipe.teacher.checkpoint,
@@ -63,7 +63,7 @@ def label_plans(recipe: Recipe) -> tuple[LabelPlan, ...]:
     first, block = label_plan(recipe), recipe.teacher
     return tuple(
         replace(first, label_set=name, teacher=each.checkpoint, profile=each.profile, base=each.base, precision=each.precision)
-        for name, each in zip(teacher_sets(1 + len(block.also)), (block, *block.also), strict=True)
+        for name, each in zip(recipe.round.teacher_sets(1 + len(block.also)), (block, *block.also), strict=True)
     )
 
 
@@ -94,7 +94,34 @@ def fold_plan(recipe: Recipe) -> FoldPlan:
     block = recipe.refine
     spec = StudentSpec(name="witness", budget_seconds=block.witness_budget, seed=recipe.student.seed, validation_fraction=0.0)
     return FoldPlan(
-        classes=class_infos(recipe), spec=spec, workdir=recipe.results / "witnesses" / recipe.student.name, label_set=TEACHER_SET
+        classes=class_infos(recipe),
+        spec=spec,
+        workdir=recipe.results / "witnesses" / recipe.student.name,
+        label_set=recipe.round.teacher_set,
+    )
+
+
+def round_fold_plan(recipe: Recipe, cases: tuple[str, ...], gold: tuple[str, ...]) -> FoldPlan:
+    """Which students answer in a later round for cases that they never saw: compact ones, taught by the labels of the round before.
+
+    Args:
+        recipe: of the round.
+        cases: whose labels of the round before are believed.
+        gold: whose experts' labels may be learnt from.
+    """
+    block, own = recipe.rounds, recipe.whole.student
+    asked = {"name": "witness", "budget_seconds": block.budget or own.budget, "seed": own.seed, "validation_fraction": 0.0}
+    spec = StudentSpec.model_validate(asked | (own.network if own.kind == "compact" else {}))
+    if own.kind == "compact":
+        spec = spec.model_copy(update={"learning": own.learning.model_copy(update={"consistency": 0.0})})
+    return FoldPlan(
+        classes=class_infos(recipe),
+        spec=spec,
+        workdir=recipe.results / "witnesses" / recipe.student.name,
+        label_set=recipe.in_round(recipe.round.number - 1).round.pseudo_set,
+        folds=block.folds,
+        cases=cases,
+        gold=gold,
     )
 
 

@@ -7,7 +7,7 @@ Every key has a default that works, except ``archive`` and ``classes``. Relative
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from distill.devices import AUTO, parse_devices
 from distill.intensity import IntensitySpec
@@ -19,7 +19,8 @@ from flows.places import resolve_catalog, resolve_path
 from flows.recipe_learning import LearningKeys
 from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, SourcePath, chained, existing
 from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting_labels
-from flows.results import MOST_TEACHERS
+from flows.recipe_rounds import RoundsBlock
+from flows.results import FIRST, MOST_TEACHERS, Round
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
 from students.spec import NnunetSpec, Shape
@@ -30,6 +31,8 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
     return resolve_catalog(value, folder=(info.context or {}).get("folder")) if isinstance(value, str) else value
 
 
+LONGEST_NAME = 64
+"""Letters of the name of a student."""
 ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone", "teacher-gold-boxes"]
 
 
@@ -324,9 +327,12 @@ class Recipe(Block):
     uncertainty: UncertaintyBlock = UncertaintyBlock()
     refine: RefineBlock = RefineBlock()
     student: StudentBlock = StudentBlock()
+    rounds: RoundsBlock = RoundsBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
     schedule: str | None = Field(default=None, pattern=r"^\S+( \S+){4}$")
     """Cron line for unattended runs; ``samdistill run`` runs at once and ignores it."""
+    _round: Round = PrivateAttr(default=FIRST)
+    _whole: "Recipe | None" = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Recipe":
@@ -375,6 +381,43 @@ class Recipe(Block):
             message = f"refine.classes names class {strangers[0]}, but the classes are {', '.join(map(str, sorted(self.classes)))}."
             raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _students_of_rounds_have_room(self) -> "Recipe":
+        if self.rounds.most > 1 and len(self.student.name) > LONGEST_NAME - len("-r2"):
+            message = (
+                f"student.name has {len(self.student.name)} letters, but students of rounds are called after it, with -r2 behind: "
+                f"give it {LONGEST_NAME - len('-r2')} at most."
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def round(self) -> Round:
+        """The round that this recipe is run for: the first, unless ``in_round`` made it."""
+        return self._round
+
+    @property
+    def whole(self) -> "Recipe":
+        """The recipe as people wrote it, also of one that ``in_round`` made."""
+        return self if self._whole is None else self._whole
+
+    def in_round(self, number: int) -> "Recipe":
+        """Return this recipe as a later round runs it: under names of its own, prompted by students, who are also heard about the teacher's masks."""
+        if number == 1:
+            return self.whole
+        whole = self.whole
+        now = Round(number=number, relabel=whole.rounds.relabel)
+        tests = tuple(test for test in whole.refine.semantic if test != "student")
+        asked = whole.model_copy(
+            update={
+                "student": whole.student.model_copy(update={"name": f"{whole.student.name}-r{number}"}),
+                "refine": whole.refine.model_copy(update={"semantic": tests if now.relabel == "student" else (*tests, "student")}),
+                "prompts": whole.prompts.model_copy(update={"source": (now.prompt_source,)}),
+            }
+        )
+        asked._round, asked._whole = now, whole  # noqa: SLF001 - of the same class
+        return asked
 
     @property
     def student_folder(self) -> Path:

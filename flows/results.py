@@ -9,8 +9,53 @@ Stage = Literal["ingest", "label", "refine", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("ingest", "label", "refine", "train", "evaluate")
 """In the order of a run."""
 
-TEACHER_SET = "teacher/r1"
-PSEUDO_SET = "pseudo/r1"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Names of what one round makes; the first is teacher, pseudo-labels and student as a run without further rounds has them."""
+
+    number: int = 1
+    relabel: Literal["teacher", "student", "both"] = "teacher"
+    """Of later rounds: who says what is to be refined."""
+
+    @property
+    def teacher_set(self) -> str:
+        """What refinement judges: the teacher's masks, or the students' own where nobody else is asked."""
+        return self.answers_set if self.relabel == "student" else f"teacher/r{self.number}"
+
+    @property
+    def answers_set(self) -> str:
+        """What students that never saw a case say of it; of later rounds."""
+        return f"folds/r{self.number}"
+
+    @property
+    def refined_set(self) -> str:
+        """What refinement writes."""
+        return f"pseudo/r{self.number}"
+
+    @property
+    def pseudo_set(self) -> str:
+        """What is learnt from: what refinement writes, or as much of it as the students' answers say too."""
+        return f"both/r{self.number}" if self.relabel == "both" else self.refined_set
+
+    @property
+    def prompt_source(self) -> str:
+        """Under which name the prompts of a later round are kept."""
+        return f"round-{self.number}"
+
+    @property
+    def doubt(self) -> str:
+        """The ledger's name of the beginning of refine."""
+        return f"doubt:{self.teacher_set}"
+
+    def teacher_sets(self, count: int) -> tuple[str, ...]:
+        """Return the label sets of so many teachers: one draws ``teacher/r1`` itself, several draw ``teacher/r1-1`` and so on, which are fused into it."""
+        return (self.teacher_set,) if count == 1 else tuple(f"{self.teacher_set}-{n + 1}" for n in range(count))
+
+
+FIRST = Round()
+TEACHER_SET = FIRST.teacher_set
+PSEUDO_SET = FIRST.pseudo_set
 
 LEDGER_STAGES: dict[Stage, str] = {
     "ingest": "ingest",
@@ -26,14 +71,14 @@ MOST_TEACHERS = 8
 
 
 def teacher_sets(count: int) -> tuple[str, ...]:
-    """Return the label sets of so many teachers: one draws ``teacher/r1`` itself, several draw ``teacher/r1-1`` and so on, which are fused into it."""
-    return (TEACHER_SET,) if count == 1 else tuple(f"{TEACHER_SET}-{n + 1}" for n in range(count))
+    """Return the label sets of so many teachers in the first round."""
+    return FIRST.teacher_sets(count)
 
 
 CALIBRATE = "calibrate"
 """The ledger's name of the first half of refine: one unit, called after the student, that sets the thresholds."""
 
-DOUBT = f"doubt:{TEACHER_SET}"
+DOUBT = FIRST.doubt
 """The ledger's name of the beginning of refine: a unit for each test of the teacher's labels, called after student and test."""
 
 
@@ -47,6 +92,11 @@ FILTER = "filter"
 
 CURVE = "curve"
 """The ledger's name of the trainings of ``evaluate.gold_curve``: units called after their students."""
+ROUNDS = "rounds"
+"""The ledger's name of the end of further rounds: one unit, called after the student, that puts the chosen one in its place."""
+
+GUARD = "guard"
+"""The ledger's name of the comparison of students: one unit for each round, called after its student."""
 
 UNIT_NAMES: dict[str, tuple[str, str]] = {
     "ingest": ("file or row", "files or rows"),

@@ -16,7 +16,7 @@ from distill.reliability import SCORES, predict_quality
 from flows.once import perform_once
 from flows.plans import class_infos
 from flows.recipe import CleaningBlock, Recipe
-from flows.results import CALIBRATE, PSEUDO_SET, TEACHER_SET, StageResult
+from flows.results import CALIBRATE, StageResult
 from storage import Archive, fingerprint
 
 UNCALIBRATED_SMOOTHING_MM = 1.0
@@ -71,7 +71,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
             labels=labels,
             gold=gold,
             scores=_scores(archive, recipe, labels),
-            patients={record.id: record.patient for record in archive.cases(part="calibration", with_labels=TEACHER_SET)},
+            patients={record.id: record.patient for record in archive.cases(part="calibration", with_labels=recipe.round.teacher_set)},
             **({"taught": taught} if (taught := taught_by_gold(recipe)) else {}),
             **({"prompted": strange} if strange else {}),
             **(
@@ -88,7 +88,7 @@ def calibrate_rules(archive: Archive, recipe: Recipe, labels: dict[str, str], go
 
 def _scores(archive: Archive, recipe: Recipe, labels: dict[str, str]) -> dict[str, dict[str, float]]:
     """Return the scores of the calibration cases: some are added to labels that are finished, and a predicted Dice depends on them."""
-    known, heard = archive.catalog.scores(TEACHER_SET), SCORES.keys() - unheard_scores(recipe)
+    known, heard = archive.catalog.scores(recipe.round.teacher_set), SCORES.keys() - unheard_scores(recipe)
     return {
         case: {name: value for name, value in known.get(case, {}).items() if name.partition("/")[0] in heard} for case in sorted(labels)
     }
@@ -101,7 +101,7 @@ def unheard_scores(recipe: Recipe) -> set[str]:
 
 def _prompted(archive: Archive, recipe: Recipe) -> dict[int, PromptMix]:
     """How calibration and archive cases were prompted, by class."""
-    return prompt_mixes(archive, list(recipe.classes), recipe.prompts.source, TEACHER_SET)
+    return prompt_mixes(archive, list(recipe.classes), recipe.prompts.source, recipe.round.teacher_set)
 
 
 def _calibrate(archive: Archive, recipe: Recipe, prompted: Mapping[int, PromptMix]) -> str:
@@ -109,7 +109,7 @@ def _calibrate(archive: Archive, recipe: Recipe, prompted: Mapping[int, PromptMi
     found = calibrate(
         archive,
         class_infos(recipe),
-        source=TEACHER_SET,
+        source=recipe.round.teacher_set,
         rules=starting_rules(recipe),
         risk=recipe.refine.risk,
         smoothing_mm=smoothing_mm,
@@ -129,7 +129,7 @@ def _calibrate(archive: Archive, recipe: Recipe, prompted: Mapping[int, PromptMi
 def taught_by_gold(recipe: Recipe) -> tuple[str, ...]:
     """Return the recipe's sources of prompts that learn from gold of calibration patients."""
     learns = {"exemplar": True, "everything": recipe.prompts.everything.exemplars > 0}
-    return tuple(name for name in recipe.prompts.source if learns.get(name, False))
+    return tuple(name for name in recipe.whole.prompts.source if learns.get(name, False))
 
 
 def calibration_note(recipe: Recipe) -> str:
@@ -162,7 +162,7 @@ def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -
     path, scored = calibration_file(recipe), 0
     there = is_calibrated(archive, recipe) and path.is_file()
     found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8")).classes if there else {}
-    known = archive.catalog.scores(TEACHER_SET, list(cases))
+    known = archive.catalog.scores(recipe.round.teacher_set, list(cases))
     for case in cases:
         told = {key: predict_quality(each.quality, known.get(case, {}), key) for key, each in found.items() if each.quality is not None}
         scores = {
@@ -177,7 +177,7 @@ def add_predicted_dice(archive: Archive, recipe: Recipe, cases: Sequence[str]) -
             if name.startswith("predicted_dice") and name not in scores and not math.isnan(value)
         }
         if stale or any(known[case].get(name) != value for name, value in scores.items()):
-            archive.catalog.add_scores(case, TEACHER_SET, scores | stale)
+            archive.catalog.add_scores(case, recipe.round.teacher_set, scores | stale)
         scored += len(scores) // 3
     return scored
 
@@ -188,6 +188,7 @@ def starting_rules(recipe: Recipe) -> dict[int, ClassRule]:
         key: ClassRule(
             largest_component=recipe.refine.largest_component,
             volume_mm3=block.volume_mm3,
+            student_from=ClassRule().student_from if recipe.round.number == 1 else least_agreement(recipe),
             smooth_mm=UNCALIBRATED_SMOOTHING_MM if recipe.refine.consistency == "3d" else 0.0,
             **_cleaning(recipe, key),
         )
@@ -204,6 +205,11 @@ def _cleaning(recipe: Recipe, class_id: int) -> dict[str, Any]:
 def weighed_edges(recipe: Recipe) -> tuple[int, ...]:
     """Return the classes for which gold is to say whether intensity is heard about edges."""
     return tuple(key for key, block in sorted(recipe.refine.classes.items()) if block.rectify_edges == "auto")
+
+
+def least_agreement(recipe: Recipe) -> float:
+    """Return the Dice with students that never saw the case below which a mask is rejected whatever gold says; 0 in the first round."""
+    return recipe.rounds.agreement if recipe.round.number > 1 and "student" in recipe.refine.semantic else 0.0
 
 
 def is_calibrated(archive: Archive, recipe: Recipe) -> bool:
@@ -223,16 +229,22 @@ def refine_plan(recipe: Recipe, *, calibrated: bool = True) -> RefinePlan:
     if calibrated and path.is_file():
         found = CalibrationFile.model_validate_json(path.read_text(encoding="utf-8"))
         rules |= {key: each.rule for key, each in found.classes.items()}
-    rules = {key: _without_unasked(rule, recipe.refine.semantic) for key, rule in rules.items()}
-    return RefinePlan(classes=class_infos(recipe), rules=rules, source=TEACHER_SET, target=PSEUDO_SET, intensity=recipe.intensity)
+    rules = {key: _without_unasked(rule, recipe.refine.semantic, least_agreement(recipe)) for key, rule in rules.items()}
+    return RefinePlan(
+        classes=class_infos(recipe),
+        rules=rules,
+        source=recipe.round.teacher_set,
+        target=recipe.round.refined_set,
+        intensity=recipe.intensity,
+    )
 
 
-def _without_unasked(rule: ClassRule, asked: Sequence[str]) -> ClassRule:
+def _without_unasked(rule: ClassRule, asked: Sequence[str], least: float) -> ClassRule:
     """Scores of a test that the recipe no longer asks for stay in the catalog, and must not go on rejecting masks."""
     return replace(
         rule,
         prior_from=rule.prior_from if "prior" in asked else 0.0,
-        student_from=rule.student_from if "student" in asked else 0.0,
+        student_from=max(rule.student_from, least) if "student" in asked else 0.0,
         reverse_from=rule.reverse_from if "reverse" in asked else 0.0,
     )
 

@@ -13,8 +13,11 @@ from flows.learnt import chosen_gold
 from flows.made_of import remember_sources
 from flows.opened import asked_with, label_fingerprints, open_archive
 from flows.recipe import Recipe
-from flows.results import LEDGER_STAGES, TEACHER_SET, StageResult
+from flows.results import TEACHER_SET, StageResult
 from storage import Archive, CaseRecord
+
+SHARD_CASES = 256
+"""Cases per task: enough that starting a task and loading the teacher cost nothing beside the work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ def label(recipe: Recipe, shard: Shard) -> StageResult:
 def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
     """Every case that the teacher has drawn."""
     archive = open_archive(recipe)
-    records = archive.cases(with_labels=TEACHER_SET)
+    records = archive.cases(with_labels=recipe.round.teacher_set)
     if not records:
         raise StageError(_nothing_drawn(archive, recipe))
     return _shards([record.id for record in records], size)
@@ -127,9 +130,11 @@ def calibrate(recipe: Recipe) -> StageResult:
     from flows.rules import calibrate_rules
 
     archive = open_archive(recipe)
-    drawn = archive.cases(part="calibration", with_labels=TEACHER_SET)
+    drawn = archive.cases(part="calibration", with_labels=recipe.round.teacher_set)
     known = archive.cases(part="calibration", with_labels="gold")
-    return calibrate_rules(archive, recipe, label_fingerprints(archive, drawn, TEACHER_SET), label_fingerprints(archive, known, "gold"))
+    return calibrate_rules(
+        archive, recipe, label_fingerprints(archive, drawn, recipe.round.teacher_set), label_fingerprints(archive, known, "gold")
+    )
 
 
 def refine(recipe: Recipe, shard: Shard) -> StageResult:
@@ -147,7 +152,7 @@ def refine(recipe: Recipe, shard: Shard) -> StageResult:
         stage="refine",
         done=summary.done,
         skipped=summary.skipped,
-        failed=len(archive.ledger.unfinished(LEDGER_STAGES["refine"], shard.cases)),
+        failed=len(archive.ledger.unfinished(f"refine:{recipe.round.refined_set}", shard.cases)),
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
         output=summary.label_set,

@@ -9,7 +9,7 @@ from flows.console import OUT, show_next, show_table
 from flows.places import shortest, typed
 from storage import StudentRecord
 
-_HEADS = ("student", "", "training", "learnt from", "parameters", "agreement", "Dice", "teacher's", "trained", "program")
+_HEADS = ("student", "", "training", "round", "learnt from", "parameters", "agreement", "Dice", "teacher's", "trained", "program")
 _KNOWN = ("agreement", "dice", "teacher_dice")
 
 
@@ -40,6 +40,7 @@ def show_student(records: Sequence[StudentRecord], *, as_json: bool) -> None:
         "kind": record.kind,
         "folder": record.path,
         "learnt from": record.label_set,
+        "round": record.round,
         "parameters": f"{record.parameters:,}",
         "trained": record.trained_at or "not known: recorded by an older program",
         "program": record.code or "not known",
@@ -74,7 +75,7 @@ def _warn_if_worse(record: StudentRecord, before: StudentRecord) -> None:
 
 
 def _line(record: StudentRecord) -> tuple[str, ...]:
-    return record.name, _promoted(record), str(record.revision), record.label_set, f"{record.parameters:,}"
+    return record.name, _promoted(record), str(record.revision), str(record.round), record.label_set, f"{record.parameters:,}"
 
 
 def _promoted(record: StudentRecord) -> str:

@@ -14,26 +14,36 @@ from flows.once import perform_once
 from flows.opened import label_fingerprints, open_archive
 from flows.program_version import code_version
 from flows.recipe import Recipe
-from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
+from flows.results import FIRST, Round, StageResult
+from flows.round_students import folder_in_round, patients_held_out, restore_first
 from storage import Archive, CaseRecord, StudentRecord, fingerprint
 from students.spec import StudentCard, StudentSpec
 
 
 def train(recipe: Recipe) -> StageResult:
     """Train the student on the believed labels of the archive cases, once per state of these labels."""
-    from flows.plans import student_spec
-
     archive = open_archive(recipe)
     records = _accepted(archive, recipe)
+    restore_first(archive, recipe)
     found = material(archive, recipe, records)
     return perform_once(
         archive.ledger,
         stage="train",
         unit=recipe.student.name,
-        fingerprint=train_fingerprint(archive, student_spec(recipe), records, gold=found.gold),
+        fingerprint=train_fingerprint(archive, asked_spec(archive, recipe), records, gold=found.gold, of=recipe.round),
         output=recipe.student_folder / "student.json",
         work=lambda: _train(archive, recipe, found),
     )
+
+
+def asked_spec(archive: Archive, recipe: Recipe) -> StudentSpec:
+    """What is asked of the student; those of later rounds hold out the patients that the first one's did, so that they can be compared on them."""
+    from flows.plans import student_spec
+
+    spec = student_spec(recipe)
+    if recipe.round.number == 1 or spec.kind != "compact":
+        return spec
+    return spec.model_copy(update={"held_out": patients_held_out(archive, folder_in_round(recipe, 1))})
 
 
 def train_fingerprint(
@@ -43,29 +53,30 @@ def train_fingerprint(
     *,
     trainer: str | None = None,
     gold: Sequence[str] = (),
+    of: Round = FIRST,
 ) -> str:
-    """Everything a student depends on: how it is trained, by which version of the trainer (this one), the labels it learns from, and gold."""
+    """Everything a student depends on: how it is trained, by which version of the trainer (this one), the labels it learns from (of a round), and gold."""
     from students.training import trainer_version
 
     known = archive.catalog.fingerprints("gold") if gold else {}
     beside: dict[str, JsonValue] = {"gold": {case: known.get(case, "") for case in gold}} if gold else {}
     if gold and (spec.hints or spec.learning.gold.correct):
-        drawn = archive.catalog.fingerprints(TEACHER_SET)
+        drawn = archive.catalog.fingerprints(of.teacher_set)
         beside["shown"] = {case: drawn.get(case, "") for case in gold}
     if spec.learning.consistency:
         beside["unlabeled"] = [record.id for record in archive.cases(part="archive")]
     asked = spec.model_dump(exclude={"nnunet": {"workers"}} if spec.nnunet else None)  # how many workers there are decides nothing
     return fingerprint(
-        trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, PSEUDO_SET), **beside
+        trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, of.pseudo_set), **beside
     )
 
 
-def believed_cases(archive: Archive) -> list[CaseRecord]:
+def believed_cases(archive: Archive, of: Round = FIRST) -> list[CaseRecord]:
     """The archive cases whose pseudo-labels were accepted; those for review wait for a person, rejected ones teach nothing."""
     from distill.refine import accepted_cases
 
-    believed = frozenset(accepted_cases(archive, PSEUDO_SET)) & archive.catalog.fingerprints(TEACHER_SET).keys()
-    return [record for record in archive.cases(part="archive", with_labels=PSEUDO_SET) if record.id in believed]
+    believed = frozenset(accepted_cases(archive, of.pseudo_set)) & archive.catalog.fingerprints(of.teacher_set).keys()
+    return [record for record in archive.cases(part="archive", with_labels=of.pseudo_set) if record.id in believed]
 
 
 def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
@@ -74,24 +85,36 @@ def _accepted(archive: Archive, recipe: Recipe) -> list[CaseRecord]:
     Raises:
         StageError: if there is none, or if what was accepted is of masks that are not there any more.
     """
-    records = archive.cases(part="archive", with_labels=PSEUDO_SET)
+    pseudo = recipe.round.pseudo_set
+    records = archive.cases(part="archive", with_labels=pseudo)
     if not records:
-        message = f"the archive {recipe.archive} holds no label set {PSEUDO_SET!r} to learn from. Run 'samdistill refine RECIPE' first."
+        message = f"the archive {recipe.archive} holds no label set {pseudo!r} to learn from. Run 'samdistill refine RECIPE' first."
         raise StageError(message)
-    accepted = believed_cases(archive)
+    accepted = believed_cases(archive, recipe.round)
     if not accepted:
         message = (
             f"none of {len(records)} pseudo-labels was accepted, so there is nothing to learn from. Look at some of them "
-            f"('samdistill export {recipe.archive} --labels {PSEUDO_SET} -o look'), check the prompts, or raise 'refine.risk' in the recipe."
+            f"('samdistill export {recipe.archive} --labels {pseudo} -o look'), check the prompts, or raise 'refine.risk' in the recipe."
         )
         raise StageError(message)
-    _check_refined(archive, accepted)
-    return accepted
+    _check_refined(archive, accepted, recipe.round)
+    dropped = frozenset(dropped_cases(archive, recipe, accepted))
+    return [record for record in accepted if record.id not in dropped]
 
 
-def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
+def dropped_cases(archive: Archive, recipe: Recipe, believed: Sequence[CaseRecord]) -> tuple[str, ...]:
+    """The believed cases that a later round does not learn from, since their labels changed most; none in the first round."""
+    from distill.instability import INSTABILITY, most_changed
+
+    if recipe.round.number == 1:
+        return ()
+    known = archive.catalog.scores(recipe.round.pseudo_set, [record.id for record in believed])
+    return most_changed({case: told[INSTABILITY] for case, told in known.items() if INSTABILITY in told}, recipe.rounds.drop)
+
+
+def _check_refined(archive: Archive, records: Sequence[CaseRecord], of: Round) -> None:
     """Refuse pseudo-labels of masks that are not there any more: somebody has labelled since, and not refined."""
-    if outdated := outdated_cases(archive, records):
+    if outdated := outdated_cases(archive, records, of):
         message = (
             f"{len(outdated)} of {len(records)} accepted pseudo-labels are of masks that the teacher has drawn anew since, such as "
             f"{', '.join(outdated[:3])}. Run 'samdistill refine RECIPE' first."
@@ -100,7 +123,7 @@ def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
 
 
 def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
-    from flows.plans import class_infos, student_spec
+    from flows.plans import class_infos
     from students.outcome import stop_words, training_doubts
     from students.training import train as train_student
 
@@ -110,7 +133,7 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
         archive,
         label_set=found.label_set,
         classes=class_infos(recipe),
-        spec=student_spec(recipe),
+        spec=asked_spec(archive, recipe),
         workdir=recipe.student_folder.parent,
         cases=found.labeled,
         gold=found.gold,
@@ -135,6 +158,7 @@ def _record(card: StudentCard, path: Path, recipe: Recipe) -> StudentRecord:
         kind=card.spec.kind,
         path=str(path),
         label_set=card.label_set,
+        round=recipe.round.number,
         parameters=card.parameters,
         fingerprint=card.fingerprint,
         metrics={"steps": card.steps, "seconds": card.seconds, **known},

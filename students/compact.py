@@ -199,7 +199,9 @@ def _prepare(
         object_px=_object_px(archive, found, label_set, classes) if flat else None,
         hints=0 if spec.hints is None else len(classes),
     )
-    training, held_out = split_by_patient(found.labeled, 0.0 if found.gold else spec.validation_fraction, spec.seed)
+    training, held_out = split_by_name(found.labeled, () if found.gold else spec.held_out)
+    if not held_out:
+        training, held_out = split_by_patient(found.labeled, 0.0 if found.gold else spec.validation_fraction, spec.seed)
     labels = [archive[record.id].labels(label_set) for record in found.labeled]
     unknown = {"unknown": _UNKNOWN_HEARD} if any("unknown" in each.maps for each in labels) else {}
     mark = fingerprint(
@@ -214,6 +216,13 @@ def _prepare(
         **_hinted(archive, found, spec),
     )
     return plan, training, held_out, mark
+
+
+def split_by_name(records: Sequence[CaseRecord], patients: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return training and held-out case ids where patients are held out by name; nobody is where that would leave no training case."""
+    held = [record.id for record in records if record.patient in frozenset(patients)]
+    rest = [record.id for record in records if record.id not in frozenset(held)]
+    return (rest, held) if rest else (held, [])
 
 
 def _beside(archive: Archive, found: _Found) -> dict[str, list[tuple[str, str, str]]]:

@@ -72,6 +72,7 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         costs=(student_cost(student, archive, cases[0]), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
+        rounds=student.card.rounds,
         warnings=(
             *evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
             *unequal_trainings(student.card, _rivals(plan)),

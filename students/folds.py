@@ -19,6 +19,10 @@ class FoldPlan:
     workdir: Path
     label_set: str = "teacher/r1"
     folds: int = 2
+    cases: tuple[str, ...] | None = None
+    """Archive cases whose labels are learnt from; None for all that carry the label set."""
+    gold: tuple[str, ...] = ()
+    """Archive cases whose expert labels are learnt from instead, by the students that must not answer for them."""
 
 
 def folds_of(patients: Sequence[str], folds: int) -> dict[str, int]:

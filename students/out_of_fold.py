@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from distill.quality import dice
 from distill.unknown import unknown_map
@@ -37,7 +38,7 @@ def train_folds(archive: Archive, plan: FoldPlan, progress: Callable[[int, Train
     Raises:
         TrainingError: if there are too few patients to leave some out.
     """
-    records = archive.cases(part="archive", with_labels=plan.label_set)
+    records = _learnt_from(archive, plan)
     fold = folds_of([record.patient for record in records], plan.folds)
     if len(fold) < LEAST_PATIENTS:
         message = (
@@ -50,6 +51,13 @@ def train_folds(archive: Archive, plan: FoldPlan, progress: Callable[[int, Train
     ]
 
 
+def _learnt_from(archive: Archive, plan: FoldPlan) -> list[CaseRecord]:
+    wanted = None if plan.cases is None else {*plan.cases, *plan.gold}
+    named = {record.id: record for record in archive.cases(part="archive", with_labels=plan.label_set)}
+    named |= {case: archive[case].record for case in plan.gold}
+    return [record for case, record in sorted(named.items()) if wanted is None or case in wanted]
+
+
 def _trained(
     archive: Archive, plan: FoldPlan, records: list[CaseRecord], left_out: int, progress: Callable[[int, TrainProgress], None] | None
 ) -> Student:
@@ -59,7 +67,8 @@ def _trained(
         classes=plan.classes,
         spec=plan.spec.model_copy(update={"name": f"{plan.spec.name}-without-fold-{left_out + 1}"}),
         workdir=plan.workdir,
-        cases=[record.id for record in records],
+        cases=[record.id for record in records if record.id not in plan.gold],
+        gold=[record.id for record in records if record.id in plan.gold],
         progress=None if progress is None else lambda now: progress(left_out, now),
     )
     return Student.load(done.path, device=plan.spec.device)
@@ -98,6 +107,19 @@ def judge_out_of_fold(
 
 def _together(students: Sequence[Student], image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> np.ndarray:
     """Return the class ids ``(z, y, x)`` of the students' mean probability."""
-    mean = np.mean([student.predict(image_czyx, spacing_zyx_mm).probability for student in students], axis=0)
-    ids = np.asarray([0, *(info.id for info in students[0].card.classes)], np.uint8)
-    return np.asarray(ids[np.concatenate([1 - mean.sum(axis=0, keepdims=True), mean]).argmax(axis=0)])
+    return ids_of(students[0], mean_probability(students, image_czyx, spacing_zyx_mm))
+
+
+def mean_probability(
+    students: Sequence[Student], image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]
+) -> Float32[np.ndarray, "k z y x"]:
+    """Return the students' mean probability of each class, in the order of their cards."""
+    each = [student.predict(image_czyx, spacing_zyx_mm).probability for student in students]
+    return np.asarray(np.mean(each, axis=0), np.float32)
+
+
+def ids_of(student: Student, probability_kzyx: Float32[np.ndarray, "k z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    """Return the likeliest class of each voxel, by the ids of the student's classes."""
+    ids = np.asarray([0, *(info.id for info in student.card.classes)], np.uint8)
+    background = 1 - probability_kzyx.sum(axis=0, keepdims=True)
+    return np.asarray(ids[np.concatenate([background, probability_kzyx]).argmax(axis=0)])

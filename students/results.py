@@ -11,7 +11,7 @@ from storage import ClassInfo
 from students.figures import Measured
 from students.findings import SHAPE_METRICS, Breakdown, FailureDetection, GoldCurve, OwnCalibration, PairedDifference, Relative
 from students.frozen import Frozen
-from students.spec import Cost, Shape
+from students.spec import Cost, RoundsNote, Shape
 
 __all__ = ["METRICS", "CaseScore", "ClassResult", "Comparison", "Difference", "Evaluation", "Hindsight", "Measured", "Role", "Transfer"]
 
@@ -135,6 +135,8 @@ class Evaluation(Frozen):
     failure_detection: tuple[FailureDetection, ...] = ()
     breakdown: Breakdown | None = None
     gold_curve: GoldCurve | None = None
+    rounds: RoundsNote | None = None
+    """Why this student was chosen among those of several rounds; None where there was one."""
 
     def metrics_of(self, class_id: int) -> tuple[str, ...]:
         """Return what is measured of a class beyond overlap and surface."""

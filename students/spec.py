@@ -42,7 +42,7 @@ class NnunetSpec(Frozen):
 class StudentSpec(Growing):
     """What a person asks of a student; the rest is planned from the data."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet", "hints"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet", "hints", "held_out"})
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     kind: Literal["compact", "nnunet"] = "compact"
     nnunet: NnunetSpec | None = None
@@ -69,6 +69,9 @@ class StudentSpec(Growing):
     device: str = "auto"
     validation_fraction: float = Field(default=0.15, ge=0, lt=1)
     """Share of the patients held out to watch agreement with their pseudo-labels; 0 trains on all and keeps the last weights."""
+    held_out: tuple[str, ...] = ()
+    """Patients to hold out by name, as far as there are labels of theirs, instead of a share drawn by ``seed``: students of several rounds are
+    watched on the same ones. Of compact students."""
     validations: int = Field(default=12, ge=1)
     """How often during the budget agreement is measured; less often where that would take more than about a tenth of it."""
     patience: int = Field(default=6, ge=1)
@@ -202,10 +205,23 @@ class Exported(Frozen):
     int8: Int8Cost | None = None
 
 
+class RoundsNote(Frozen):
+    """Why this student was chosen among those of several rounds."""
+
+    number: int = Field(ge=1)
+    """The round it is of."""
+    made: int
+    """How many rounds were made."""
+    relabel: Literal["teacher", "student", "both"] = "teacher"
+    """Whose the labels of its round are: the teacher's, those of students that never saw the case, or what both say."""
+    words: tuple[str, ...]
+    """What was decided after each round but the first, and why; one sentence each."""
+
+
 class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "exported"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "exported", "rounds"})
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -233,6 +249,8 @@ class StudentCard(Growing):
     """Cases that taught consistency without any label; their patients are among ``training_patients`` too."""
     exported: Exported | None = None
     """None for a student as training left it."""
+    rounds: RoundsNote | None = None
+    """None for a student that was not chosen among those of several rounds."""
 
 
 class Cost(Frozen):

@@ -8,7 +8,7 @@ from students.errors import StudentFileError
 from students.export.card_findings import findings
 from students.outcome import stop_words, training_doubts
 from students.results import Comparison, Evaluation, Measured
-from students.spec import StudentCard
+from students.spec import RoundsNote, StudentCard
 
 FILE = "MODEL_CARD.md"
 
@@ -77,8 +77,13 @@ def _training(card: StudentCard) -> str:
         ("patients of both", f"{len(card.training_patients):,}"),
         ("steps", f"{card.steps:,} of {card.plan.batch} patches, {card.seconds:,.0f} s"),
         ("end", stop_words(card)),
+        *([("round", _round(card.rounds))] if card.rounds else []),
     ]
     return f"## Training\n\n{_table(('what', 'value'), rows)}\n\nThe names of cases and patients are in `student.json`: on these no score may be taken."
+
+
+def _round(note: RoundsNote) -> str:
+    return "; ".join((f"{note.number}, chosen of {note.made}", *note.words))
 
 
 def _scores(report: Evaluation | None) -> str:

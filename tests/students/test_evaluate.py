@@ -24,7 +24,7 @@ from students.gold_curve import CurveStudent
 from students.predict import CompactNetwork, Student
 from students.report import write_report
 from students.results import Evaluation
-from students.spec import StudentSpec
+from students.spec import RoundsNote, StudentSpec
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
 
@@ -265,6 +265,16 @@ def test_warnings_stand_at_the_top_of_the_page_and_only_where_there_are_some(
     text = loud.read_text(encoding="utf-8")
     assert "kernel: &lt;worse&gt;" in text
     assert text.index('role="alert"') < text.index('class="tiles"')
+
+
+def test_why_a_student_was_chosen_among_rounds_stands_in_the_report(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
+    note = RoundsNote(number=2, made=3, relabel="student", words=("round 3 is <worse>",))
+    chosen = evaluation.model_copy(update={"rounds": note, "trained_on": "pseudo/r2"})
+    text = write_report(chosen, archive, tmp_path / "rounds.html").read_text(encoding="utf-8")
+    assert "Of round 2, chosen of 3" in text
+    assert "Round 3 is &lt;worse&gt;." in text
+    assert "answers of students that never saw the case, after refinement, round 2" in text
+    assert json.loads((tmp_path / "rounds.json").read_text(encoding="utf-8"))["rounds"]["number"] == 2
 
 
 def test_words_that_only_we_use_are_explained_where_they_stand(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from students.errors import StudentFileError
 from students.export.model_card import model_card, read_report
 from students.findings import Breakdown, CurveRow, Gap, GoldCurve, PairedDifference, Relative
 from students.results import ClassResult, Comparison, Evaluation, Measured
-from students.spec import Cost
+from students.spec import Cost, RoundsNote
 
 MakeStudent = Callable[..., Path]
 
@@ -101,6 +101,13 @@ def test_the_report_of_another_student_is_refused(make_student: MakeStudent) -> 
 
 def test_warnings_of_the_report_are_among_the_limits(make_student: MakeStudent) -> None:
     assert "- WARNING: it is bad." in model_card(read_card(make_student()), report(warnings=("it is bad.",)))
+
+
+def test_a_student_that_was_chosen_among_rounds_says_why(make_student: MakeStudent) -> None:
+    card = read_card(make_student())
+    assert "| round |" not in model_card(card)
+    note = RoundsNote(number=1, made=2, words=("round 2 is worse",))
+    assert "| round | 1, chosen of 2; round 2 is worse |" in model_card(card.model_copy(update={"rounds": note}))
 
 
 def test_a_report_is_read_from_its_folder_and_refused_where_it_is_none(tmp_path: Path) -> None:

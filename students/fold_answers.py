@@ -1,0 +1,93 @@
+"""What students that never saw a case say of it, kept as a label set: the labels, or the prompts, of the next round.
+
+A student repeats the errors of the labels that it learnt from, on the patients that it learnt them of. So each patient of the archive part is
+answered for by the students of the other folds, and patients that no student learns from by all of them (``students.out_of_fold``).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from storage import Archive, LabelHistory, fingerprint
+from storage.working import Worked, work_through
+from students.folds import FoldPlan
+from students.out_of_fold import ids_of, mean_probability
+from students.predict import Student, answer_fingerprint
+
+_VERSION = "1"
+"""Raised whenever the same students give other answers."""
+_TOP = 255
+
+
+def answer_out_of_fold(
+    archive: Archive,
+    plan: FoldPlan,
+    students: Sequence[Student],
+    cases: Sequence[str],
+    *,
+    into: str,
+    number: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Worked[None]:
+    """Write the answer of each case's strangers; what is there already is not made again.
+
+    The label set looks like a teacher's, so that it can be refined as one: it has probabilities, and as ``pairwise_dice/ID`` the Dice that the
+    probabilities promise (``promised_dice``). A case that every student has learnt from gets no answer.
+
+    Args:
+        archive: read from and written to.
+        plan: as the students were trained.
+        students: one per fold.
+        cases: to answer for.
+        into: the label set.
+        number: of the round that the label set belongs to.
+        progress: called with (cases done, cases to do).
+    """
+    marks = [answer_fingerprint(student) for student in students]
+    seen = [frozenset(student.card.training_patients) for student in students]
+    records = {case: archive[case].record for case in cases}
+    strangers = {case: [n for n, patients in enumerate(seen) if record.patient not in patients] for case, record in records.items()}
+    prints = {
+        case: fingerprint(version=_VERSION, case=records[case].fingerprint, students=[marks[n] for n in those])
+        for case, those in strangers.items()
+        if those
+    }
+
+    def answer(case: str) -> None:
+        stored, chosen = archive[case], [students[n] for n in strangers[case]]
+        probability = mean_probability(chosen, stored.read(), stored.spacing_zyx_mm)
+        ids = ids_of(chosen[0], probability)
+        history = LabelHistory(
+            label_set=into,
+            classes=plan.classes,
+            made_by="students.fold_answers",
+            parameters={"students": ", ".join(student.name for student in chosen)},
+            parents=(plan.label_set,),
+            round=number,
+            fingerprint=prints[case],
+        )
+        stored.write_labels(
+            history, ids, probability_kzyx=np.rint(probability * _TOP).astype(np.uint8), scores=_scores(plan, probability, ids)
+        )
+
+    return work_through(archive.ledger, f"answer:{into}", prints, answer, progress=progress)
+
+
+def _scores(plan: FoldPlan, probability_kzyx: Float32[np.ndarray, "k z y x"], ids: UInt8[np.ndarray, "z y x"]) -> dict[str, float]:
+    return {
+        f"pairwise_dice/{info.id}": promised_dice(probability, ids == info.id)
+        for info, probability in zip(plan.classes, probability_kzyx, strict=True)
+    }
+
+
+def promised_dice(probability: Float32[np.ndarray, "z y x"], mask: UInt8[np.ndarray, "z y x"]) -> float:
+    """Return about the Dice that a mask would have if each voxel were of the object with its probability; 0 for an empty mask.
+
+    ``2 sum(p in mask) / (|mask| + sum p)``. A net that is too sure promises too much, as an ensemble that agrees with itself does: it ranks masks, and
+    gold says where to cut.
+    """
+    size = float(np.count_nonzero(mask))
+    return (
+        float(2 * probability[np.asarray(mask, bool)].sum(dtype=np.float64) / (size + probability.sum(dtype=np.float64))) if size else 0.0
+    )
