@@ -8,10 +8,12 @@ A batch depends on (seed, step) alone, so a resumed run continues as if nothing 
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,6 +37,9 @@ EMA_DECAY = 0.99
 
 _GRADIENT_NORM = 12.0
 """nnU-Net's clip; it only catches the occasional spike."""
+
+_AHEAD = 2
+"""Batches that are ready or being drawn while one is learnt from: two, so that a volume which is read for the first time holds nobody up."""
 
 _SKIPS = 20
 """A few steps without a finite gradient are bf16's bad luck; this many in a row are a broken network."""
@@ -116,7 +121,7 @@ class Training:
         self._restore()
         started = time.monotonic() - self.state.seconds
         saved = told = self.state.seconds
-        with batches_ahead(self._source, self.spec.seed, self.state.step, self._fraction_at) as batches:
+        with batches_ahead(self._drawn, self.state.step, self._fraction_at) as batches:
             while self.state.stopped is None:
                 loss = self._learn(next(batches))
                 self.state.seconds = time.monotonic() - started
@@ -148,7 +153,6 @@ class Training:
         rate = self.spec.lr * (1 - self.fraction) ** 0.9
         for group in self._optimiser.param_groups:
             group["lr"] = max(rate, self.spec.lr * 1e-3)
-        batch = self._changed(batch)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             logits = self.network(self._flat(batch.image))
         loss = self._loss(batch, logits)
@@ -198,8 +202,9 @@ class Training:
             )
             raise TrainingError(message)
 
-    def _changed(self, batch: Batch) -> Batch:
-        """Move a batch to the device and augment it there."""
+    def _drawn(self, step: int, fraction: float) -> Batch:
+        """Return the batch of a step on the device, augmented there; asked for by the thread that reads, while the network computes."""
+        batch = self._source.batch(self.spec.seed, step, fraction)
         here = Batch(
             image=batch.image.to(self._device),
             ids=batch.ids.to(self._device),
@@ -208,7 +213,7 @@ class Training:
         )
         if not self.spec.augment:
             return here
-        generator = torch.Generator().manual_seed((self.spec.seed << 32) + self.state.step)
+        generator = torch.Generator().manual_seed((self.spec.seed << 32) + step)
         how, hints = SLICES if self.plan.dimensions == "2d" else Augmentation(), self.plan.hints * (1 + 2 * self.plan.neighbours)
         return augment(here, self.plan.spacing_zyx_mm, generator, how, hints)
 
@@ -362,18 +367,19 @@ class BatchSource(Protocol):
 
 @contextmanager
 def batches_ahead(
-    source: BatchSource, seed: int, first_step: int, fraction_at: Callable[[int], float] = lambda _: 0.0
+    draw: Callable[[int, float], Batch], first_step: int, fraction_at: Callable[[int], float] = lambda _: 0.0
 ) -> Iterator[Iterator[Batch]]:
-    """Give the batches from a step on, each read by a thread while the one before is learnt from."""
+    """Give the batches from a step on, drawn by a thread while those before are learnt from."""
 
     def ahead(pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        step = first_step
-        coming = pool.submit(source.batch, seed, step, fraction_at(step))
-        while True:
-            ready = coming.result()
-            step += 1
-            coming = pool.submit(source.batch, seed, step, fraction_at(step))
-            yield ready
+        coming: deque[Future[Batch]] = deque()
+        for step in count(first_step):
+            coming.append(pool.submit(draw, step, fraction_at(step)))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().result()
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as pool:
-        yield ahead(pool)
+        try:
+            yield ahead(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
