@@ -58,13 +58,21 @@ class Chance:
         """Draw for so many items of the whole batch; ``own`` says which of them are here."""
         self._generator, self._items, self._own = generator, items, own
 
+    def every(self, *more: int) -> Tensor:
+        """Return numbers between 0 and 1, of this shape for each item of the whole batch."""
+        return torch.rand(self._items, *more, generator=self._generator)
+
+    def here(self, of_all: Tensor) -> Tensor:
+        """Return what is of the items that are here."""
+        return of_all[self._own]
+
     def uniform(self, *more: int) -> Tensor:
-        """Return numbers between 0 and 1, of this shape for each item."""
-        return torch.rand(self._items, *more, generator=self._generator)[self._own]
+        """Return numbers between 0 and 1, of this shape for each item that is here."""
+        return self.here(self.every(*more))
 
     def normal(self, *more: int) -> Tensor:
-        """Return numbers of mean 0 and variance 1, of this shape for each item."""
-        return torch.randn(self._items, *more, generator=self._generator)[self._own]
+        """Return numbers of mean 0 and variance 1, of this shape for each item that is here."""
+        return self.here(torch.randn(self._items, *more, generator=self._generator))
 
     def once(self) -> float:
         """Return a number between 0 and 1 for the whole batch."""
@@ -115,10 +123,13 @@ def augment(
 
 
 def _matrices(extent_xyz_mm: Tensor, flat: bool, chance: Chance, how: Augmentation) -> Tensor:  # noqa: FBT001 - private, called once
-    """Return an affine map for each item in torch's normalised x, y, z frame; a rotation in millimetres stays one in thick slices."""
-    turn = (chance.uniform(3) * 2 - 1) * math.radians(how.rotation_degrees)
-    grow = 1 + (chance.uniform(3) * 2 - 1) * how.scale
-    use = (chance.uniform() < how.spatial_chance).float()
+    """Return an affine map for each item of the whole batch, as libraries round by how many there are, and labels go to the nearest voxel.
+
+    The frame is torch's normalised x, y, z one; a rotation in millimetres stays one in thick slices.
+    """
+    turn = (chance.every(3) * 2 - 1) * math.radians(how.rotation_degrees)
+    grow = 1 + (chance.every(3) * 2 - 1) * how.scale
+    use = (chance.every() < how.spatial_chance).float()
     turn = turn * use[:, None]
     if flat:
         turn[:, :2] = 0
@@ -135,12 +146,13 @@ def _grid(image: Tensor, spacing_zyx_mm: tuple[float, float, float], chance: Cha
     """Draw where each voxel of each item comes from, in torch's frame."""
     size_zyx = image.shape[2:]
     extent = torch.tensor([n * mm for n, mm in zip(reversed(size_zyx), reversed(spacing_zyx_mm), strict=True)])
-    theta = torch.zeros(len(image), 3, 4)
-    theta[:, :, :3] = _matrices(extent, size_zyx[0] == 1, chance, how)
+    matrices = _matrices(extent, size_zyx[0] == 1, chance, how)
+    theta = torch.zeros(len(matrices), 3, 4)
+    theta[:, :, :3] = matrices
     if how.shift:
         # In torch's frame an extent is 2 wide.
-        theta[:, :2, 3] = (chance.uniform(2) * 2 - 1) * 2 * how.shift
-    return functional.affine_grid(theta.to(image.device), [len(image), 1, *size_zyx], align_corners=False)
+        theta[:, :2, 3] = (chance.every(2) * 2 - 1) * 2 * how.shift
+    return functional.affine_grid(chance.here(theta).to(image.device), [len(image), 1, *size_zyx], align_corners=False)
 
 
 def _move(image: Tensor, ids: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
