@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Stopped = Literal["budget", "steps", "early"] | None
+"""Why training has ended; None while it goes on."""
 
 _PATIENCE = timedelta(days=1)
 """Nobody waits so long: whoever started the processes ends all when one dies."""
@@ -55,7 +59,7 @@ class Team:
         """Return what to take gradients of, so that their average over the processes is the gradient of ``loss``."""
         return loss if self.size == 1 else loss * self.size
 
-    def told(self, seconds: float, stopped: str | None) -> tuple[float, str | None]:
+    def told(self, seconds: float, stopped: Stopped) -> tuple[float, Stopped]:
         """Return the chief's clock, and why training stops if the chief says so."""
         if self.size == 1:
             return seconds, stopped

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from students.losses import consistency_loss, segmentation_loss, targets_from_id
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
 from students.spec import HistoryPoint, NetworkPlan, StudentSpec, TrainProgress
-from students.team import ALONE, Team
+from students.team import ALONE, Stopped, Team
 from students.validation import TRIALS, Looks, looks_in_time, looks_wanted, spread
 
 EMA_DECAY = 0.99
@@ -83,7 +83,7 @@ class Progressing:
     """Share of the budget that was spent at the last validation."""
     looks: tuple[int, int] | None = None
     """How often and at how many cases, once it is settled."""
-    stopped: Literal["budget", "steps", "early"] | None = None
+    stopped: Stopped = None
 
 
 class Training:

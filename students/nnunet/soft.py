@@ -69,7 +69,7 @@ class Together:
         return np.concatenate([np.asarray(part[where], np.float32) for part in self._parts])
 
 
-class SoftDataset(nnUNetDatasetBlosc2):  # type: ignore[misc]
+class SoftDataset(nnUNetDatasetBlosc2):
     """nnU-Net's cases, each with its probabilities as further channels of the image."""
 
     def load_case(self, identifier: str) -> tuple[Any, ...]:
@@ -133,6 +133,8 @@ class SoftLoss(nn.Module):
 def with_soft_targets(loss: nn.Module, how: Learning, ignore: int | None) -> nn.Module:
     """Return nnU-Net's loss with probabilities heard, at each resolution by nnU-Net's own weight."""
     if isinstance(loss, DeepSupervisionWrapper):
+        # Each resolution's; nnU-Net's class has no types.
         loss.loss = SoftLoss(loss.loss, how, ignore)
-        return loss
+        every: nn.Module = loss
+        return every
     return SoftLoss(loss, how, ignore)
