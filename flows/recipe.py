@@ -271,6 +271,8 @@ class StudentBlock(LearningKeys):
     budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
     """Seconds of training; written as 90s, 20min or 1.5h. nnU-Net's own presets heed it only where it is given."""
     seed: int = 0
+    device: Annotated[str, BeforeValidator(_devices)] = AUTO
+    """``auto`` is one GPU, or the CPU where there is none; several, as ``cuda:0,cuda:1`` or a list, train a compact student together."""
     nnunet: NnunetSpec = NnunetSpec()
     """Of the kind ``nnunet``."""
 
@@ -284,7 +286,10 @@ class StudentBlock(LearningKeys):
         if self.kind != "nnunet" and "nnunet" in self.model_fields_set:
             message = f"has settings of nnunet, but the kind is {self.kind}. Say kind: nnunet, or leave them out."
             raise ValueError(message)
-        others = sorted(self.model_fields_set & LearningKeys.model_fields.keys())
+        if self.kind == "nnunet" and "," in self.device:
+            message = f"trains an nnU-Net on one device, but device is {self.device}. Name one, or say kind: compact."
+            raise ValueError(message)
+        others = sorted(self.model_fields_set & LearningKeys.model_fields.keys() - {"targets", "confidence"})
         if self.kind == "nnunet" and others:
             message = f"has {', '.join(others)}, which is of kind: compact; nnU-Net has its own network and losses. Leave it out, or say kind: compact."
             raise ValueError(message)

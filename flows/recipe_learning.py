@@ -75,6 +75,8 @@ class LearningKeys(Block):
     net: Annotated[str, AfterValidator(_a_net)] = "standard"
     """Size of the network, and whether it looks at slices, at slices with their neighbours, or at volumes; planned from the cases otherwise."""
 
+    batch: int | None = Field(default=None, ge=1)
+    """Patches of a step, which several devices share; 2 volumes or 4 slices where nothing is said."""
     loss: Annotated[LossSpec, BeforeValidator(_named)] = LossSpec()
     """``ce``, ``gce``, ``sce`` or ``kl``, or the block."""
     targets: Literal["hard", "soft"] = "hard"

@@ -10,12 +10,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
-from students.errors import StudentFileError, TrainingError
+from students.errors import StudentFileError, TrainingError, WorkerError
 from students.gold import check_gold, split_off_gold
+from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
 
 if TYPE_CHECKING:  # torch stays out until `train` is called
     from students.data import PatchSource
+    from students.team import Team
     from students.train import BatchSource
 
 __all__ = ["StudentSpec", "TrainProgress", "TrainedStudent", "train"]
@@ -77,17 +79,66 @@ def train(  # noqa: PLR0913 - all but the archive by name, most with a default
 
     Raises:
         TrainingError: if there is nothing to learn from, or a test case was given, or gold that scores or sets thresholds.
+        WorkerError: if one of several processes dies, of which there is one for each device where several are named.
     """
-    found = _found(archive, label_set, cases, case_weights or {}, gold, unlabeled if spec.learning.consistency else ())
-    plan, training, held_out, mark = _prepare(archive, found, label_set, classes, spec, case_weights or {})
+    job = SharedJob(
+        archive=archive.url,
+        label_set=label_set,
+        classes=classes,
+        spec=spec,
+        cases=None if cases is None else tuple(cases),
+        case_weights=dict(case_weights or {}),
+        gold=tuple(gold),
+        unlabeled=tuple(unlabeled),
+    )
     folder = workdir / spec.name
-    finished = finished_card(folder, mark)
+    found, split, plan, asked = _prepared(archive, job, folder, progress)
+    finished = finished_card(folder, asked.mark)
     if finished is not None:
         return TrainedStudent(path=folder, card=finished, fresh=False, resumed=False)
+    if len(devices_of(spec)) > 1:
+        return _trained_by_others(archive, job, plan, asked)
     _set_threads(spec)
-    return _train(
-        archive, found, (training, held_out), plan, _Request(label_set, classes, spec, folder, mark, case_weights or {}, progress)
-    )
+    return _train(archive, found, split, plan, asked)
+
+
+def _prepared(
+    archive: Archive, job: SharedJob, folder: Path, progress: Callable[[TrainProgress], None] | None
+) -> tuple["_Found", tuple[list[str], list[str]], NetworkPlan, "_Request"]:
+    """Return the cases, the two sides of the split, the plan, and what was asked."""
+    spec = job.spec
+    found = _found(archive, job.label_set, job.cases, job.case_weights, job.gold, job.unlabeled if spec.learning.consistency else ())
+    plan, training, held_out, mark = _prepare(archive, found, job.label_set, job.classes, spec, job.case_weights)
+    return found, (training, held_out), plan, _Request(job.label_set, job.classes, spec, folder, mark, job.case_weights, progress)
+
+
+def _trained_by_others(archive: Archive, job: SharedJob, plan: NetworkPlan, asked: "_Request") -> TrainedStudent:
+    """Have one process on each device train the student."""
+    from students.checkpoint import load_checkpoint
+
+    resumed = load_checkpoint(asked.folder, asked.mark) is not None
+    train_on_devices(archive, job, asked.folder, batch=plan.batch, progress=asked.progress)
+    card = finished_card(asked.folder, asked.mark)
+    if card is None:
+        message = f"student {job.spec.name}: the processes ended well, but {asked.folder} holds no student of these inputs. Run again."
+        raise WorkerError(message)
+    return TrainedStudent(path=asked.folder, card=card, fresh=True, resumed=resumed)
+
+
+def train_together(
+    archive: Archive, job: SharedJob, folder: Path, team: "Team", progress: Callable[[TrainProgress], None] | None
+) -> TrainedStudent:
+    """Train as one of several processes; the chief among them writes the student.
+
+    Args:
+        archive: Of the job.
+        job: What `train` was asked.
+        folder: Of the student.
+        team: This process among them.
+        progress: Called about once a second.
+    """
+    found, split, plan, asked = _prepared(archive, job, folder, progress)
+    return _train(archive, found, split, plan, asked, team)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,8 +323,11 @@ def finished_card(folder: Path, mark: str) -> StudentCard | None:
     return card if card.fingerprint == mark else None
 
 
-def _train(archive: Archive, found: _Found, split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request) -> TrainedStudent:
+def _train(
+    archive: Archive, found: _Found, split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request, team: "Team | None" = None
+) -> TrainedStudent:
     from students.checkpoint import save_student
+    from students.team import ALONE
     from students.train import Training
 
     _, held_out = split
@@ -284,6 +338,7 @@ def _train(archive: Archive, found: _Found, split: tuple[list[str], list[str]], 
         held_out=_source(archive, held_out, asked.label_set, plan, asked, 0) if held_out else None,
         folder=asked.folder,
         fingerprint=asked.mark,
+        team=team or ALONE,
     )
     run.run(asked.progress)
     card = _card(run.spec, plan, found, split, asked).model_copy(
@@ -296,7 +351,8 @@ def _train(archive: Archive, found: _Found, split: tuple[list[str], list[str]], 
             "history": tuple(run.state.history),
         }
     )
-    save_student(asked.folder, card, run.weights)
+    if team is None or team.is_chief:
+        save_student(asked.folder, card, run.weights)
     return TrainedStudent(path=asked.folder, card=card, fresh=True, resumed=run.resumed)
 
 

@@ -44,10 +44,13 @@ class Intensities:
 
     def apply(self, block_czyx: np.ndarray) -> Float32[np.ndarray, "c z y x"]:
         """Return the block normalised; NaN and infinity become the low end."""
-        block = np.nan_to_num(block_czyx.astype(np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-        block = np.clip(block, _per_channel(self.low), _per_channel(self.high))
-        scaled: np.ndarray = (block - _per_channel(self.mean)) / _per_channel(self.deviation)
-        return scaled.astype(np.float32)
+        block: np.ndarray = block_czyx.astype(np.float32)  # a copy, which all that follows changes in place: volumes are large
+        if not np.issubdtype(block_czyx.dtype, np.integer):
+            block[np.isnan(block)] = -np.inf
+        np.clip(block, _per_channel(self.low), _per_channel(self.high), out=block)
+        block -= _per_channel(self.mean)
+        block /= _per_channel(self.deviation)
+        return block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,16 @@ class Held:
     """None for a case too large to keep."""
     soft: UInt8[np.ndarray, "k z y x"] | None = None
     """None also where nobody asks for probabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a patch is."""
+
+    case: str
+    held: Held
+    start: Sequence[int]
+    """Voxel ``z y x`` at the training spacing, below 0 where the patch is larger than the case."""
 
 
 def _per_channel(values: np.ndarray) -> np.ndarray:
@@ -205,20 +218,24 @@ class PatchSource:
         self._soft = soft
         self._hints = hints
 
-    def batch(self, seed: int, step: int, fraction: float = 0.0) -> Batch:  # noqa: ARG002 - sources that mix go by it
-        """Return the batch of this step, the same each time it is asked for."""
+    def batch(self, seed: int, step: int, fraction: float = 0.0, own: slice = slice(None)) -> Batch:  # noqa: ARG002 - sources that mix go by the fraction
+        """Return the batch of this step, the same each time it is asked for; of one that others share, its ``own`` patches."""
         rng = np.random.default_rng((seed, step))
-        return self.draw(rng, self._plan.batch)
+        return self.cut(self.draw(rng, self._plan.batch)[own])
 
-    def draw(self, rng: np.random.Generator, count: int) -> Batch:
-        """Return so many patches of any of the cases, as the generator draws them."""
+    def draw(self, rng: np.random.Generator, count: int) -> list[Place]:
+        """Return where so many patches are, of any of the cases."""
         drawn = [self.cases[n] for n in rng.integers(0, len(self.cases), count)]
-        patches = [self._patch(case, rng) for case in drawn]
+        return [self._place(case, rng) for case in drawn]
+
+    def cut(self, places: Sequence[Place]) -> Batch:
+        """Return the patches that are there."""
+        patches = [self._patch(place) for place in places]
         soft = [patch.soft for patch in patches if patch.soft is not None]
         return Batch(
             image=torch.from_numpy(np.stack([patch.image for patch in patches])),
             ids=torch.from_numpy(np.stack([patch.ids for patch in patches])),
-            weight=torch.tensor([self._weights.get(case, 1.0) for case in drawn]),
+            weight=torch.tensor([self._weights.get(place.case, 1.0) for place in places]),
             soft=torch.from_numpy(np.stack(soft)) if soft else None,
         )
 
@@ -242,13 +259,17 @@ class PatchSource:
         """Return the number of slices of the case in the middle."""
         return int(np.median([self._archive[case].record.shape_czyx[1] for case in self.cases]))
 
-    def _patch(self, case: str, rng: np.random.Generator) -> Patch:
+    def _place(self, case: str, rng: np.random.Generator) -> Place:
         held = self._held.get(case) or self._prepare(case)
         centre = self._centre(held, rng)
         start = [self._start(c, size, want, rng) for c, size, want in zip(centre, held.shape_zyx, self._plan.patch_zyx, strict=True)]
+        return Place(case=case, held=held, start=start)
+
+    def _patch(self, place: Place) -> Patch:
+        held = place.held
         if held.image is None or held.ids is None:
-            return self._read_patch(self._archive[case], held, start)
-        return self._window(held.image, held.ids, held.soft, start)
+            return self._read_patch(self._archive[place.case], held, place.start)
+        return self._window(held.image, held.ids, held.soft, place.start)
 
     def _window(
         self, image: np.ndarray, ids: np.ndarray, soft: np.ndarray | None, start: Sequence[int], first_slice: int | None = None
@@ -304,10 +325,9 @@ class PatchSource:
         intensities = measure_intensities(image, self._plan.normalisation, self._plan.hints)
         ids = self._ids(stored)
         ready = resample(torch.from_numpy(intensities.apply(image)), shape).numpy()
-        labels = resample(torch.from_numpy(ids.astype(np.float32))[None], shape, nearest=True)[0].numpy().astype(np.uint8)
-        centres = _remember(np.argwhere((labels > 0) & (labels != IGNORE)))
+        labels = _labels_at(ids, shape)
         soft = self._soft_at(stored, ids, shape)
-        return Held(intensities=intensities, centres_zyx=centres, shape_zyx=shape, image=ready, ids=labels, soft=soft)
+        return Held(intensities=intensities, centres_zyx=_centres(labels), shape_zyx=shape, image=ready, ids=labels, soft=soft)
 
     def _soft_at(
         self, stored: Case, ids: np.ndarray, shape: tuple[int, int, int], where: tuple[int | slice, ...] = (slice(None),)
@@ -352,9 +372,21 @@ class PatchSource:
         ids = self._ids(stored, window)
         size = (int(hi[0] - lo[0]), int(hi[1] - lo[1]), int(hi[2] - lo[2]))
         ready = resample(torch.from_numpy(image), (size[0] + (bottom - top) - int(b[0] - a[0]), size[1], size[2])).numpy()
-        labels = resample(torch.from_numpy(ids.astype(np.float32))[None], size, nearest=True).numpy().astype(np.uint8)
         begin = start[0] - beside - top if beside else None
-        return self._window(ready, labels[0], self._soft_at(stored, ids, size, window), [min(s, 0) for s in start], begin)
+        return self._window(ready, _labels_at(ids, size), self._soft_at(stored, ids, size, window), [min(s, 0) for s in start], begin)
+
+
+def _labels_at(ids: UInt8[np.ndarray, "z y x"], shape: tuple[int, int, int]) -> UInt8[np.ndarray, "z y x"]:
+    """Return labels on another number of voxels over the same extent, each by its nearest one."""
+    if ids.shape == shape:
+        return ids
+    return resample(torch.from_numpy(ids.astype(np.float32))[None], shape, nearest=True)[0].numpy().astype(np.uint8)
+
+
+def _centres(labels: UInt8[np.ndarray, "z y x"]) -> Integer[np.ndarray, "n 3"]:
+    """Return some object voxels, evenly from all of them in their order in memory."""
+    found = _remember(np.flatnonzero((labels > 0) & (labels != IGNORE)))
+    return np.stack(np.unravel_index(found, labels.shape), axis=1)
 
 
 def _remember(found: np.ndarray, count: int = _REMEMBERED_VOXELS) -> np.ndarray:

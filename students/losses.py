@@ -2,8 +2,10 @@
 
 Shapes: ``B`` batch, ``C`` background and classes, then space. Targets ``q_BC`` are distributions over ``C``; weights ``w_B1`` are
 how much each voxel counts, and a voxel of weight 0 contributes nothing at all, neither to the value nor to any gradient. All losses are
-means by these weights, so that only their ratios matter.
+means by these weights, so that only their ratios matter. Where a batch is spread over several devices, ``total`` adds up what each has summed.
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -12,6 +14,14 @@ from torch.nn import functional
 
 from storage.case import IGNORE
 from students.learning import Learning, LossSpec
+
+Total = Callable[[Tensor], Tensor]
+"""Takes a sum over the voxels that are here, and returns that over all of the batch."""
+
+
+def _all_is_here(here: Tensor) -> Tensor:
+    return here
+
 
 _LEAST_WEIGHT = 1e-6
 """Keeps a batch in which nothing counts from dividing by zero; any voxel that counts at all weighs more."""
@@ -94,9 +104,11 @@ def divergence(
     return temperature**2 * (torch.xlogy(q_BC, q_BC) - q_BC * log_p_BC).sum(1, keepdim=True)
 
 
-def weighted_mean(loss_B1: Float[Tensor, "b 1 *space"], w_B1: Float[Tensor, "b 1 *space"]) -> Float[Tensor, ""]:
+def weighted_mean(
+    loss_B1: Float[Tensor, "b 1 *space"], w_B1: Float[Tensor, "b 1 *space"], total: Total = _all_is_here
+) -> Float[Tensor, ""]:
     """Return the mean by weight; 0 where every weight is 0."""
-    return (w_B1 * loss_B1).sum() / w_B1.sum().clamp(min=_LEAST_WEIGHT)
+    return total((w_B1 * loss_B1).sum()) / total(w_B1.sum()).clamp(min=_LEAST_WEIGHT)
 
 
 def masked_cross_entropy(
@@ -107,7 +119,10 @@ def masked_cross_entropy(
 
 
 def masked_dice(
-    logits_BC: Float[Tensor, "b c *space"], q_BC: Float[Tensor, "b c *space"], w_B1: Float[Tensor, "b 1 *space"]
+    logits_BC: Float[Tensor, "b c *space"],
+    q_BC: Float[Tensor, "b c *space"],
+    w_B1: Float[Tensor, "b 1 *space"],
+    total: Total = _all_is_here,
 ) -> Float[Tensor, ""]:
     """Return one minus the mean foreground Dice, safe for soft targets.
 
@@ -117,8 +132,8 @@ def masked_dice(
     """
     axes = (0, *range(2, logits_BC.ndim))
     p_BC = torch.softmax(logits_BC, 1)
-    sum_p, sum_q = (w_B1 * p_BC).sum(axes), (w_B1 * q_BC).sum(axes)
-    apart = (w_B1 * (p_BC - q_BC).abs()).sum(axes)
+    sum_p, sum_q = total((w_B1 * p_BC).sum(axes)), total((w_B1 * q_BC).sum(axes))
+    apart = total((w_B1 * (p_BC - q_BC).abs()).sum(axes))
     dice_C = (sum_p + sum_q - apart) / (sum_p + sum_q).clamp(min=1e-6)
     present = (sum_q > 0)[1:].to(dice_C.dtype)
     return ((1 - dice_C[1:]) * present).sum() / present.sum().clamp(min=1)
@@ -142,16 +157,20 @@ def segmentation_loss(
     q_BC: Float[Tensor, "b c *space"],
     w_B1: Float[Tensor, "b 1 *space"],
     how: LossSpec = LossSpec(),  # noqa: B008 - frozen
+    total: Total = _all_is_here,
 ) -> Float[Tensor, ""]:
     """Return the voxels' loss plus weighted Dice, both masked, in float32 whatever the network computed in."""
     logits_BC = logits_BC.float()
-    loss = weighted_mean(voxel_loss(logits_BC, q_BC, how), w_B1)
-    return loss + how.dice * masked_dice(logits_BC, q_BC, w_B1) if how.dice else loss
+    loss = weighted_mean(voxel_loss(logits_BC, q_BC, how), w_B1, total)
+    return loss + how.dice * masked_dice(logits_BC, q_BC, w_B1, total) if how.dice else loss
 
 
 def consistency_loss(
-    logits_BC: Float[Tensor, "b c *space"], other_BC: Float[Tensor, "b c *space"], w_B1: Float[Tensor, "b 1 *space"]
+    logits_BC: Float[Tensor, "b c *space"],
+    other_BC: Float[Tensor, "b c *space"],
+    w_B1: Float[Tensor, "b 1 *space"],
+    total: Total = _all_is_here,
 ) -> Float[Tensor, ""]:
     """Return the weighted mean squared difference between two networks' probabilities; the second one is not taught by it."""
     apart_BC = (torch.softmax(logits_BC.float(), 1) - torch.softmax(other_BC.detach().float(), 1)) ** 2
-    return weighted_mean(apart_BC.mean(1, keepdim=True), w_B1)
+    return weighted_mean(apart_BC.mean(1, keepdim=True), w_B1, total)

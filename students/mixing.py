@@ -56,17 +56,22 @@ class MixedSource:
         gold = room if alone else min(room, dealt(self._how.share, self._batch, step))
         return Mixture(gold=gold, unlabeled=unlabeled, labeled=room - gold)
 
-    def batch(self, seed: int, step: int, fraction: float = 0.0) -> Batch:
-        """Return the batch of a step, the same each time it is asked for at the same share of the training."""
+    def batch(self, seed: int, step: int, fraction: float = 0.0, own: slice = slice(None)) -> Batch:
+        """Return the batch of a step, the same each time it is asked for at the same share of the training, or its ``own`` patches."""
         rng, counts = np.random.default_rng((seed, step)), self.mixture(step, fraction)
-        parts = []
+        mine = range(self._batch)[own]
+        parts, first = [], 0
         for source, count, weight in (
             (self._labeled, counts.labeled, 1.0),
             (self._gold, counts.gold, self._how.weight),
             (self._unlabeled, counts.unlabeled, 1.0),
         ):
-            if source is not None and count:
-                part = source.draw(rng, count)
+            if source is None or not count:
+                continue
+            places = [place for number, place in enumerate(source.draw(rng, count), start=first) if number in mine]
+            first += count
+            if places:
+                part = source.cut(places)
                 parts.append(Batch(image=part.image, ids=part.ids, weight=part.weight * weight, soft=part.soft))
         return _together(parts)
 

@@ -8,12 +8,14 @@ A batch depends on (seed, step) alone, so a resumed run continues as if nothing 
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from students.losses import consistency_loss, segmentation_loss, targets_from_id
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
 from students.spec import HistoryPoint, NetworkPlan, StudentSpec, TrainProgress
+from students.team import ALONE, Stopped, Team
 from students.validation import TRIALS, Looks, looks_in_time, looks_wanted, spread
 
 EMA_DECAY = 0.99
@@ -35,6 +38,9 @@ EMA_DECAY = 0.99
 
 _GRADIENT_NORM = 12.0
 """nnU-Net's clip; it only catches the occasional spike."""
+
+_AHEAD = 2
+"""Batches that are ready or being drawn while one is learnt from: two, so that a volume which is read for the first time holds nobody up."""
 
 _SKIPS = 20
 """A few steps without a finite gradient are bf16's bad luck; this many in a row are a broken network."""
@@ -77,21 +83,31 @@ class Progressing:
     """Share of the budget that was spent at the last validation."""
     looks: tuple[int, int] | None = None
     """How often and at how many cases, once it is settled."""
-    stopped: Literal["budget", "steps", "early"] | None = None
+    stopped: Stopped = None
 
 
 class Training:
     """One training run; `run` it, then take `weights`."""
 
     def __init__(
-        self, spec: StudentSpec, plan: NetworkPlan, *, source: "BatchSource", held_out: PatchSource | None, folder: Path, fingerprint: str
+        self,
+        spec: StudentSpec,
+        plan: NetworkPlan,
+        *,
+        source: "BatchSource",
+        held_out: PatchSource | None,
+        folder: Path,
+        fingerprint: str,
+        team: Team = ALONE,
     ) -> None:
         self.spec, self.plan = spec, plan
         self._source, self._held_out = source, held_out
         self._folder, self._fingerprint = folder, fingerprint
-        self._device = best_device(spec.device)
+        self._team, self._own = team, team.part(plan.batch)
+        self._device = best_device(team.device or spec.device)
         torch.manual_seed(spec.seed)
         self.network = build_network(plan).to(self._device)
+        self._joined = team.joined(self.network)
         self._average: nn.Module = copy.deepcopy(self.network).requires_grad_(requires_grad=False).eval()
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
         wanted = spec.mixed_precision
@@ -116,17 +132,20 @@ class Training:
         self._restore()
         started = time.monotonic() - self.state.seconds
         saved = told = self.state.seconds
-        with batches_ahead(self._source, self.spec.seed, self.state.step, self._fraction_at) as batches:
+        with batches_ahead(self._drawn, self.state.step, self._fraction_at) as batches:
             while self.state.stopped is None:
                 loss = self._learn(next(batches))
                 self.state.seconds = time.monotonic() - started
-                self._validate_when_due(started)
-                self._decide()
+                if self._team.is_chief:
+                    self._validate_when_due(started)
+                    self._decide()
+                self.state.seconds, self.state.stopped = self._team.told(self.state.seconds, self.state.stopped)
                 if progress and (self.state.seconds - told >= 1 or self.state.stopped):
                     told = self.state.seconds
                     progress(self._report(loss))
                 if self.state.seconds - saved >= self.spec.checkpoint_seconds and self.state.stopped is None:
-                    self._save()
+                    if self._team.is_chief:
+                        self._save()
                     saved = self.state.seconds
 
     @property
@@ -148,12 +167,11 @@ class Training:
         rate = self.spec.lr * (1 - self.fraction) ** 0.9
         for group in self._optimiser.param_groups:
             group["lr"] = max(rate, self.spec.lr * 1e-3)
-        batch = self._changed(batch)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits = self.network(self._flat(batch.image))
+            logits = self._joined(self._flat(batch.image))
         loss = self._loss(batch, logits)
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        self._team.shared(loss).backward()
         self._apply(float(loss.detach()))
         return float(loss.detach())
 
@@ -170,7 +188,7 @@ class Training:
         else:
             targets, weights = targets_from_probability(ids, self._flat(batch.soft), how)
         weights = weights * batch.weight.view(-1, *[1] * (weights.ndim - 1))
-        loss = segmentation_loss(logits, targets, weights, how.loss)
+        loss = segmentation_loss(logits, targets, weights, how.loss, self._team.total)
         return loss + self._consistency(batch, logits, weights) if how.consistency else loss
 
     def _consistency(self, batch: Batch, logits: Tensor, weights: Tensor) -> Tensor:
@@ -178,7 +196,7 @@ class Training:
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             other = self._average(self._flat(batch.image if batch.plain is None else batch.plain))
         weight = self.spec.learning.consistency * math.exp(-5 * (1 - min(1.0, self.fraction / _RISEN)) ** 2)
-        return weight * consistency_loss(logits, other, (weights == 0).to(weights.dtype))
+        return weight * consistency_loss(logits, other, (weights == 0).to(weights.dtype), self._team.total)
 
     def _apply(self, loss: float) -> None:
         """Step along the gradients, unless one of them is not finite: such a step is skipped, and a row of them ends the training."""
@@ -198,8 +216,9 @@ class Training:
             )
             raise TrainingError(message)
 
-    def _changed(self, batch: Batch) -> Batch:
-        """Move a batch to the device and augment it there."""
+    def _drawn(self, step: int, fraction: float) -> Batch:
+        """Return the batch of a step on the device, augmented there; asked for by the thread that reads, while the network computes."""
+        batch = self._source.batch(self.spec.seed, step, fraction, self._own)
         here = Batch(
             image=batch.image.to(self._device),
             ids=batch.ids.to(self._device),
@@ -208,9 +227,9 @@ class Training:
         )
         if not self.spec.augment:
             return here
-        generator = torch.Generator().manual_seed((self.spec.seed << 32) + self.state.step)
+        generator = torch.Generator().manual_seed((self.spec.seed << 32) + step)
         how, hints = SLICES if self.plan.dimensions == "2d" else Augmentation(), self.plan.hints * (1 + 2 * self.plan.neighbours)
-        return augment(here, self.plan.spacing_zyx_mm, generator, how, hints)
+        return augment(here, self.plan.spacing_zyx_mm, generator, how, hints, items=self.plan.batch, own=self._own)
 
     def _follow(self) -> None:
         """Move the average a little towards the network."""
@@ -355,25 +374,26 @@ class Training:
 class BatchSource(Protocol):
     """Where batches come from."""
 
-    def batch(self, seed: int, step: int, fraction: float = 0.0) -> Batch:
-        """Return the batch of a step, the same each time it is asked for with the same share of the training behind it."""
+    def batch(self, seed: int, step: int, fraction: float = 0.0, own: slice = slice(None)) -> Batch:
+        """Return the batch of a step, the same each time it is asked for with the same share of the training behind it, or part of it."""
         ...
 
 
 @contextmanager
 def batches_ahead(
-    source: BatchSource, seed: int, first_step: int, fraction_at: Callable[[int], float] = lambda _: 0.0
+    draw: Callable[[int, float], Batch], first_step: int, fraction_at: Callable[[int], float] = lambda _: 0.0
 ) -> Iterator[Iterator[Batch]]:
-    """Give the batches from a step on, each read by a thread while the one before is learnt from."""
+    """Give the batches from a step on, drawn by a thread while those before are learnt from."""
 
     def ahead(pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        step = first_step
-        coming = pool.submit(source.batch, seed, step, fraction_at(step))
-        while True:
-            ready = coming.result()
-            step += 1
-            coming = pool.submit(source.batch, seed, step, fraction_at(step))
-            yield ready
+        coming: deque[Future[Batch]] = deque()
+        for step in count(first_step):
+            coming.append(pool.submit(draw, step, fraction_at(step)))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().result()
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as pool:
-        yield ahead(pool)
+        try:
+            yield ahead(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,12 +1,10 @@
-"""What the process that trains is told, what it says, and where its files lie. Free of torch."""
+"""What the process that trains is told, and where its files lie. Free of torch."""
 
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from pydantic import TypeAdapter
 
 from storage import ClassInfo
 from students.frozen import Frozen
@@ -83,38 +81,6 @@ class Job(Frozen):
     flat: bool
     """Every case is a single slice: their distance means nothing, and nnU-Net is told so."""
     spec: StudentSpec
-
-
-class Advance(Frozen):
-    """One line that the worker says: how far it is."""
-
-    step: int = 0
-    fraction: float = 0.0
-    seconds: float = 0.0
-    loss: float = 0.0
-    lr: float = 0.0
-    agreement: float | None = None
-    resumed: bool = False
-    phase: str = ""
-    """What it does before it trains; empty while it trains."""
-
-
-class Refusal(Frozen):
-    """The worker's last line if there is nothing to learn from; any other end without a student is an accident."""
-
-    refused: str
-
-
-Said = Advance | Refusal
-_SAID: TypeAdapter[Said] = TypeAdapter(Said)
-
-
-def understood(line: str) -> Said | None:
-    """Return what a line of the worker says; None for anything that is not one of its own lines."""
-    try:
-        return _SAID.validate_json(line)
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True, slots=True)

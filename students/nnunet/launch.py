@@ -5,32 +5,23 @@ ends with its caller, however that ends; the same call then goes on after the la
 """
 
 import os
-import queue
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
 from students.compact import TrainedStudent, check_channels, chosen_records, finished_card
-from students.errors import TrainingError, WorkerError
-from students.nnunet.job import JOB, LOG, Advance, Job, JobCase, Places, Refusal, understood, write_json
-from students.spec import NnunetSpec, StudentSpec, TrainProgress
+from students.errors import WorkerError
+from students.nnunet.job import JOB, LOG, Job, JobCase, Places, write_json
+from students.process import Progress, accident_words, run_process
+from students.spec import NnunetSpec, StudentSpec
 
 TRAINER = "1"
 """Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
 
 _FREE = ("threads", "device", "checkpoint_seconds", "cache_bytes")
-_LAST_WORDS_S = 2.0
-"""How long to listen on after the worker has ended."""
-
-_SHOWN_LINES = 3
-"""Of the log, in the message about a process that failed."""
 
 
 def train(
@@ -42,7 +33,7 @@ def train(
     workdir: Path,
     cases: Sequence[str] | None = None,
     case_weights: Mapping[str, float] | None = None,
-    progress: Callable[[TrainProgress], None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainedStudent:
     """Train an nnU-Net, or continue an interrupted training, or return at once if this very student is finished.
 
@@ -80,12 +71,15 @@ def _job(
     """Return what the process is told, with the fingerprint of everything that decides the result."""
     labels = [archive[record.id].labels(label_set).history.fingerprint for record in records]
     asked = (spec.nnunet or NnunetSpec()).model_dump(exclude={"workers"}, mode="json")
+    # Students of before learnt from class ids, and their fingerprints do not speak of it.
+    heard = {name: getattr(spec.learning, name) for name in ("targets", "confidence")} if spec.learning.needs_probability else {}
     mark = fingerprint(
         trainer=TRAINER,
         spec={**spec.model_dump(include={"name", "kind", "budget_seconds", "seed"}, mode="json"), "nnunet": asked},
         classes=[(info.id, info.name) for info in classes],
         cases=[(r.id, r.fingerprint, own, weights.get(r.id, 1.0)) for r, own in zip(records, labels, strict=True)],
         label_set=label_set,
+        **heard,
     )
     modalities = {record.modality for record in records}
     return Job(
@@ -117,70 +111,18 @@ def _command(places: Places) -> list[str]:
     return [sys.executable, "-P", "-m", "students.nnunet.worker", str(places.folder.resolve()), str(os.getpid())]
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], places: Places, progress: Callable[[TrainProgress], None] | None) -> None:
-    """Start the worker, pass on what it says, and see it and its own children end.
+def _run(command: Sequence[str], environment: Mapping[str, str], places: Places, progress: Progress | None) -> None:
+    """Let the worker train.
 
     Raises:
         TrainingError: if there is nothing to learn from.
         WorkerError: if it ends otherwise without a student.
     """
-    # A group of its own: whatever nnU-Net starts can then be ended together, and Ctrl-C is ours to pass on.
-    with subprocess.Popen(  # noqa: S603 - this interpreter with a module of ours
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as worker:
-        if worker.stdout is None:  # for type checkers: it is a pipe
-            return
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True)
-        reader.start()
-        try:
-            refused = _follow(worker, lines, progress)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-            reader.join()
-    if refused:
-        raise TrainingError(refused)
-    if worker.returncode != 0:
-        raise WorkerError(_accident(worker.returncode, places))
-
-
-def _read(output: TextIO, lines: "queue.SimpleQueue[str | None]") -> None:
-    for line in output:
-        lines.put(line)
-    lines.put(None)
-
-
-def _follow(
-    worker: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]", progress: Callable[[TrainProgress], None] | None
-) -> str:
-    """Pass on progress until the worker has ended; return why it refused, or nothing."""
-    refused = ""
-    while True:
-        ended = worker.poll() is not None
-        try:
-            line = lines.get(timeout=_LAST_WORDS_S)
-        except queue.Empty:
-            if ended:  # what it started still holds its output
-                return refused
-            continue
-        if line is None:
-            worker.wait()
-            return refused
-        said = understood(line)
-        if isinstance(said, Refusal):
-            refused = said.refused
-        elif isinstance(said, Advance) and progress:
-            progress(TrainProgress(**said.model_dump()))
-
-
-def _accident(code: int, places: Places) -> str:
-    """Say how the worker ended, and what it said last."""
-    log = places.work / LOG
-    how = f"was killed by signal {-code}, perhaps for want of memory" if code < 0 else f"ended with exit code {code}"
-    last = ""
-    with suppress(OSError):
-        said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        last = f" It said last: {' | '.join(said[-_SHOWN_LINES:])}." if code > 0 and said else ""
-    return f"student {places.folder.name}: the process that trains nnU-Net {how}.{last} Its log is {log}. The same command goes on from the last epoch."
+    code, _ = run_process(command, environment, progress)
+    if code != 0:
+        log = places.work / LOG
+        message = (
+            f"student {places.folder.name}: the process that trains nnU-Net {accident_words(code, log)} Its log is {log}. "
+            "The same command goes on from the last epoch."
+        )
+        raise WorkerError(message)

@@ -23,6 +23,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from students.nnunet.dataset import MEASURED, configuration_name
 from students.nnunet.job import DATASET, PRESETS, Job, Places
+from students.nnunet.reader import soft_labels
+from students.nnunet.soft import write_soft
 from students.spec import NnunetSpec
 
 FINGERPRINT = "dataset_fingerprint.json"
@@ -112,6 +114,8 @@ def preprocess(job: Job, places: Places, progress: Callable[[int], None]) -> Non
             (folder / left).unlink(missing_ok=True)
         images = [str(places.raw / image) for image in files["images"]]
         preprocessor.run_case_save(str(folder / case), images, str(places.raw / files["label"]), plans, configuration, content)
+        if job.spec.learning.needs_probability:
+            write_soft(folder / case, soft_labels(places.raw / files["label"], job.classes), plans.transpose_forward)
         (ready / case).touch()
 
     missing = {case: files for case, files in content["dataset"].items() if not (ready / case).exists()}

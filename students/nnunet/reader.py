@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Float32, Int16, Shaped
+from jaxtyping import Float32, Int16, Shaped, UInt8
 from nnunetv2.imageio import reader_writer_registry
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from distill.unknown import believed_ids
-from storage import Archive, Case
+from storage import IGNORE, Archive, Case, ClassInfo
 from students.frozen import Frozen
 from students.nnunet.dataset import numbered
 from students.nnunet.job import CATALOG
+from students.soft import soft_targets
 
 BETWEEN_PICTURES_MM = 999.0
 """nnU-Net's word for the distance between slices of a single slice: larger than both others, so that it is never resampled."""
@@ -80,6 +81,13 @@ class ArchiveIO(BaseReaderWriter):
         """Refuse: answers are written to the archive by ``students.predict``, never through nnU-Net."""
         message = f"{output_fname}: archives are not written through nnU-Net. Use 'samdistill predict'."
         raise NotImplementedError(message)
+
+
+def soft_labels(pointer: Path, classes: tuple[ClassInfo, ...]) -> UInt8[np.ndarray, "k z y x"]:
+    """Return the probability of each class, 255 = certain, of the labels that a pointer names; labels without any are certain."""
+    told = LabelPointer.model_validate_json(pointer.read_text(encoding="utf-8"))
+    labels = _case(told).labels(told.label_set)
+    return soft_targets(labels, numbered(believed_ids(labels), told.class_ids, IGNORE), classes)
 
 
 @lru_cache(maxsize=4)

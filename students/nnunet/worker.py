@@ -4,36 +4,25 @@ It says on its standard output how far it is, one JSON object a line; all that n
 there whole or not at all, so that another start takes up where this one was killed. It ends itself, and what it started, when its parent is gone.
 """
 
-import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from storage import Archive
 from students.errors import TrainingError
 from students.nnunet.dataset import Survey, lay_out, survey
-from students.nnunet.job import CATALOG, JOB, LOG, PRESETS, Advance, Job, Places, Refusal, write_json
+from students.nnunet.job import CATALOG, JOB, LOG, PRESETS, Job, Places, write_json
+from students.process import REFUSED, Advance, Refusal, Say, end_with, own_output, voice
 from students.spec import NnunetSpec
 
-REFUSED = 3
-"""Exit code where there is nothing to learn from."""
-
 _SURVEY = "survey.json"
-_WATCH_S = 1.0
-
-Say = Callable[[Advance | Refusal], None]
 
 
 def main(folder: Path, parent: int) -> int:
     """Train what the folder's job asks for, and return the exit code."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     places = Places(folder)
-    say = _voice(_own_output(places.work / LOG))
+    say = voice(own_output(places.work / LOG))
     job = Job.model_validate_json((places.work / JOB).read_text(encoding="utf-8"))
     try:
         _train(job, places, say)
@@ -92,32 +81,9 @@ def _settings(job: Job, found: Survey) -> dict[str, object]:
         "budget_s": job.spec.budget_seconds,
         "mirror": asked.mirror,
         "seed": job.spec.seed,
+        "learning": job.spec.learning.model_dump(mode="json"),
         "weights": weights if any(case.weight != found.kept[0].weight for case in found.kept) else {},
     }
-
-
-def _own_output(log: Path) -> TextIO:
-    """Send all that is printed from here on to the log, by whomever; return what was standard output."""
-    ours = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    with log.open("a", encoding="utf-8") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    return ours
-
-
-def _voice(output: TextIO) -> Say:
-    def say(what: Advance | Refusal) -> None:
-        output.write(json.dumps(what.model_dump(mode="json")) + "\n")
-        output.flush()
-
-    return say
-
-
-def _end_with(parent: int) -> None:
-    """End this process and those that it started once its parent is gone: nobody would use what it makes, and another start would meet it."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_S)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":  # nnU-Net's own processes import this module again

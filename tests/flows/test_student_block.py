@@ -74,3 +74,14 @@ def test_a_training_is_another_one_for_another_kind_or_setting_and_not_for_more_
     own = mark("{kind: nnunet}")
     assert own == mark("{kind: nnunet, nnunet: {workers: 4}}")
     assert len({own, mark("{kind: compact, name: nnunet}"), mark("{kind: nnunet, nnunet: {epochs: 3}}")}) == 3
+
+
+def test_several_devices_share_the_batch_of_a_compact_student(write_recipe: WriteRecipe) -> None:
+    spec = asked(write_recipe, "{device: [cuda:0, 'cuda:1'], batch: 6}")
+    assert (spec.device, spec.batch) == ("cuda:0,cuda:1", 6)
+
+
+def test_an_nnunet_is_trained_on_one_device(write_recipe: WriteRecipe) -> None:
+    assert asked(write_recipe, "{kind: nnunet, device: cuda:1}").device == "cuda:1"
+    with pytest.raises(RecipeError, match="trains an nnU-Net on one device, but device is cuda:0,cuda:1"):
+        asked(write_recipe, "{kind: nnunet, device: 'cuda:0,cuda:1'}")

@@ -228,6 +228,6 @@ def test_without_a_draw_augmentation_changes_nothing() -> None:
 def test_a_turn_is_rigid_in_millimetres_even_in_thick_slices(tmp_path: Path) -> None:
     extent = torch.tensor([30.0, 40.0, 90.0])
     how = augment.Augmentation(spatial_chance=1, scale=0.0)
-    normalised = augment._matrices(1, extent, False, torch.Generator().manual_seed(0), how)[0]
+    normalised = augment._matrices(extent, False, augment.Chance(torch.Generator().manual_seed(0), 1), how)[0]
     in_mm = torch.diag(extent) @ normalised @ torch.diag(1 / extent)
     torch.testing.assert_close(in_mm @ in_mm.T, torch.eye(3), atol=1e-5, rtol=0)

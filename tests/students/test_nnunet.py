@@ -31,7 +31,8 @@ from students.nnunet.dataset import (
     splits,
     survey,
 )
-from students.nnunet.job import CATALOG, LOG, Advance, Job, JobCase, Places, Refusal, understood
+from students.nnunet.job import CATALOG, LOG, Job, JobCase, Places
+from students.process import Advance, Refusal, understood
 from students.spec import NnunetSpec, StudentSpec, TrainProgress
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
@@ -285,7 +286,7 @@ def test_an_interruption_while_it_trains_ends_the_process(tmp_path: Path) -> Non
 
 _ORPHAN = """
 import os, subprocess, sys, time
-watched = "import sys, time; from students.nnunet.worker import _end_with; print('up', flush=True); _end_with(int(sys.argv[1]))"
+watched = "import sys, time; from students.process import end_with; end_with(int(sys.argv[1])); print('up', flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", watched, str(os.getpid())], start_new_session=True, stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)

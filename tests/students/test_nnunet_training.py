@@ -19,6 +19,8 @@ from students import load_student
 from students.checkpoint import read_card
 from students.compact import TrainedStudent
 from students.evaluate import EvaluationPlan, evaluate
+from students.learning import Learning
+from students.nnunet import launch
 from students.nnunet.dataset import splits
 from students.nnunet.job import Job, Places
 from students.predict import Student, predict_cases
@@ -263,3 +265,23 @@ def test_folds_in_the_folder_are_those_of_the_cases_that_were_kept(killed_and_co
         }
     )
     assert json.loads((folder / "nnunet" / "splits_final.json").read_text()) == splits(job.cases)
+
+
+def test_it_learns_probabilities_and_its_card_and_fingerprint_say_so(own_archive: Archive, tmp_path: Path) -> None:
+    cases = ["train0", "train1", "train2"]
+    for name in cases:
+        stored = own_archive[name]
+        ids = stored.labels("pseudo/r1").read()
+        history = LabelHistory(label_set="soft/r1", classes=CLASSES, made_by="test", fingerprint=f"soft {name}")
+        stored.write_labels(history, ids, probability_kzyx=np.where(ids[None] == 3, 200, 30).astype(np.uint8))
+    soft = SPEC.model_copy(update={"learning": Learning(targets="soft", confidence=1.0), "nnunet": NnunetSpec(epochs=1, iterations=2)})
+    done = train(own_archive, label_set="soft/r1", classes=CLASSES, spec=soft, workdir=tmp_path, cases=cases, case_weights={"train1": 0.5})
+    assert done.card.steps == 2
+    assert done.card.spec.learning.targets == "soft"
+    assert done.card.agreement is not None
+    hard = soft.model_copy(update={"learning": Learning()})
+    marks = {
+        launch._job(own_archive, [own_archive[name].record for name in cases], "soft/r1", CLASSES, each, {}).fingerprint
+        for each in (soft, hard)
+    }
+    assert len(marks) == 2

@@ -1,6 +1,6 @@
 """nnU-Net's trainer with what a bounded, resumable training needs. nnU-Net finds it by name, through ``nnUNet_extTrainer``.
 
-What it adds: epochs, steps and budget from the recipe; weights of cases; a checkpoint after each epoch that is whole or not there; progress.
+What it adds: epochs, steps and budget from the recipe; weights of cases, soft targets; a checkpoint after each epoch that is whole or not there; progress.
 What it leaves out: the best checkpoint (the last one is what nnU-Net uses), and the drawing of the network.
 """
 
@@ -17,6 +17,8 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from students.learning import Learning
+from students.nnunet.soft import SoftDataset, SoftTransforms, with_soft_targets
 from students.nnunet.weighting import CaseWeightedLoss
 
 ADAMW_DECAY = 1e-2
@@ -51,6 +53,7 @@ class nnUNetTrainerArchive(nnUNetTrainer):  # noqa: N801 - as all of nnU-Net's t
         self.mirror: bool = told["mirror"]
         self.seed: int = told["seed"]
         self.case_weights: dict[str, float] = told["weights"]
+        self.learning = Learning.model_validate(told.get("learning", {}))
         self.save_every = 1
         self.logger.plot_progress_png = lambda _folder: None
         self.report: Callable[[int, float], None] | None = None
@@ -141,8 +144,29 @@ class nnUNetTrainerArchive(nnUNetTrainer):  # noqa: N801 - as all of nnU-Net's t
     def _save_debug_information(self) -> None:
         """Keep nothing that names the machine."""
 
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Return nnU-Net's cases, with their probabilities where these are learnt from."""
+        if self.learning.needs_probability:
+            self.dataset_class = SoftDataset
+        return tuple(super().get_tr_and_val_datasets())
+
+    def get_training_transforms(self, *args: Any, **named: Any) -> Any:
+        """Return nnU-Net's changes of a patch, which move probabilities too where these are learnt from."""
+        return self._softened(super().get_training_transforms(*args, **named), keep=True)
+
+    def get_validation_transforms(self, *args: Any, **named: Any) -> Any:
+        """Return nnU-Net's own; held-out cases are judged by their class ids."""
+        return self._softened(super().get_validation_transforms(*args, **named), keep=False)
+
+    def _softened(self, changes: Any, *, keep: bool) -> Any:
+        soft = self.learning.needs_probability
+        return SoftTransforms(changes, len(self.label_manager.foreground_labels), keep=keep) if soft else changes
+
     def _build_loss(self) -> nn.Module:
-        return CaseWeightedLoss(super()._build_loss())
+        loss = super()._build_loss()
+        if self.learning.needs_probability:
+            loss = with_soft_targets(loss, self.learning, self.label_manager.ignore_label)
+        return CaseWeightedLoss(loss)
 
     def _tell(self, loss: float) -> None:
         now = time.monotonic()
