@@ -22,7 +22,7 @@ from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting
 from flows.results import MOST_TEACHERS
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
-from students.spec import NnunetSpec, Shape
+from students.spec import NnunetSpec, PromptableSpec, Shape
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -31,6 +31,8 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
 
 
 ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone", "teacher-gold-boxes"]
+UNTRAINED: frozenset[ArmName] = frozenset({"ellipse", "teacher-gold-boxes"})
+"""Arms that train nobody."""
 
 
 class ClassBlock(Block):
@@ -262,7 +264,7 @@ class RefineBlock(Block):
 class StudentBlock(LearningKeys):
     """The small model that ships."""
 
-    kind: Literal["compact", "nnunet"] = "compact"
+    kind: Literal["compact", "nnunet", "promptable"] = "compact"
     name: Name = "compact"
     """By default the kind."""
     budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
@@ -270,6 +272,8 @@ class StudentBlock(LearningKeys):
     seed: int = 0
     nnunet: NnunetSpec = NnunetSpec()
     """Of the kind ``nnunet``."""
+    promptable: PromptableSpec = PromptableSpec()
+    """Of the kind ``promptable``: the teacher's encoder, distilled from images alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -277,13 +281,15 @@ class StudentBlock(LearningKeys):
         return {"name": value["kind"]} | value if isinstance(value, dict) and isinstance(value.get("kind"), str) else value
 
     @model_validator(mode="after")
-    def _nnunet_is_asked_for(self) -> "StudentBlock":
-        if self.kind != "nnunet" and "nnunet" in self.model_fields_set:
-            message = f"has settings of nnunet, but the kind is {self.kind}. Say kind: nnunet, or leave them out."
-            raise ValueError(message)
+    def _kinds_have_their_own_keys(self) -> "StudentBlock":
+        for other in ("nnunet", "promptable"):
+            if self.kind != other and other in self.model_fields_set:
+                message = f"has settings of {other}, but the kind is {self.kind}. Say kind: {other}, or leave them out."
+                raise ValueError(message)
         others = sorted(self.model_fields_set & LearningKeys.model_fields.keys())
-        if self.kind == "nnunet" and others:
-            message = f"has {', '.join(others)}, which is of kind: compact; nnU-Net has its own network and losses. Leave it out, or say kind: compact."
+        if self.kind != "compact" and others:
+            why = "nnU-Net has its own network and losses" if self.kind == "nnunet" else "a promptable student learns from no label"
+            message = f"has {', '.join(others)}, which is of kind: compact; {why}. Leave it out, or say kind: compact."
             raise ValueError(message)
         return self
 
@@ -365,6 +371,21 @@ class Recipe(Block):
         if self.evaluate.gold_curve and self.student.kind != "compact":
             message = (
                 f"evaluate.gold_curve is of kind: compact; {self.student.kind} does not learn from gold beside pseudo-labels. Leave it out."
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _one_teacher_is_distilled(self) -> "Recipe":
+        if self.student.kind != "promptable":
+            return self
+        trained = [arm for arm in self.evaluate.arms if arm not in UNTRAINED]
+        if trained:
+            message = f"evaluate.arms has {', '.join(trained)}, which trains a student like the recipe's own on labels, but a promptable one learns from none. Leave it out."
+            raise ValueError(message)
+        if self.teacher.also:
+            message = (
+                "student.kind promptable distils one teacher, but teacher.also names more. Leave them out, or train a compact student."
             )
             raise ValueError(message)
         return self

@@ -16,7 +16,7 @@ from flows.program_version import code_version
 from flows.recipe import Recipe
 from flows.results import PSEUDO_SET, TEACHER_SET, StageResult
 from storage import Archive, CaseRecord, StudentRecord, fingerprint
-from students.spec import StudentCard, StudentSpec
+from students.spec import NO_LABEL, StudentCard, StudentSpec
 
 
 def train(recipe: Recipe) -> StageResult:
@@ -24,6 +24,8 @@ def train(recipe: Recipe) -> StageResult:
     from flows.plans import student_spec
 
     archive = open_archive(recipe)
+    if recipe.student.kind == "promptable":
+        return _distil_once(archive, recipe)
     records = _accepted(archive, recipe)
     found = material(archive, recipe, records)
     return perform_once(
@@ -31,6 +33,25 @@ def train(recipe: Recipe) -> StageResult:
         stage="train",
         unit=recipe.student.name,
         fingerprint=train_fingerprint(archive, student_spec(recipe), records, gold=found.gold),
+        output=recipe.student_folder / "student.json",
+        work=lambda: _train(archive, recipe, found),
+    )
+
+
+def _distil_once(archive: Archive, recipe: Recipe) -> StageResult:
+    """Distil the recipe's teacher from the images of the archive part, once per state of these; nobody has to have labelled them."""
+    from distill.teachers.checkpoints import inspect_checkpoint
+    from flows.plans import label_plan, student_spec
+    from students.promptable.training import looked_at, student_mark
+
+    plan, records = label_plan(recipe), looked_at(archive)
+    known = inspect_checkpoint(plan.teacher, base=plan.base)
+    found = Material(label_set=NO_LABEL, labeled=tuple(record.id for record in records))
+    return perform_once(
+        archive.ledger,
+        stage="train",
+        unit=recipe.student.name,
+        fingerprint=student_mark(student_spec(recipe), records, plan, known.fingerprint),
         output=recipe.student_folder / "student.json",
         work=lambda: _train(archive, recipe, found),
     )
@@ -100,7 +121,7 @@ def _check_refined(archive: Archive, records: Sequence[CaseRecord]) -> None:
 
 
 def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
-    from flows.plans import class_infos, student_spec
+    from flows.plans import class_infos, label_plan, student_spec
     from students.outcome import stop_words, training_doubts
     from students.training import train as train_student
 
@@ -115,6 +136,7 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
         cases=found.labeled,
         gold=found.gold,
         unlabeled=found.unlabeled,
+        asking=label_plan(recipe),
         progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
     )
     archive.catalog.record_student(_record(student.card, student.path, recipe))
