@@ -23,6 +23,7 @@ from distill.intensity import choose_window, picture_of
 from distill.label_plan import LabelPlan
 from distill.prompts.hints import box_of
 from distill.quality import dice, paired_interval, patient_interval
+from distill.teachers.base import PromptBatch
 from distill.teachers.checkpoints import load_teacher
 from distill.teachers.sam import SamTeacher
 from flows.durations import seconds_from
@@ -75,9 +76,18 @@ def questions(archive: Archive, plan: LabelPlan, class_id: int) -> Iterator[Ques
                     yield Question(kind="weak box", box=np.array(weak[z], np.float32), **shown)
 
 
-def answer(teacher: SamTeacher, question: Question) -> np.ndarray:
-    """Return the mask ``(H, W)`` bool for a box."""
-    return teacher.predict(question.picture, boxes=question.box[None]).logits[0, 0] > 0
+def answers(teacher: SamTeacher, asked: list[Question]) -> list[np.ndarray]:
+    """Return a mask ``(H, W)`` bool for each box."""
+    masks = []
+    for start in range(0, len(asked), 4):
+        some = asked[start : start + 4]
+        seen = teacher.encode([each.picture for each in some])
+        boxes = np.stack([each.box for each in some]).astype(np.float32)
+        decoded = teacher.decode(seen, PromptBatch(image_index=np.arange(len(some)), boxes_xyxy_px=boxes))
+        for n, each in enumerate(some):
+            logits = teacher.upsample(decoded.low_res_logits[n : n + 1], each.gold.shape, seen.input_sizes_px[n])
+            masks.append(logits[0, 0].numpy() > 0)
+    return masks
 
 
 def scores(asked: list[Question], teacher: SamTeacher, student: SamTeacher) -> dict[str, dict[str, object]]:
@@ -87,8 +97,8 @@ def scores(asked: list[Question], teacher: SamTeacher, student: SamTeacher) -> d
         some = [each for each in asked if each.kind == kind]
         patients = [each.patient for each in some]
         masks = {
-            "teacher": [answer(teacher, each) for each in some],
-            "student": [answer(student, each) for each in some],
+            "teacher": answers(teacher, some),
+            "student": answers(student, some),
             "ellipse": [ellipse_in_box(each.box, each.gold.shape) for each in some],
         }
         values = {who: [dice(mask, each.gold) for mask, each in zip(drawn, some, strict=True)] for who, drawn in masks.items()}
@@ -158,6 +168,7 @@ def trained(archive: Archive, plan: LabelPlan, seed: int, args: argparse.Namespa
         steps=args.steps,
         budget_seconds=None if args.steps else args.budget,
         threads=args.threads,
+        validations=2,
         promptable=PromptableSpec(size=args.size, embedding_share=args.embedding_share),
     )
     began = time.process_time()

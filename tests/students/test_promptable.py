@@ -1,8 +1,11 @@
 """A student that takes prompts: it learns its teacher's embeddings from images alone, and takes its teacher's place."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,9 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import nn
 
 from distill.errors import CheckpointError
 from distill.label_plan import LabelPlan
+from distill.questions import AskSettings
 from distill.teachers.checkpoints import inspect_checkpoint, load_teacher
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.files import read_tensors
@@ -29,6 +35,7 @@ from students.outcome import training_doubts
 from students.promptable.answers import PromptedStudent
 from students.promptable.distilling import Distilling
 from students.promptable.losses import embedding_loss, inside, mask_loss
+from students.promptable.network import known_teacher
 from students.promptable.pictures import Pictures, change
 from students.promptable.prompts import Objects, draw_questions, point_between
 from students.promptable.training import train
@@ -43,8 +50,6 @@ TINY = ConvSamConfig(
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small teacher of random weights."""
-    import json
-
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("teacher") / "small.safetensors"
     header = {
@@ -207,7 +212,7 @@ def test_its_card_and_weights_are_found_like_other_students(taught: TrainedStude
 def test_it_is_asked_with_the_prompts_of_its_teacher_and_both_encoders_are_measured(
     archive: Archive, asking: LabelPlan, taught: TrainedStudent
 ) -> None:
-    student = PromptedStudent(taught.path, asking)
+    student = PromptedStudent(taught.path, replace(asking, ask=AskSettings(boxes=1, flips=False, planes="axial")))
     assert student.answer(archive, ["test0"]) == "student/prompted"
     drawn = archive["test0"].labels("student/prompted")
     assert drawn.read().shape == archive["test0"].record.shape_czyx[1:]
@@ -301,3 +306,60 @@ def test_a_teacher_is_asked_only_in_ways_that_it_was_trained_with(known: Any, ki
     asked = [draw_questions(objects, 2, profile, rng, torch.device("cpu")) for _ in range(60)]
     assert {each.kind for each in asked} == kinds
     assert all((each.points is None) == (each.kind != "point") for each in asked)
+
+
+def test_a_sam_vit_is_distilled_and_its_student_keeps_its_protocol(archive: Archive, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    image, patch, dim = 96, 16, 32
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=image,
+            patch_size=patch,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            out_chans=dim,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=4,
+            global_attn_indexes=(1,),
+        ),
+        prompt_encoder=PromptEncoder(embed_dim=dim, image_embedding_size=(6, 6), input_image_size=(image, image), mask_in_chans=8),
+        mask_decoder=MaskDecoder(
+            transformer_dim=dim, transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=48, num_heads=8), iou_head_hidden_dim=40
+        ),
+    )
+    torch.save(sam.state_dict(), tmp_path / "vit.pth")
+    plan = LabelPlan(classes=CLASSES, teacher=str(tmp_path / "vit.pth"), profile="medsam", device="cpu")
+    student = train(archive, classes=CLASSES, spec=spec(steps=3), asking=plan, workdir=tmp_path)
+    record = student.card.promptable
+    assert record is not None
+    assert (record.profile, record.prompts, record.image_size) == ("medsam", ("box",), 96)
+    loaded = load_teacher(student.path / "teacher.safetensors", device="cpu")
+    assert loaded.profile == load_teacher(tmp_path / "vit.pth", profile="medsam", device="cpu").profile
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    assert loaded.encode([picture]).features.shape == (1, dim, 6, 6)
+    with pytest.raises(CheckpointError, match="cannot be used with profile 'sam'"):
+        load_teacher(student.path / "teacher.safetensors", profile="sam", device="cpu")
+
+
+def test_teachers_without_prompts_or_from_elsewhere_are_not_distilled(teacher_file: Path) -> None:
+    with pytest.raises(TrainingError, match="teacher theirs is loaded by another package"):
+        known_teacher(cast("Any", object()), "theirs")
+    teacher = load_teacher(teacher_file, device="cpu")
+    teacher.profile = replace(teacher.profile, name="samed", prompts=())
+    with pytest.raises(TrainingError, match=r"teacher small \(samed\) segments without prompts"):
+        known_teacher(teacher, "small")
+
+
+def test_a_decoder_learns_only_where_it_is_asked_to(archive: Archive, asking: LabelPlan, teacher_file: Path, tmp_path: Path) -> None:
+    how = PromptableSpec(embedding_share=0.0, decoder="tuned", prompts=1)
+    path = train(archive, classes=CLASSES, spec=spec(steps=3, promptable=how), asking=asking, workdir=tmp_path).path
+    own, theirs = (read_tensors(file).tensors for file in (path / "teacher.safetensors", teacher_file))
+    changed = {
+        name.split(".")[0]
+        for name in theirs
+        if name in own and own[name].shape == theirs[name].shape and not torch.equal(own[name], theirs[name])
+    }
+    assert "mask_decoder" in changed
+    assert "prompt_encoder" not in changed
