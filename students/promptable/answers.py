@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.casework import prepare_case
+from distill.casework import CaseWork, prepare_case
 from distill.devices import resolve_devices
 from distill.engine import label_archive
 from distill.label_plan import LabelPlan
+from distill.planes import ask_other_planes
 from distill.prompts.choice import chosen_prompts
 from distill.teachers.checkpoints import load_teacher
 from distill.teachers.sam import SamTeacher
@@ -70,12 +71,19 @@ class PromptedStudent:
             own = measure_cost(
                 f"{self.name}, with prompts",
                 [student.sam],
-                lambda: run_wavefront(student, [work.fresh()], self._asking.ask),
+                partial(self._draw, student, work),
                 device=self.device,
                 repeats=1,
             )
             costs.append(own)
         return (*costs, *self._encoders({"student": student, "teacher": teacher}, work.picture(0)))
+
+    def _draw(self, student: SamTeacher, work: CaseWork) -> None:
+        """Draw a case as labelling does, and forget it."""
+        works = [work.fresh()]
+        run_wavefront(student, works, self._asking.ask)
+        if self._asking.ask.planes == "three":
+            ask_other_planes(student, works, self._asking.ask)
 
     def _encoders(self, both: Mapping[str, SamTeacher], picture: np.ndarray) -> list[Cost]:
         """Measure encoders in full calls; seconds by turns, since a machine is now faster and now slower."""

@@ -51,6 +51,12 @@ class Pictures:
         """How many different slices there are."""
         return sum(self._slices(record) for record in self.records)
 
+    @property
+    def most_bytes(self) -> int:
+        """What the largest picture takes."""
+        sides = [sorted(record.shape_czyx[1:])[1:] if len(self._axes(record)) > 1 else record.shape_czyx[2:] for record in self.records]
+        return max((3 * rows * columns for rows, columns in sides), default=0)
+
     def place(self, seed: int, number: int) -> Place:
         """Return which slice is the ``number``-th."""
         round_, rest = divmod(number, int(self._turns.sum()))

@@ -33,6 +33,7 @@ _HEEDED = (
     "weight_decay",
     "validation_fraction",
     "validations",
+    "cache_bytes",
 )
 """Settings that decide the result."""
 BATCH = 8
@@ -145,9 +146,9 @@ def _train(
     from students.promptable.files import save_promptable
     from students.promptable.network import build_student, student_config
 
+    teacher = _teacher(asked)
     if asked.spec.threads is not None:
         torch.set_num_threads(asked.spec.threads)
-    teacher = _teacher(asked)
     config = student_config(teacher, asked.how.size)
     split = split_by_patient(records, asked.spec.validation_fraction, asked.spec.seed)
     views, held = (_views(archive, [record for record in records if record.id in set(ids)], teacher, asked) for ids in split)

@@ -114,10 +114,10 @@ class Views:
         )
 
     def _room_for(self) -> int:
-        """Return how many views are held, by what one takes at most: known before the first, so that batches do not depend on it."""
-        side, dim = self.teacher.profile.image_size, int(self.teacher.sam.prompt_encoder.embed_dim)
+        """Return how many views are held, by what one takes at most: known before the first, since batches depend on it."""
         rows, columns = self.teacher.sam.prompt_encoder.image_embedding_size
-        return max(self._batch, self._room // (3 * side * side + 2 * dim * int(rows) * int(columns)))
+        embedding_bytes = 2 * int(self.teacher.sam.prompt_encoder.embed_dim) * int(rows) * int(columns)
+        return max(self._batch, self._room // (self.pictures.most_bytes + embedding_bytes))
 
     def _objects(self, number: int, view: View) -> Objects:
         features = view.features[None].to(self.teacher.device).float()
