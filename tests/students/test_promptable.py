@@ -74,7 +74,7 @@ def spec(**changed: Any) -> StudentSpec:
         "steps": 6,
         "budget_seconds": None,
         "batch": 4,
-        "validations": 2,
+        "validations": 1,
         "validation_fraction": 0.2,
         "threads": 1,
         "device": "cpu",
@@ -91,9 +91,9 @@ def taught(archive: Archive, teacher_file: Path, tmp_path_factory: pytest.TempPa
 
 def test_embeddings_come_nearer_to_the_teachers(archive: Archive, asking: LabelPlan, tmp_path: Path) -> None:
     how = PromptableSpec(embedding_share=1.0)
-    card = train(archive, classes=CLASSES, spec=spec(steps=40, promptable=how, validations=4), asking=asking, workdir=tmp_path).card
+    card = train(archive, classes=CLASSES, spec=spec(steps=40, promptable=how, validations=2), asking=asking, workdir=tmp_path).card
     losses = [point.loss for point in card.history if point.loss is not None]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     assert card.promptable is not None
     assert card.promptable.embedding_steps == 40
 
