@@ -49,10 +49,10 @@ class PromptableSpec(Frozen):
     """What a person asks of a student that takes prompts."""
 
     size: PromptableSize = "small"
-    """Of the encoder: about 1.0 or 2.7 million parameters."""
+    """Of the encoder: about 1.3 or 2.7 million parameters."""
     decoder: Literal["frozen", "tuned"] = "frozen"
     """Whether the teacher's mask decoder stays as it is, or learns too, once student and teacher are asked."""
-    embedding_share: float = Field(default=0.8, ge=0, le=1)
+    embedding_share: float = Field(default=0.9, ge=0, le=1)
     """Share of the training in which embeddings alone are learnt; after it, masks for the same prompts too."""
     prompts: int = Field(default=2, ge=1, le=32)
     """Of each picture, once student and teacher are asked."""
