@@ -18,7 +18,7 @@ from flows.curve import curve_students
 from flows.learnt import chosen_gold
 from flows.opened import asked_with
 from flows.plans import class_infos, label_plan, student_spec
-from flows.recipe import ArmName, Recipe
+from flows.recipe import UNTRAINED, ArmName, Recipe
 from flows.results import TEACHER_SET, counted
 from storage import Archive, CaseRecord
 from students.baselines import LABEL_SET as ELLIPSES
@@ -95,7 +95,8 @@ def possible_arms(archive: Archive, recipe: Recipe) -> tuple[ArmName, ...]:
         "gold-alone": recipe.student.gold is not None,
         "teacher-gold-boxes": True,
     }
-    return tuple(name for name, possible in known.items() if possible)
+    trains = recipe.student.kind != "promptable"
+    return tuple(name for name, possible in known.items() if possible and (trains or name in UNTRAINED))
 
 
 def _gold_cases(records: list[CaseRecord]) -> list[str]:

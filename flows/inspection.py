@@ -31,7 +31,7 @@ from flows.results import (
 )
 from flows.round_units import every_case_stage
 from storage import Archive
-from students.spec import Exported, NnunetRecord, RoundsNote
+from students.spec import Exported, NnunetRecord, RoundsNote, StudentCard
 
 Kind = Literal["archive", "student", "checkpoint"]
 
@@ -215,11 +215,7 @@ def _student(path: Path) -> Inspection:
             "times each training case was seen": round(passes(card), 1),
             "training seconds": round(card.seconds, 1),
             "end of training": stop_words(card),
-            "agreement with held-out pseudo-labels (Dice)": None if card.agreement is None else round(card.agreement, 4),
-            "network": "2.5d" if card.plan.neighbours else card.plan.dimensions,
-            **({} if card.rounds is None else {"rounds": _chosen(card.rounds)}),
-            **({} if card.nnunet is None else {"nnU-Net": _nnunet(card.nnunet)}),
-            "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
+            **_network(card),
             "fingerprint": card.fingerprint,
             "warnings": " ".join(training_doubts(card)) or "none",
             **(_export(card.exported) if card.exported else {}),
@@ -230,6 +226,22 @@ def _student(path: Path) -> Inspection:
 def _chosen(note: RoundsNote) -> str:
     """Say of which round a student is, and why it was chosen."""
     return "; ".join((f"of round {note.number}, chosen of {note.made}", *note.words))
+
+
+def _network(card: StudentCard) -> dict[str, JsonValue]:
+    """Say what kind of network a student is, and how far it agrees with what it learnt from."""
+    agreement = None if card.agreement is None else round(card.agreement, 4)
+    if card.promptable is not None:
+        from students.promptable.words import facts
+
+        return {"agreement with its teacher on held-out patients (Dice)": agreement, **facts(card.promptable)}
+    return {
+        "agreement with held-out pseudo-labels (Dice)": agreement,
+        "network": "2.5d" if card.plan.neighbours else card.plan.dimensions,
+        **({} if card.rounds is None else {"rounds": _chosen(card.rounds)}),
+        **({} if card.nnunet is None else {"nnU-Net": _nnunet(card.nnunet)}),
+        "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
+    }
 
 
 def _nnunet(record: NnunetRecord) -> str:

@@ -3,16 +3,20 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from flows.console import Follow
 from flows.errors import StageError
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.opened import asked_with, label_fingerprints, open_archive
-from flows.recipe import ArmName, Recipe
+from flows.recipe import UNTRAINED, ArmName, Recipe
 from flows.results import TEACHER_SET, StageResult
 from storage import Archive, fingerprint
 from students.results import Evaluation
+
+if TYPE_CHECKING:  # torch stays out until a student is judged
+    from students.predict import Student
+    from students.promptable.answers import PromptedStudent
 
 ALL_ARMS = "all"
 """Every arm that the archive has something for."""
@@ -30,6 +34,11 @@ def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
     for name in arms:
         if name not in known:
             message = f"there is no arm {name!r}. Known: {', '.join(known)}."
+            raise StageError(message)
+        if recipe.student.kind == "promptable" and name not in {ALL_ARMS, *UNTRAINED}:
+            message = (
+                f"the arm {name} trains a student like the recipe's own on labels, but a promptable one learns from none. Leave it out."
+            )
             raise StageError(message)
         if name == "gold-alone" and recipe.student.gold is None:
             message = "the arm gold-alone needs student.gold in the recipe. Give it, or take few-gold or all-gold."
@@ -87,6 +96,9 @@ def evaluate(recipe: Recipe) -> StageResult:
     if not archive.cases(part="test", with_labels="gold"):
         note = "no expert labels on test cases: nothing to score. Give ingest.gold and ingest.split to get a report."
         return StageResult(stage="evaluate", skipped=1, note=note)
+    if recipe.student.kind == "promptable" and not archive.cases(part="test", with_labels=TEACHER_SET):
+        note = "the teacher has drawn no test case, so there is nothing to ask its student about. Give prompts of them, and run 'samdistill label RECIPE'."
+        return StageResult(stage="evaluate", skipped=1, note=note)
     recipe = as_it_stands(archive, recipe)
     return perform_once(
         archive.ledger,
@@ -119,9 +131,9 @@ def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
 def _evaluate(archive: Archive, recipe: Recipe) -> str:
     from flows.arms import evaluation_plan
     from flows.curve import points
-    from students import load_student
     from students.evaluate import evaluate as compare
     from students.outcome import evaluation_note
+    from students.promptable.words import promptable_note
     from students.report import write_report
 
     follow = Follow("evaluate")
@@ -134,7 +146,7 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
         follow(min(len(said), steps), steps, sentence)
 
     say("preparing the baselines")
-    found = compare(archive, load_student(recipe.student_folder), evaluation_plan(archive, recipe, say), say)
+    found = compare(archive, _judged(recipe), evaluation_plan(archive, recipe, say), say)
     write_report(found, archive, recipe.report_folder / "report.html")
     _write_model_card(found, recipe.student_folder)
     follow(steps, steps, "report written")
@@ -142,7 +154,19 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     known = {"dice": dice.get("student - gold"), "teacher_dice": dice.get("teacher - gold"), "test_cases": len(found.cases)}
     archive.catalog.add_student_metrics(recipe.student.name, {name: value for name, value in known.items() if value is not None})
     scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
-    return scores + evaluation_note(found)
+    return scores + promptable_note(found) + evaluation_note(found)
+
+
+def _judged(recipe: Recipe) -> "Student | PromptedStudent":
+    """Load the recipe's student; a promptable one is asked as the recipe asks its teacher."""
+    if recipe.student.kind == "promptable":
+        from flows.plans import label_plan
+        from students.promptable.answers import PromptedStudent
+
+        return PromptedStudent(recipe.student_folder, label_plan(recipe))
+    from students import load_student
+
+    return load_student(recipe.student_folder)
 
 
 def _write_model_card(found: Evaluation, folder: Path) -> None:

@@ -141,6 +141,8 @@ def refine(recipe_file: str) -> StageResult:
     Thresholds that were given up leave the recipe's own to judge by, and opinions that were given up none; each is a unit without a result.
     """
     shards = stages.shards_to_refine(load_recipe(recipe_file), stages.SHARD_CASES)
+    if not shards:
+        return StageResult(stage="refine", note="the teacher has drawn nothing, so there is nothing to refine")
     doubted = doubt_labels(recipe_file)
     if doubted.failed:
         return replace(doubted, stage="refine", note=f"second opinions: {doubted.note}")

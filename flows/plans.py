@@ -139,6 +139,8 @@ def student_spec(recipe: Recipe) -> StudentSpec:
             **block.network,
         }
         return StudentSpec.model_validate(asked | {"learning": block.learning, "hints": TEACHER_SET if block.hints == "teacher" else None})
+    if block.kind == "promptable":
+        return StudentSpec(name=block.name, kind=block.kind, budget_seconds=block.budget, seed=block.seed, promptable=block.promptable)
     # nnU-Net's own presets are as long as nnU-Net has found good; the default budget would end them after a few epochs.
     budget = block.budget if block.nnunet.preset == "reduced" or "budget" in block.model_fields_set else None
     return StudentSpec(

@@ -23,7 +23,7 @@ from flows.recipe_rounds import RoundsBlock
 from flows.results import FIRST, MOST_TEACHERS, Round
 from flows.sizes import bytes_from
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
-from students.spec import NnunetSpec, Shape
+from students.spec import NnunetSpec, PromptableSpec, Shape
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -34,6 +34,8 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
 LONGEST_NAME = 64
 """Letters of the name of a student."""
 ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone", "teacher-gold-boxes"]
+UNTRAINED: frozenset[ArmName] = frozenset({"ellipse", "teacher-gold-boxes"})
+"""Arms that train nobody."""
 
 
 class ClassBlock(Block):
@@ -265,7 +267,7 @@ class RefineBlock(Block):
 class StudentBlock(LearningKeys):
     """The small model that ships."""
 
-    kind: Literal["compact", "nnunet"] = "compact"
+    kind: Literal["compact", "nnunet", "promptable"] = "compact"
     name: Name = "compact"
     """By default the kind."""
     budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
@@ -275,6 +277,8 @@ class StudentBlock(LearningKeys):
     """``auto`` is one GPU, or the CPU where there is none; several, as ``cuda:0,cuda:1`` or a list, train a compact student together."""
     nnunet: NnunetSpec = NnunetSpec()
     """Of the kind ``nnunet``."""
+    promptable: PromptableSpec = PromptableSpec()
+    """Of the kind ``promptable``: the teacher's encoder, distilled from images alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -282,16 +286,19 @@ class StudentBlock(LearningKeys):
         return {"name": value["kind"]} | value if isinstance(value, dict) and isinstance(value.get("kind"), str) else value
 
     @model_validator(mode="after")
-    def _nnunet_is_asked_for(self) -> "StudentBlock":
-        if self.kind != "nnunet" and "nnunet" in self.model_fields_set:
-            message = f"has settings of nnunet, but the kind is {self.kind}. Say kind: nnunet, or leave them out."
+    def _kinds_have_their_own_keys(self) -> "StudentBlock":
+        for other in ("nnunet", "promptable"):
+            if self.kind != other and other in self.model_fields_set:
+                message = f"has settings of {other}, but the kind is {self.kind}. Say kind: {other}, or leave them out."
+                raise ValueError(message)
+        if self.kind != "compact" and "," in self.device:
+            message = f"trains {'an nnU-Net' if self.kind == 'nnunet' else 'a promptable student'} on one device, but device is {self.device}. Name one, or say kind: compact."
             raise ValueError(message)
-        if self.kind == "nnunet" and "," in self.device:
-            message = f"trains an nnU-Net on one device, but device is {self.device}. Name one, or say kind: compact."
-            raise ValueError(message)
-        others = sorted(self.model_fields_set & LearningKeys.model_fields.keys() - {"targets", "confidence"})
-        if self.kind == "nnunet" and others:
-            message = f"has {', '.join(others)}, which is of kind: compact; nnU-Net has its own network and losses. Leave it out, or say kind: compact."
+        heard = {"targets", "confidence"} if self.kind == "nnunet" else set[str]()
+        others = sorted(self.model_fields_set & LearningKeys.model_fields.keys() - heard)
+        if self.kind != "compact" and others:
+            why = "nnU-Net has its own network and losses" if self.kind == "nnunet" else "a promptable student learns from no label"
+            message = f"has {', '.join(others)}, which is of kind: compact; {why}. Leave it out, or say kind: compact."
             raise ValueError(message)
         return self
 
@@ -376,6 +383,21 @@ class Recipe(Block):
         if self.evaluate.gold_curve and self.student.kind != "compact":
             message = (
                 f"evaluate.gold_curve is of kind: compact; {self.student.kind} does not learn from gold beside pseudo-labels. Leave it out."
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _one_teacher_is_distilled(self) -> "Recipe":
+        if self.student.kind != "promptable":
+            return self
+        trained = [arm for arm in self.evaluate.arms if arm not in UNTRAINED]
+        if trained:
+            message = f"evaluate.arms has {', '.join(trained)}, which trains a student like the recipe's own on labels, but a promptable one learns from none. Leave it out."
+            raise ValueError(message)
+        if self.teacher.also:
+            message = (
+                "student.kind promptable distils one teacher, but teacher.also names more. Leave them out, or train a compact student."
             )
             raise ValueError(message)
         return self

@@ -13,6 +13,7 @@ from flows.inspection import Inspection, Refusal
 from flows.places import check_writable, shortest, typed
 from flows.recipe_file import load_recipe
 from flows.results import OTHER_CASES, PSEUDO_SET, RunSummary, counted
+from students.promptable.files import TEACHER_FILE
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
 _NAMES_SHOWN, _REFUSALS_SHOWN = 20, 50
@@ -44,9 +45,11 @@ def show_after_run(summary: RunSummary) -> None:
     if summary.up_to_date or not summary.student:
         return
     archive = typed(shortest(summary.archive))
+    model = Path(summary.student) / TEACHER_FILE
+    use = f"inspect {typed(shortest(str(model)))}      a teacher: teacher: {{checkpoint: ...}} in a recipe asks it"
     show_next(
         (
-            f"predict {typed(shortest(summary.student))} NEW_SCANS/ -o labels/",
+            use if model.is_file() else f"predict {typed(shortest(summary.student))} NEW_SCANS/ -o labels/",
             f"inspect {archive}",
             f"export {archive} --labels {PSEUDO_SET} --images -o look/      to see what was believed",
         )

@@ -94,10 +94,10 @@ def label(recipe: Recipe, shard: Shard) -> StageResult:
 
 
 def shards_to_refine(recipe: Recipe, size: int) -> list[Shard]:
-    """Every case that the teacher has drawn."""
+    """Every case that the teacher has drawn; there may be none where the student learns from images alone."""
     archive = open_archive(recipe)
     records = archive.cases(with_labels=recipe.round.teacher_set)
-    if not records:
+    if not records and recipe.student.kind != "promptable":
         raise StageError(_nothing_drawn(archive, recipe))
     return _shards([record.id for record in records], size)
 

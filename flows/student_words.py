@@ -8,6 +8,7 @@ from typing import Any
 from flows.console import OUT, show_next, show_table
 from flows.places import shortest, typed
 from storage import StudentRecord
+from students.promptable.files import TEACHER_FILE
 
 _HEADS = ("student", "", "training", "round", "learnt from", "parameters", "agreement", "Dice", "teacher's", "trained", "program")
 _KNOWN = ("agreement", "dice", "teacher_dice")
@@ -61,6 +62,9 @@ def show_promoted(record: StudentRecord, before: StudentRecord | None, archive: 
     _say(f"{record.name}, training {record.revision}, is the student of {archive}{place}.")
     if before is not None and before.name != record.name:
         _warn_if_worse(record, before)
+    if record.kind == "promptable":
+        _say(f"It is promptable: name it as a teacher, in a recipe with teacher: {{checkpoint: {record.path}/{TEACHER_FILE}}}.")
+        return
     where = typed(shortest(archive))
     show_next((f"predict {where} NEW_SCANS/ -o labels/", f"predict {where}      for the cases of the archive itself"))
 

@@ -17,12 +17,14 @@ from flows.recipe import Recipe
 from flows.results import FIRST, Round, StageResult
 from flows.round_students import folder_in_round, patients_held_out, restore_first
 from storage import Archive, CaseRecord, StudentRecord, fingerprint
-from students.spec import StudentCard, StudentSpec
+from students.spec import NO_LABEL, StudentCard, StudentSpec
 
 
 def train(recipe: Recipe) -> StageResult:
     """Train the student on the believed labels of the archive cases, once per state of these labels."""
     archive = open_archive(recipe)
+    if recipe.student.kind == "promptable":
+        return _distil_once(archive, recipe)
     records = _accepted(archive, recipe)
     restore_first(archive, recipe)
     found = material(archive, recipe, records)
@@ -44,6 +46,25 @@ def asked_spec(archive: Archive, recipe: Recipe) -> StudentSpec:
     if recipe.round.number == 1 or spec.kind != "compact":
         return spec
     return spec.model_copy(update={"held_out": patients_held_out(archive, folder_in_round(recipe, 1))})
+
+
+def _distil_once(archive: Archive, recipe: Recipe) -> StageResult:
+    """Distil the recipe's teacher from the images of the archive part, once per state of these; nobody has to have labelled them."""
+    from distill.teachers.checkpoints import inspect_checkpoint
+    from flows.plans import label_plan, student_spec
+    from students.promptable.training import looked_at, student_mark
+
+    plan, records = label_plan(recipe), looked_at(archive)
+    known = inspect_checkpoint(plan.teacher, base=plan.base)
+    found = Material(label_set=NO_LABEL, labeled=tuple(record.id for record in records))
+    return perform_once(
+        archive.ledger,
+        stage="train",
+        unit=recipe.student.name,
+        fingerprint=student_mark(student_spec(recipe), records, plan, known.fingerprint),
+        output=recipe.student_folder / "student.json",
+        work=lambda: _train(archive, recipe, found),
+    )
 
 
 def train_fingerprint(
@@ -123,7 +144,7 @@ def _check_refined(archive: Archive, records: Sequence[CaseRecord], of: Round) -
 
 
 def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
-    from flows.plans import class_infos
+    from flows.plans import class_infos, label_plan
     from students.outcome import stop_words, training_doubts
     from students.training import train as train_student
 
@@ -138,6 +159,7 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
         cases=found.labeled,
         gold=found.gold,
         unlabeled=found.unlabeled,
+        asking=label_plan(recipe),
         progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
     )
     archive.catalog.record_student(_record(student.card, student.path, recipe))

@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 CHECKPOINT = "checkpoint.pt"
 
 
-def _replace(partial: Path, final: Path) -> None:
+def replace_durably(partial: Path, final: Path) -> None:
     """Make a finished file visible under its name, durably."""
     with partial.open("rb") as written:
         os.fsync(written.fileno())
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{CHECKPOINT}.partial"
     torch.save(dict(state), partial)
-    _replace(partial, folder / CHECKPOINT)
+    replace_durably(partial, folder / CHECKPOINT)
 
 
 def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -57,10 +57,10 @@ def save_student(folder: Path, card: StudentCard, weights: Mapping[str, Tensor])
     partial = folder / f"{WEIGHTS}.partial"
     # Not save_file: it makes files that only their owner can read, whatever the umask says, and students lie in shared folders.
     partial.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
-    _replace(partial, folder / WEIGHTS)
+    replace_durably(partial, folder / WEIGHTS)
     partial = folder / f"{CARD}.partial"
     partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _replace(partial, folder / CARD)
+    replace_durably(partial, folder / CARD)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -113,8 +113,9 @@ def _network_file(folder: Path) -> Path:
     own = folder / WEIGHTS
     if own.exists() or not (folder / CARD).is_file():
         return own
-    exported = read_card(folder).exported
-    return own if exported is None else folder / exported.file
+    card = read_card(folder)
+    record = card.exported or card.promptable
+    return own if record is None else folder / record.file
 
 
 def load_network(folder: str | Path, card: StudentCard) -> nn.Module:

@@ -24,19 +24,22 @@ from students.gold_curve import Scored, gold_curve
 from students.outcome import evaluation_doubts, unequal_trainings
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
+from students.promptable.answers import PromptedStudent
 from students.results import Comparison, Difference, Evaluation, Hindsight
 from students.significance import dices_of, paired_differences, relative_dice
-from students.spec import Shape, StudentCard
+from students.spec import Cost, Shape, StudentCard
 
 __all__ = ["Arm", "EvaluationPlan", "conventions", "evaluate", "resolved", "spacing_known", "unseen_cases"]
 
 
-def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress: Callable[[str], None] | None = None) -> Evaluation:
+def evaluate(
+    archive: Archive, student: Student | PromptedStudent, plan: EvaluationPlan, progress: Callable[[str], None] | None = None
+) -> Evaluation:
     """Compare student, teacher and gold, class by class.
 
     Args:
         archive: Read from; students' answers are written to it as label sets ``student/NAME``.
-        student: Who is judged.
+        student: Who is judged; a promptable one is asked with the prompts that its teacher was asked with.
         plan: Against what, on which cases.
         progress: Called with a sentence when a comparison begins.
 
@@ -48,7 +51,10 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
     cases = [record.id for record in records]
     say(f"student {student.name} answers for {len(cases)} cases")
     own = f"student/{student.name}"
-    predict_cases(student, archive, cases)
+    if isinstance(student, PromptedStudent):
+        student.answer(archive, cases)
+    else:
+        predict_cases(student, archive, cases)
     arms = [(arm, _arm_label_set(arm, archive, records, student, plan)) for arm in plan.arms]
     bench = Bench(archive, student.card.classes, plan)
     comparisons = _comparisons(bench, own, arms, cases, say)
@@ -69,7 +75,7 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         transfer=bench.transfer(own, plan.teacher, cases) if plan.teacher else None,
         differences=_differences(comparisons),
         hindsight=hindsight,
-        costs=(student_cost(student, archive, cases[0]), *plan.costs),
+        costs=(*_own_costs(student, archive, cases[0]), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
         rounds=student.card.rounds,
@@ -93,6 +99,10 @@ def evaluate(archive: Archive, student: Student, plan: EvaluationPlan, progress:
         ),
         gold_curve=curve,
     )
+
+
+def _own_costs(student: Student | PromptedStudent, archive: Archive, case: str) -> tuple[Cost, ...]:
+    return student.costs(archive, case) if isinstance(student, PromptedStudent) else (student_cost(student, archive, case),)
 
 
 def _comparisons(
@@ -141,7 +151,11 @@ def _own_confidence(bench: Bench, own: str, student: Comparison) -> tuple[tuple[
 
 
 def _curve(
-    bench: Bench, records: Sequence[CaseRecord], student: Student, comparisons: Sequence[Comparison], say: Callable[[str], None]
+    bench: Bench,
+    records: Sequence[CaseRecord],
+    student: Student | PromptedStudent,
+    comparisons: Sequence[Comparison],
+    say: Callable[[str], None],
 ) -> GoldCurve | None:
     """Let the students of the curve answer, and score them."""
     plan, scored = bench.plan, []
@@ -173,7 +187,7 @@ def spacing_known(records: Sequence[CaseRecord]) -> bool | Literal["mixed"]:
     return "mixed" if len(known) > 1 else known.pop()
 
 
-def unseen_cases(archive: Archive, student: Student, plan: EvaluationPlan) -> list[CaseRecord]:
+def unseen_cases(archive: Archive, student: Student | PromptedStudent, plan: EvaluationPlan) -> list[CaseRecord]:
     """Return the records to score on, having checked that nobody has seen them.
 
     Raises:
@@ -191,7 +205,7 @@ def unseen_cases(archive: Archive, student: Student, plan: EvaluationPlan) -> li
     return records
 
 
-def _check_unseen(record: CaseRecord, student: Student, plan: EvaluationPlan) -> None:
+def _check_unseen(record: CaseRecord, student: Student | PromptedStudent, plan: EvaluationPlan) -> None:
     card, why = student.card, ""
     if record.part != "test":
         why = f"belongs to the part {record.part!r}, which training or calibration may use"
@@ -206,14 +220,18 @@ def _check_unseen(record: CaseRecord, student: Student, plan: EvaluationPlan) ->
         raise GoldLeakError(message)
 
 
-def _arm_label_set(arm: Arm, archive: Archive, records: Sequence[CaseRecord], student: Student, plan: EvaluationPlan) -> str:
+def _arm_label_set(
+    arm: Arm, archive: Archive, records: Sequence[CaseRecord], student: Student | PromptedStudent, plan: EvaluationPlan
+) -> str:
     """Return the label set of an arm; a student is asked for its answers first."""
     if arm.student is None:
         return arm.label_set
     return f"student/{_asked(arm.student, archive, records, student, plan).name}"
 
 
-def _asked(path: Path, archive: Archive, records: Sequence[CaseRecord], student: Student, plan: EvaluationPlan) -> Student:
+def _asked(
+    path: Path, archive: Archive, records: Sequence[CaseRecord], student: Student | PromptedStudent, plan: EvaluationPlan
+) -> Student:
     """Let another student answer for the cases, none of which it may have seen."""
     other = Student.load(path, device=str(student.device))
     for record in records:
@@ -243,7 +261,7 @@ def _ignored(archive: Archive, card: StudentCard) -> float:
     return float(np.mean([scores.get("ignored_share", 0.0) for scores in said])) if said else 0.0
 
 
-def _hindsight(bench: Bench, student: Student, plan: EvaluationPlan) -> Hindsight | None:
+def _hindsight(bench: Bench, student: Student | PromptedStudent, plan: EvaluationPlan) -> Hindsight | None:
     """Judge the labels the student learnt from, where gold happens to exist for those cases."""
     label_set = plan.pseudo or student.card.label_set
     known = [*student.card.training_cases, *student.card.validation_cases]

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
+from students.promptable.words import agreement_doubt, lost_doubt
 from students.results import Comparison, Evaluation
 from students.spec import StudentCard
 
@@ -39,9 +40,10 @@ _REASONS = {"budget": "the time budget was spent", "steps": "all steps were made
 def stop_words(card: StudentCard) -> str:
     """Return why the training ended, and with which agreement."""
     if card.agreement is not None:
-        agreement = f"agreement with held-out pseudo-labels {card.agreement:.3f}"
+        whose = "its teacher's masks of held-out patients" if card.promptable else "held-out pseudo-labels"
+        agreement = f"agreement with {whose} {card.agreement:.3f}"
     elif card.validation_cases:
-        agreement = f"agreement with the pseudo-labels of {_cases(len(card.validation_cases))} held out is not known"
+        agreement = f"agreement with {'its teacher on' if card.promptable else 'the pseudo-labels of'} {_cases(len(card.validation_cases))} held out is not known"
     else:
         agreement = "nobody held out" + (f", gold of {_cases(len(card.gold_cases))} learnt from" if card.gold_cases else "")
     return f"stopped because {_REASONS[card.stopped]}; {agreement}"
@@ -62,6 +64,8 @@ def training_doubts(card: StudentCard) -> tuple[str, ...]:
     if passes(card) < _FEW_PASSES:
         seen = f"each training case was seen {passes(card):.1f} times on average ({card.steps} steps), which is too little"
         doubts.append(f"{seen}. {_longer(card)}")
+    if card.promptable is not None:
+        return (*doubts, *agreement_doubt(card, _longer(card)))
     if card.agreement is not None and card.agreement < _WEAK_AGREEMENT:
         doubts.append(
             f"agreement with the pseudo-labels of held-out patients reached only {card.agreement:.2f}: it has not found the organ. "
@@ -102,7 +106,8 @@ def evaluation_doubts(
             found.append(f"{name}: the student (Dice {pair[0]:.3f}) is worse than ellipses in the boxes ({pair[1]:.3f}). {remedy}")
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
             found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {longer}")
-    return (*found, *training_doubts(card))
+    lost = lost_doubt(comparisons, _longer(card)) if card.promptable else ()
+    return (*found, *lost, *training_doubts(card))
 
 
 def unequal_trainings(card: StudentCard, others: Mapping[str, StudentCard]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import nn
 from storage import Archive, Case, LabelHistory, fingerprint
 from students.checkpoint import load_network, read_card, weights_digest
 from students.data import measure_intensities, resample, shape_at_spacing
-from students.errors import NoSuchDeviceError, VolumeError
+from students.errors import NoSuchDeviceError, StudentFileError, VolumeError
 from students.hints import beside, read_hints
 from students.spec import NetworkPlan, StudentCard
 
@@ -153,6 +153,16 @@ class CompactNetwork:
         return class_probability(self.network, self._plan, image_czyx, spacing_zyx_mm, device=self._device)
 
 
+def needs_prompts(card: StudentCard, folder: Path) -> str:
+    """Say how a promptable student is used."""
+    record = card.promptable
+    file = folder / record.file if record else folder
+    return (
+        f"student {card.name} is promptable: it draws what it is asked about, and here nobody asks. Use it as a teacher, in a recipe with "
+        f"teacher: {{checkpoint: {file}}}, or in Python with distill.load_teacher({str(file)!r})."
+    )
+
+
 class Student:
     """A trained student, ready to answer. Use `load_student` or `Student.load`."""
 
@@ -172,6 +182,8 @@ class Student:
             NoSuchDeviceError: if the device is not here, or not for a student of this format.
         """
         card = read_card(path)
+        if card.promptable is not None:
+            raise StudentFileError(needs_prompts(card, Path(path)))
         where = _device_for(card, device)
         if card.nnunet is not None:
             from students.nnunet.answers import load_answers

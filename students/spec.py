@@ -9,6 +9,9 @@ from storage.case import ClassInfo
 from students.frozen import Frozen, Growing
 from students.learning import Learning
 
+NO_LABEL = "no label"
+"""In the place of a label set, for students that learn from images alone."""
+
 FORMAT_VERSION = 1
 """Of ``student.json``; a reader refuses what is newer than itself."""
 
@@ -39,14 +42,32 @@ class NnunetSpec(Frozen):
     """Threads of preprocessing, and processes of augmentation where it is more than 1."""
 
 
+PromptableSize = Literal["small", "medium"]
+
+
+class PromptableSpec(Frozen):
+    """What a person asks of a student that takes prompts."""
+
+    size: PromptableSize = "small"
+    """Of the encoder: about 1.3 or 2.7 million parameters."""
+    decoder: Literal["frozen", "tuned"] = "frozen"
+    """Whether the teacher's mask decoder stays as it is, or learns too, once student and teacher are asked."""
+    embedding_share: float = Field(default=0.9, ge=0, le=1)
+    """Share of the training in which embeddings alone are learnt; after it, masks for the same prompts too."""
+    prompts: int = Field(default=2, ge=1, le=32)
+    """Of each picture, once student and teacher are asked."""
+
+
 class StudentSpec(Growing):
     """What a person asks of a student; the rest is planned from the data."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet", "hints", "held_out"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"learning", "size", "nnunet", "promptable", "hints", "held_out"})
     name: str = Field(default="student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    kind: Literal["compact", "nnunet"] = "compact"
+    kind: Literal["compact", "nnunet", "promptable"] = "compact"
     nnunet: NnunetSpec | None = None
     """Of the kind ``nnunet``, which of the settings below heeds name, budget, seed, threads and device."""
+    promptable: PromptableSpec | None = None
+    """Of the kind ``promptable``, which heeds the same, and steps, batch, lr, weight decay, validations, checkpoints and cache."""
     budget_seconds: float | None = Field(default=600.0, gt=0)
     """Training time, validation included; a resumed run goes on with what is left. None: only ``steps`` counts."""
     steps: int | None = Field(default=None, ge=1)
@@ -163,6 +184,31 @@ class NnunetRecord(Frozen):
     """nnU-Net's scheme of each channel; the plan's ``normalisation`` is of compact students."""
 
 
+class PromptableRecord(Frozen):
+    """How a student that takes prompts was made, beyond what the plan says."""
+
+    file: str
+    """The whole model, below the folder: it loads as a teacher."""
+    teacher: str
+    """The checkpoint whose encoder was distilled: its name, without its place."""
+    teacher_fingerprint: str
+    profile: str
+    """How pictures and prompts go in; the teacher's own."""
+    prompts: tuple[str, ...]
+    """What it may be asked with."""
+    image_size: int
+    """Side of the square that it sees, in pixels."""
+    encoder_parameters: int
+    teacher_encoder_parameters: int
+    decoder: Literal["frozen", "tuned"]
+    slices: int
+    """Different slices of the training cases; each is shown changed in many ways."""
+    embedding_steps: int
+    """Steps that learnt embeddings alone; the others learnt masks too."""
+    embedding_error: float | None
+    """Squared difference of embeddings on held-out patients, as a share of the teacher's variance; None without any."""
+
+
 ExportFormat = Literal["onnx", "int8", "torchscript", "bundle"]
 """``int8`` is ONNX with 8-bit products; ``bundle`` a folder that MONAI's command line runs, with TorchScript in it."""
 
@@ -221,7 +267,7 @@ class RoundsNote(Frozen):
 class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "exported", "rounds"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds"})
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -242,6 +288,8 @@ class StudentCard(Growing):
     stopped: Literal["budget", "steps", "early"]
     history: tuple[HistoryPoint, ...]
     nnunet: NnunetRecord | None = None
+    """None for other kinds."""
+    promptable: PromptableRecord | None = None
     """None for other kinds."""
     gold_cases: tuple[str, ...] = ()
     """Cases whose expert labels were learnt from beside the label set; their patients are among ``training_patients``."""

@@ -15,7 +15,7 @@ import torch
 from distill.devices import AUTO, CPU, resolve_devices
 from distill.errors import CheckpointError, TeacherError
 from distill.teachers.base import Teacher
-from distill.teachers.families import FAMILIES, SAM_VIT, Fact, describe
+from distill.teachers.families import FAMILIES, OWN_STUDENT, OWN_TEACHER, SAM_VIT, Fact, describe
 from distill.teachers.fetch import profile_of_hash
 from distill.teachers.files import Contents, md5_file
 from distill.teachers.foreign import FOREIGN, check_foreign, foreign_facts, is_foreign, load_foreign
@@ -99,7 +99,7 @@ def load_teacher(
     chosen = choose_profile(info, opened.path.name, profile)
     sam = build(opened)
     load_strictly(sam, opened.tensors, opened.build_as or opened.family, opened.path.name)
-    shift = own_header(opened)[1] if opened.family.name == "samdistill-conv" else 0.0
+    shift = own_header(opened)[1] if opened.family.name in {OWN_TEACHER, OWN_STUDENT} else 0.0
     own = profile_for(chosen, info.image_size, logit_shift=shift)
     return SamTeacher(sam, own, info.fingerprint, device=_single(device), precision=precision, compiled=compiled)
 
@@ -128,7 +128,7 @@ def _fault(opened: Opened) -> str:
 
 def _describe(opened: Opened) -> CheckpointInfo:
     family, contents = opened.family, opened.contents
-    if family.name == "samdistill-conv":
+    if family.name in {OWN_TEACHER, OWN_STUDENT}:
         image_size, details = own_header(opened)[0].image_size, {key: _as_fact(value) for key, value in contents.header.items()}
     else:
         image_size, details = _sizes(opened)
@@ -205,6 +205,9 @@ def _known_profile(opened: Opened) -> str | None:
     """Return the protocol that the family or the file's hash tells."""
     if len(opened.family.profiles) == 1:
         return opened.family.profiles[0]
+    if opened.family.name == OWN_STUDENT:
+        said = opened.contents.header.get("profile")
+        return said if said in opened.family.profiles else None
     if opened.family.name != SAM_VIT.name:
         return None
     return profile_of_hash(opened.sha256) or KNOWN_MD5.get(md5_file(opened.path))

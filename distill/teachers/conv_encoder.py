@@ -1,4 +1,4 @@
-"""The bundled teacher's network: a small convolutional image encoder under segment-anything's own prompt encoder and mask decoder.
+"""The bundled teacher's network, and the encoder of students that take prompts: a small convolutional image encoder for SAM's decoder.
 
 The encoder is a residual network with a feature-pyramid neck, chosen over a small ViT because it learns boundaries from few
 images and runs in tens of milliseconds on one CPU core. Group normalisation keeps an image's answer independent of its batch.
@@ -30,6 +30,8 @@ class ConvSamConfig:
     depths: tuple[int, ...] = (0, 1, 2, 3, 2)
     """Residual blocks at each of these strides."""
     embed_dim: int = 128
+    neck: int = 0
+    """Channels in which the pyramid is put together, before they are widened to ``embed_dim``; 0 is ``embed_dim`` itself."""
     decoder_heads: int = 8
     decoder_mlp: int = 512
     mask_channels: int = 16
@@ -79,9 +81,11 @@ class ConvEncoder(nn.Module):
             nn.Sequential(*(ResidualBlock(width) for _ in range(depth))) for width, depth in zip(config.widths, config.depths, strict=True)
         )
         self.first_level = config.stride.bit_length() - 2
-        self.laterals = nn.ModuleList(nn.Conv2d(width, config.embed_dim, 1) for width in config.widths[self.first_level :])
-        self.fine = nn.Conv2d(config.widths[self.first_level - 1], config.embed_dim, 3, stride=2, padding=1)
-        self.smooth = ResidualBlock(config.embed_dim)
+        neck = config.neck or config.embed_dim
+        self.laterals = nn.ModuleList(nn.Conv2d(width, neck, 1) for width in config.widths[self.first_level :])
+        self.fine = nn.Conv2d(config.widths[self.first_level - 1], neck, 3, stride=2, padding=1)
+        self.smooth = ResidualBlock(neck)
+        self.widen = nn.Conv2d(neck, config.embed_dim, 1) if config.neck else nn.Identity()
         self.norm = nn.GroupNorm(1, config.embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +98,7 @@ class ConvEncoder(nn.Module):
         for lateral, level in zip(reversed(self.laterals[:-1]), reversed(levels[self.first_level : -1]), strict=True):
             top = functional.interpolate(top, scale_factor=2.0, mode="bilinear", align_corners=False) + lateral(level)
         top = top + self.fine(levels[self.first_level - 1])
-        out: torch.Tensor = self.norm(self.smooth(top))
+        out: torch.Tensor = self.norm(self.widen(self.smooth(top)))
         return out
 
 

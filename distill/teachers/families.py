@@ -15,6 +15,7 @@ from distill.errors import CheckpointError
 from distill.teachers.adapters import BottleneckAdapter, SpatialChannelAdapter
 from distill.teachers.conv_encoder import PIXEL_MEAN, PIXEL_STD
 from distill.teachers.lora import has_lora, is_samed_delta, size_it_fits
+from distill.teachers.profiles import PROFILES
 from distill.teachers.rep_vit import IMAGE_SIZE, RepVit, RepVitSizes, rep_vit_sizes
 from distill.teachers.tiny_vit import TinyVit, TinyVitSizes, tiny_vit_sizes
 from distill.teachers.vit import BlockExtras, ImageEncoder, VitSizes, vit_sizes
@@ -48,6 +49,8 @@ class Family:
     """Parts of names of tensors that the family's files carry and its predictor never touches."""
 
 
+OWN_TEACHER, OWN_STUDENT = "samdistill-conv", "samdistill-student"
+"""The families of this package's own files, whose headers say what they are: the bundled teacher, and what it or others have taught."""
 SAM_VIT = Family(name="sam-vit", title="SAM ViT", profiles=("sam", "medsam", "sam-med2d"))
 FAMILIES: Mapping[str, Family] = {
     each.name: each
@@ -74,7 +77,13 @@ FAMILIES: Mapping[str, Family] = {
         Family(name="edge-sam", title="EdgeSAM (RepViT)", profiles=("edge-sam",), encoder="RepViT"),
         Family(name="samed", title="SAMed LoRA delta", profiles=("samed",), delta=True),
         Family(name="lora", title="LoRA delta", profiles=("sam", "medsam", "sam-med2d", "samed"), delta=True),
-        Family(name="samdistill-conv", title="samdistill's own teacher", profiles=("samdistill-conv",), encoder="a convolutional network"),
+        Family(name=OWN_TEACHER, title="samdistill's own teacher", profiles=("samdistill-conv",), encoder="a convolutional network"),
+        Family(
+            name=OWN_STUDENT,
+            title="a student of a promptable teacher",
+            profiles=tuple(name for name, profile in PROFILES.items() if profile.prompts),
+            encoder="a convolutional network",
+        ),
     )
 }
 
@@ -134,8 +143,8 @@ def recognise(tensors: Tensors, header: Mapping[str, str], name: str) -> Family:
     Raises:
         CheckpointError: for families that are known but not loaded, with what to use instead, and for other files.
     """
-    if header.get("family") == "samdistill-conv":
-        return FAMILIES["samdistill-conv"]
+    if header.get("family") in {OWN_TEACHER, OWN_STUDENT}:
+        return FAMILIES[header["family"]]
     for title, instead, matches in REFUSED:
         if matches(tensors):
             message = f"{name} is {title}, which is not loaded here. {instead}"
@@ -173,8 +182,23 @@ def build_network(family: Family, tensors: Tensors, name: str) -> Sam:
     Raises:
         CheckpointError: if tensors that tell a size are missing or contradict each other.
     """
+    return build_around(lambda: _encoder(family, tensors), family, tensors, name)
+
+
+def build_around(encoder: Callable[[], tuple[nn.Module, int, int]], family: Family, tensors: Tensors, name: str) -> Sam:
+    """Assemble SAM's prompt encoder and mask decoder, of the sizes that ``tensors`` have, around an encoder.
+
+    Args:
+        encoder: returns the encoder, the side of its input in pixels and of its grid.
+        family: of the file, for messages.
+        tensors: of the whole model.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: as `build_network`.
+    """
     try:
-        return _assemble(*_encoder(family, tensors), tensors)
+        return _assemble(*encoder(), tensors)
     except (KeyError, IndexError, ValueError, ZeroDivisionError, AssertionError) as error:
         message = f"{name} looks like {family.title}, but its sizes cannot be told: {type(error).__name__} at {error}. Is the file whole?"
         raise CheckpointError(message) from error

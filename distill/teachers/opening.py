@@ -12,8 +12,8 @@ from segment_anything.modeling import Sam
 
 from distill.errors import CheckpointError
 from distill.teachers import lora
-from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
-from distill.teachers.families import SAM_VIT, Family, build_network, recognise
+from distill.teachers.conv_encoder import ConvEncoder, ConvSamConfig, build_conv_sam
+from distill.teachers.families import OWN_STUDENT, OWN_TEACHER, SAM_VIT, Family, build_around, build_network, recognise
 from distill.teachers.fetch import resolve_checkpoint
 from distill.teachers.files import Contents, read_tensors, sha256_file
 from distill.teachers.meant import BUNDLED
@@ -112,7 +112,9 @@ def own_header(opened: Opened) -> tuple[ConvSamConfig, float]:
         config = ConvSamConfig.from_json(json.loads(header["config"]))
         sizes = (config.image_size, config.stride, config.embed_dim, *config.widths)
         shift = float(header.get("logit_shift", 0.0))
-        if not (all(isinstance(each, int) and each > 0 for each in sizes) and isfinite(shift)):
+        if opened.family.name == OWN_STUDENT and header["profile"] not in opened.family.profiles:
+            raise ValueError(header["profile"])  # noqa: TRY301 - as below
+        if not (all(isinstance(each, int) and each > 0 for each in sizes) and isinstance(config.neck, int) and isfinite(shift)):
             raise ValueError(sizes, shift)  # noqa: TRY301 - one place says what a broken header is
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         message = f"{opened.path.name} says it is {opened.family.title}, but its header is broken: {type(error).__name__} at {error}. Fetch or export it again."
@@ -126,6 +128,10 @@ def build(opened: Opened) -> Sam:
     Raises:
         CheckpointError: if a size cannot be told.
     """
-    if opened.family.name == "samdistill-conv":
+    if opened.family.name == OWN_TEACHER:
         return build_conv_sam(own_header(opened)[0])
+    if opened.family.name == OWN_STUDENT:
+        config = own_header(opened)[0]
+        around = (config.image_size, config.image_size // config.stride)
+        return build_around(lambda: (ConvEncoder(config), *around), opened.family, opened.tensors, opened.path.name)
     return build_network(opened.build_as or opened.family, opened.tensors, opened.path.name)

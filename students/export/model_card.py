@@ -7,8 +7,9 @@ from pathlib import Path
 from students.errors import StudentFileError
 from students.export.card_findings import findings
 from students.outcome import stop_words, training_doubts
+from students.promptable.words import facts
 from students.results import Comparison, Evaluation, Measured
-from students.spec import RoundsNote, StudentCard
+from students.spec import PromptableRecord, RoundsNote, StudentCard
 
 FILE = "MODEL_CARD.md"
 
@@ -48,7 +49,16 @@ def model_card(card: StudentCard, report: Evaluation | None = None, *, use: str 
     if report is not None and report.student not in (card.name, card.name.removesuffix("-int8")):
         message = f"the report is about the student {report.student!r}, not about {card.name!r}. Give the report of this one."
         raise StudentFileError(message)
-    parts = [_head(card), f"## Use\n\n{use}" if use else "", _training(card), _scores(report), _limits(card, report), _technical(card)]
+    if card.promptable is not None:
+        parts = [
+            _promptable_head(card, card.promptable),
+            _training(card),
+            _scores(report),
+            _promptable_limits(card, report),
+            _promptable_technical(card, card.promptable),
+        ]
+    else:
+        parts = [_head(card), f"## Use\n\n{use}" if use else "", _training(card), _scores(report), _limits(card, report), _technical(card)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -69,13 +79,38 @@ def _head(card: StudentCard) -> str:
     )
 
 
+def _promptable_head(card: StudentCard, record: PromptableRecord) -> str:
+    asked = ", ".join(record.prompts)
+    return (
+        f"# {card.name}\n\nA promptable segmentation network of {card.parameters / 1e6:.2f} million parameters for slices, one by one. It draws what it is asked about, by {asked}. "
+        f"Its image encoder was distilled from that of the teacher {record.teacher}, from images alone: no label was read.\n\n"
+        "**Not a medical device.** For research; to be validated on the scans of its place before anybody relies on it.\n\n"
+        f'## Use\n\n`{record.file}` is the whole model. In a recipe of samdistill: `teacher: {{checkpoint: {record.file}}}`; in Python: `distill.load_teacher("{record.file}")`.'
+    )
+
+
+def _promptable_limits(card: StudentCard, report: Evaluation | None) -> str:
+    warnings = report.warnings if report is not None else training_doubts(card)
+    known = [
+        "It was taught by images like those of its archive; of other organs, modalities or qualities it may have forgotten what its teacher knows.",
+        "Errors that its teacher makes it has learnt.",
+        *(f"WARNING: {warning}" for warning in warnings),
+    ]
+    return "## Limits\n\n" + "\n".join(f"- {each}" for each in known)
+
+
+def _promptable_technical(card: StudentCard, record: PromptableRecord) -> str:
+    rows = [*facts(record).items(), ("fingerprint", f"`{card.fingerprint}`")]
+    return f"## Technical\n\n{_table(('what', 'value'), rows)}"
+
+
 def _training(card: StudentCard) -> str:
     rows = [
-        ("labels", f"`{card.label_set}`"),
+        ("labels", "none" if card.promptable else f"`{card.label_set}`"),
         ("cases learnt from", f"{len(card.training_cases):,}"),
         ("cases held out", f"{len(card.validation_cases):,}"),
         ("patients of both", f"{len(card.training_patients):,}"),
-        ("steps", f"{card.steps:,} of {card.plan.batch} patches, {card.seconds:,.0f} s"),
+        ("steps", f"{card.steps:,} of {card.plan.batch} {'pictures' if card.promptable else 'patches'}, {card.seconds:,.0f} s"),
         ("end", stop_words(card)),
         *([("round", _round(card.rounds))] if card.rounds else []),
     ]

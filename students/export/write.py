@@ -64,6 +64,12 @@ def write_export(folder: Path, out: Path, fill: Fill, report: Evaluation | None 
     if card.spec.hints is not None:
         message = f"student {card.name} sees the teacher's masks ({card.spec.hints}) beside the image, which nobody has who uses an export. Train one without hints."
         raise ExportError(message)
+    if card.promptable is not None:
+        message = (
+            f"{folder} is a promptable student, whose answer depends on prompts; the formats here take images alone. "
+            f"{folder / card.promptable.file} is the whole model, and loads as a teacher."
+        )
+        raise ExportError(message)
     _check_replaceable(folder, out)
     network = load_network(folder, card).cpu()
     out.parent.mkdir(parents=True, exist_ok=True)

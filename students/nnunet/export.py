@@ -33,9 +33,8 @@ def write_model_folder(student: str | Path, out: Path) -> Path:
     """
     folder, card = Path(student), read_card(student)
     if card.nnunet is None:
-        message = (
-            f"{folder}: a student of the kind {card.spec.kind} is no model of nnU-Net. Export it to onnx, torchscript, bundle or int8."
-        )
+        cure = "It loads as a teacher as it is" if card.promptable else "Export it to onnx, torchscript, bundle or int8"
+        message = f"{folder}: a student of the kind {card.spec.kind} is no model of nnU-Net. {cure}."
         raise StudentFileError(message)
     model = out / f"Dataset001_{card.name}" / f"{_TRAINER}__{_plans(card)}__{card.nnunet.configuration}"
     fold = model / f"fold_{card.nnunet.fold}"
