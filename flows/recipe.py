@@ -391,6 +391,9 @@ class Recipe(Block):
     def _one_teacher_is_distilled(self) -> "Recipe":
         if self.student.kind != "promptable":
             return self
+        if self.rounds.most > 1:
+            message = f"rounds.most is {self.rounds.most}, but a promptable student learns from no label that a further round could better. Leave rounds out."
+            raise ValueError(message)
         trained = [arm for arm in self.evaluate.arms if arm not in UNTRAINED]
         if trained:
             message = f"evaluate.arms has {', '.join(trained)}, which trains a student like the recipe's own on labels, but a promptable one learns from none. Leave it out."

@@ -5,7 +5,7 @@ from pathlib import Path
 from flows.console import Follow
 from flows.once import perform_once
 from flows.recipe import Recipe
-from flows.results import FIRST, GUARD
+from flows.results import FIRST, GUARD, StageResult
 from flows.round_students import folder_in_round
 from flows.teaching import believed_cases
 from storage import Archive, fingerprint
@@ -15,8 +15,8 @@ _VERSION = "1"
 """Raised whenever the same students are judged otherwise."""
 
 
-def guard(archive: Archive, recipe: Recipe, so_far: int, number: int) -> Drift:
-    """Compare the students of two rounds, once per state of both and of what they are judged by.
+def guard(archive: Archive, recipe: Recipe, so_far: int, number: int) -> Drift | StageResult:
+    """Compare the students of two rounds, once per state of both and of what they are judged by; what was left or given up comes back as it is.
 
     Args:
         archive: where the cases are.
@@ -48,7 +48,7 @@ def guard(archive: Archive, recipe: Recipe, so_far: int, number: int) -> Drift:
         file.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return found.words
 
-    perform_once(
+    result = perform_once(
         archive.ledger,
         stage=GUARD,
         unit=f"{recipe.student.name}-r{number}",
@@ -62,7 +62,7 @@ def guard(archive: Archive, recipe: Recipe, so_far: int, number: int) -> Drift:
         output=file,
         work=work,
     )
-    return read_drift(file)
+    return result if result.failed or result.quarantined else read_drift(file)
 
 
 def read_drift(file: Path) -> Drift:

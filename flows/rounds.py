@@ -72,6 +72,8 @@ def _next_round(archive: Archive, recipe: Recipe, record: RoundsRecord, results:
     trained = _checked(teaching.train(now))
     results.append(replace(trained, note=""))
     drift = guard(archive, recipe, record.chosen, number)
+    if isinstance(drift, StageResult):
+        raise _LeftError(drift)
     entry = entry.model_copy(update={"cases": len(believed) - len(dropped), "dropped": dropped, "drift": drift})
     return record.with_round(entry, ended="")
 

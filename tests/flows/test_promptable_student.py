@@ -121,6 +121,7 @@ def test_what_is_said_of_it_reaches_the_training(write_recipe: WriteRecipe) -> N
         pytest.param("student: {kind: promptable, net: small-3d}", "a promptable student learns from no label", id="a net"),
         pytest.param("student: {kind: promptable}\nevaluate: {arms: [ellipse, few-gold]}", "evaluate.arms has few-gold", id="an arm"),
         pytest.param("student: {kind: promptable}\nteacher: {also: [{checkpoint: vit_b}]}", "distils one teacher", id="several teachers"),
+        pytest.param("student: {kind: promptable}\nrounds: {most: 2}", "no label that a further round could better", id="rounds of labels"),
     ],
 )
 def test_what_it_cannot_heed_is_refused_when_the_recipe_is_read(write_recipe: WriteRecipe, text: str, said: str) -> None:
