@@ -72,4 +72,5 @@ def test_every_family_whose_encoder_is_no_vit_is_known_as_such() -> None:
         "lite-medsam",
         "edge-sam",
         "samdistill-conv",
+        "samdistill-student",
     }
