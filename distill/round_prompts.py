@@ -69,7 +69,8 @@ def merged_prompts(given: Iterable[Prompt], proposed: Iterable[Prompt]) -> list[
     nothing is added: it is asked along one axis, and people know better.
     """
     said, new = list(given), list(proposed)
-    proposed_of = {each.class_id for each in new}
+    proposed_of = {each.class_id for each in new if each.kind != "absent"}
+    new = [each for each in new if each.kind != "absent" or each.class_id not in {given.class_id for given in said}]
     said = [each for each in said if not (each.kind == _OVER_A_VOLUME and each.class_id in proposed_of)]
     closed = {each.class_id for each in said if each.kind == "absent" or each.axis != "z"}
     taken = {(each.class_id, each.slice) for each in said}

@@ -65,7 +65,10 @@ def material(archive: Archive, recipe: Recipe, believed: list[CaseRecord]) -> Ma
     gold = chosen_gold(archive, recipe)
     labeled = tuple(record.id for record in split_off_gold(believed, gold))
     taught = {*labeled, *gold}
-    rest = (record.id for record in archive.cases(part="archive") if record.id not in taught) if recipe.student.consistency else ()
+    # A student that sees the teacher's masks learns nothing of cases without any.
+    seen = FIRST.teacher_set if recipe.student.hints == "teacher" else None
+    others = archive.cases(part="archive", with_labels=seen) if recipe.student.consistency else ()
+    rest = (record.id for record in others if record.id not in taught)
     return Material(label_set=recipe.round.pseudo_set, labeled=labeled, gold=gold, unlabeled=tuple(rest))
 
 

@@ -4,6 +4,7 @@ Labelling with other prompts draws masks anew. What was refined, taught and scor
 have run again, so that nothing is lost over a mistake in a recipe; but it says nothing of the labels that are there now.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,9 +59,7 @@ def find_outdated(archive: Archive) -> Outdated:
     refined = outdated_cases(archive, archive.cases(with_labels=PSEUDO_SET))
     waiting = set(refined)
     changed = {record.name: _change(archive, record, waiting) for record in archive.catalog.students()}
-    changed |= {
-        name: changed[first] for name in changed if (first := name.rpartition("-r")[0]) in changed and _is_of_rounds(archive, first)
-    }
+    changed |= {name: changed[first] for name in changed if (first := _without_round(name)) in changed and _is_of_rounds(archive, first)}
     students = [name for name, change in changed.items() if change]
     scored = [
         record.name for record in archive.catalog.students() if archive.ledger.state(LEDGER_STAGES["evaluate"], record.name) == "done"
@@ -72,6 +71,12 @@ def find_outdated(archive: Archive) -> Outdated:
         reports=tuple(name for name in scored if tested or name in students),
         by_program=frozenset(name for name, change in changed.items() if change == "program"),
     )
+
+
+def _without_round(student: str) -> str:
+    """Return the name of the recipe's student that one of a round goes by: ``net`` for ``net-r2``; empty for other names."""
+    found = re.fullmatch(r"(.+)-r[1-9]\d*", student)
+    return found.group(1) if found else ""
 
 
 def _is_of_rounds(archive: Archive, student: str) -> bool:

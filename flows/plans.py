@@ -92,13 +92,24 @@ def _embedding_cache(recipe: Recipe) -> EmbeddingCachePlan | None:
 def fold_plan(recipe: Recipe) -> FoldPlan:
     """Which students are witnesses of the teacher's labels."""
     block = recipe.refine
-    spec = StudentSpec(name="witness", budget_seconds=block.witness_budget, seed=recipe.student.seed, validation_fraction=0.0)
+    spec = StudentSpec(
+        name="witness",
+        budget_seconds=block.witness_budget,
+        seed=recipe.student.seed,
+        validation_fraction=0.0,
+        device=first_device(recipe.student.device),
+    )
     return FoldPlan(
         classes=class_infos(recipe),
         spec=spec,
         workdir=recipe.results / "witnesses" / recipe.student.name,
         label_set=recipe.round.teacher_set,
     )
+
+
+def first_device(devices: str) -> str:
+    """Return the first of the devices that a recipe names: small students beside the one that ships need no more."""
+    return devices.split(",", maxsplit=1)[0]
 
 
 def round_fold_plan(recipe: Recipe, cases: tuple[str, ...], gold: tuple[str, ...]) -> FoldPlan:
@@ -110,7 +121,13 @@ def round_fold_plan(recipe: Recipe, cases: tuple[str, ...], gold: tuple[str, ...
         gold: whose experts' labels may be learnt from.
     """
     block, own = recipe.rounds, recipe.whole.student
-    asked = {"name": "witness", "budget_seconds": block.budget or own.budget, "seed": own.seed, "validation_fraction": 0.0}
+    asked = {
+        "name": "witness",
+        "budget_seconds": block.budget or own.budget,
+        "seed": own.seed,
+        "validation_fraction": 0.0,
+        "device": first_device(own.device),
+    }
     spec = StudentSpec.model_validate(asked | (own.network if own.kind == "compact" else {}))
     if own.kind == "compact":
         spec = spec.model_copy(update={"learning": own.learning.model_copy(update={"consistency": 0.0})})

@@ -60,8 +60,15 @@ def further_rounds(recipe: Recipe) -> StageResult:
 def _next_round(archive: Archive, recipe: Recipe, record: RoundsRecord, results: list[StageResult]) -> RoundsRecord:
     """Make one round, and say what came of it."""
     number = len(record.rounds) + 2
+    from students.out_of_fold import LEAST_PATIENTS
+
     now = recipe.in_round(number)
-    labels = labelled(archive, now, fold_plan(archive, now))
+    plan = fold_plan(archive, now)
+    patients = {archive[case].record.patient for case in (*(plan.cases or ()), *plan.gold)}
+    if len(patients) < LEAST_PATIENTS:
+        few = f"round {number} needs believed labels of at least {LEAST_PATIENTS} patients of the archive part, so that students can be strangers to some, but there are {len(patients)}"
+        return record.model_copy(update={"ended": f"{few}; the student of round {record.chosen} stays"})
+    labels = labelled(archive, now, plan)
     entry = RoundEntry(
         number=number, student=now.student.name, label_set=now.round.pseudo_set, relabel=now.rounds.relabel, labels=dict(labels.tally)
     )

@@ -82,7 +82,7 @@ def train_fingerprint(
     known = archive.catalog.fingerprints("gold") if gold else {}
     beside: dict[str, JsonValue] = {"gold": {case: known.get(case, "") for case in gold}} if gold else {}
     if gold and (spec.hints or spec.learning.gold.correct):
-        drawn = archive.catalog.fingerprints(of.teacher_set)
+        drawn = archive.catalog.fingerprints(of.teacher_set if spec.learning.gold.correct else spec.hints or "")
         beside["shown"] = {case: drawn.get(case, "") for case in gold}
     if spec.learning.consistency:
         beside["unlabeled"] = [record.id for record in archive.cases(part="archive")]

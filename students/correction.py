@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from distill.quality import dice_per_class
 from distill.unknown import believed_ids
@@ -54,10 +54,12 @@ def write_corrected(
         into: The new label set, with probabilities.
         progress: Called with how many of how many cases are done.
 
+    Labels of patients that a student has seen are copied as they are: it would only repeat what it learnt.
+
     Raises:
-        TrainingError: if there is no student, their classes differ, or one has seen a patient among the cases: it would repeat what it learnt.
+        TrainingError: if there is no student, or their classes differ.
     """
-    _check(archive, students, cases)
+    _check(students)
     marks, changed = [answer_fingerprint(student) for student in students], {}
     for number, case in enumerate(cases, start=1):
         changed[case] = _correct(archive[case], students, label_set, into, marks)
@@ -66,13 +68,9 @@ def write_corrected(
     return Corrected(cases=tuple(cases), changed=changed)
 
 
-def _check(archive: Archive, students: Sequence[Student], cases: Sequence[str]) -> None:
+def _check(students: Sequence[Student]) -> None:
     if not students or any(student.card.classes != students[0].card.classes for student in students):
         message = f"labels are corrected by one or more students of the same classes, but these were given: {', '.join(each.name for each in students) or 'none'}."
-        raise TrainingError(message)
-    seen = {patient for student in students for patient in student.card.training_patients}
-    if repeated := [case for case in cases if archive[case].record.patient in seen]:
-        message = f"case {repeated[0]}: its patient taught the students that are to correct it ({len(repeated)} such cases). Learn from its gold instead."
         raise TrainingError(message)
 
 
@@ -82,16 +80,17 @@ def _correct(stored: Case, students: Sequence[Student], label_set: str, into: st
     unit = fingerprint(labels=labels.history.fingerprint, students=list(marks), version=_VERSION)
     if into in stored.label_sets() and (there := stored.labels(into)).history.fingerprint == unit:
         return there.scores.get("changed", float("nan"))
-    classes = students[0].card.classes
-    answer: Float32[np.ndarray, "k z y x"] = np.mean([student.predict_case(stored).probability for student in students], axis=0)
-    every = np.concatenate([1 - answer.sum(0, keepdims=True), answer])
-    ids = np.asarray([0, *(info.id for info in classes)], np.uint8)[every.argmax(0)]
-    known = [value for value in dice_per_class(ids, believed_ids(labels), [info.id for info in classes]).values() if not np.isnan(value)]
+    classes, before = students[0].card.classes, believed_ids(labels)
+    if any(stored.record.patient in student.card.training_patients for student in students):
+        ids, coded = before, None if labels.probability is None else np.asarray(labels.probability[:])
+    else:
+        ids, coded = _answered(stored, students)
+    known = [value for value in dice_per_class(ids, before, [info.id for info in classes]).values() if not np.isnan(value)]
     changed = 1 - float(np.mean(known)) if known else float("nan")
     own = labels.history
     history = LabelHistory(
         label_set=into,
-        classes=classes,
+        classes=own.classes if coded is None or ids is before else classes,
         made_by="students.correction",
         teacher=own.teacher,
         prompt_source=own.prompt_source,
@@ -100,6 +99,13 @@ def _correct(stored: Case, students: Sequence[Student], label_set: str, into: st
         round=own.round,
         fingerprint=unit,
     )
-    coded = np.rint(np.clip(answer, 0, 1) * _TOP).astype(np.uint8)
     stored.write_labels(history, ids, probability_kzyx=coded, scores={"changed": changed, "accepted": 1.0})
     return changed
+
+
+def _answered(stored: Case, students: Sequence[Student]) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarray, "k z y x"]]:
+    """Return class ids and coded probabilities of what students answer together."""
+    answer: Float32[np.ndarray, "k z y x"] = np.mean([student.predict_case(stored).probability for student in students], axis=0)
+    every = np.concatenate([1 - answer.sum(0, keepdims=True), answer])
+    ids = np.asarray([0, *(info.id for info in students[0].card.classes)], np.uint8)[every.argmax(0)]
+    return ids, np.rint(np.clip(answer, 0, 1) * _TOP).astype(np.uint8)

@@ -99,7 +99,8 @@ def compare_students(
         progress: called with (cases done, cases to do).
     """
     learnt = {patient for student in (before, after) for patient in _learnt(archive, student)}
-    chosen = [case for case in cases if archive[case].record.patient not in learnt]
+    shown = [student.card.spec.hints for student in (before, after) if student.card.spec.hints is not None]
+    chosen = [case for case in cases if archive[case].record.patient not in learnt and set(shown) <= set(archive[case].label_sets())]
     scores: dict[str, tuple[float, float]] = {}
     for n, case in enumerate(chosen):
         scores[case] = (_dice(archive, before, case, label_set), _dice(archive, after, case, label_set))

@@ -5,6 +5,7 @@ side by side, case by case.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +76,7 @@ def evaluate(
         transfer=bench.transfer(own, plan.teacher, cases) if plan.teacher else None,
         differences=_differences(comparisons),
         hindsight=hindsight,
-        costs=(*_own_costs(student, archive, cases[0]), *plan.costs),
+        costs=(*_own_costs(student, archive, cases), *plan.costs),
         gold=plan.gold,
         classes=student.card.classes,
         rounds=student.card.rounds,
@@ -101,8 +102,13 @@ def evaluate(
     )
 
 
-def _own_costs(student: Student | PromptedStudent, archive: Archive, case: str) -> tuple[Cost, ...]:
-    return student.costs(archive, case) if isinstance(student, PromptedStudent) else (student_cost(student, archive, case),)
+def _own_costs(student: Student | PromptedStudent, archive: Archive, cases: Sequence[str]) -> tuple[Cost, ...]:
+    """Measure what an answer costs, on the first case that the student can answer for."""
+    if isinstance(student, PromptedStudent):
+        return student.costs(archive, cases[0])
+    shown = student.card.spec.hints
+    able = (case for case in cases if shown is None or shown in archive[case].label_sets())
+    return tuple(student_cost(student, archive, case) for case in islice(able, 1))
 
 
 def _comparisons(

@@ -284,7 +284,7 @@ def predict_cases(
     label_set: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> int:
-    """Write the student's labels for cases, skipping those that carry them already; return how many were written.
+    """Write the student's labels for cases, skipping those that carry them already, and those without what the student sees beside the image.
 
     Args:
         student: Who answers.
@@ -292,12 +292,17 @@ def predict_cases(
         cases: Case ids.
         label_set: ``student/NAME`` when None.
         progress: Called with each case id when it is done.
+
+    Returns:
+        How many were written.
     """
     name = label_set or f"student/{student.name}"
-    mark = answer_fingerprint(student)
-    written = 0
+    written, shown = 0, student.card.spec.hints
     for case in cases:
         stored = archive[case]
+        if shown is not None and shown not in stored.label_sets():
+            continue
+        mark = answer_fingerprint(student, None if shown is None else stored.labels(shown).history.fingerprint)
         if not (name in stored.label_sets() and stored.labels(name).history.fingerprint == mark):
             found = student.predict_case(stored)
             coded = np.rint(found.probability * _PROBABILITY_TOP).astype(np.uint8)
@@ -308,9 +313,10 @@ def predict_cases(
     return written
 
 
-def answer_fingerprint(student: Student) -> str:
-    """Return a hash of all that decides a student's answer to a volume: inputs of its training, weights, and how windows overlap."""
-    return fingerprint(student=student.card.fingerprint, weights=weights_digest(student.path), overlap=OVERLAP)
+def answer_fingerprint(student: Student, shown: str | None = None) -> str:
+    """Return a hash of all that decides a student's answer to a volume: inputs of its training, weights, how windows overlap, and the labels it is shown."""
+    beside = {} if shown is None else {"shown": shown}
+    return fingerprint(student=student.card.fingerprint, weights=weights_digest(student.path), overlap=OVERLAP, **beside)
 
 
 def _history(student: Student, label_set: str, mark: str) -> LabelHistory:

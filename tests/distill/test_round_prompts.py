@@ -30,3 +30,9 @@ def test_a_box_over_a_volume_gives_way_to_boxes_on_its_slices_only_where_there_a
     whole = Prompt(case="a", class_id=1, kind="box3d", box_zyxzyx_px=(0, 0, 0, 5, 5, 5))  # type: ignore[call-arg]
     assert merged_prompts([whole], [box(3)]) == [box(3)]
     assert merged_prompts([whole], [box(3, class_id=2)]) == [whole, box(3, class_id=2)]
+
+
+def test_students_cannot_say_that_what_people_prompted_is_absent() -> None:
+    given = [Prompt(case="a", class_id=1, kind="box3d", box_zyxzyx_px=(0, 0, 0, 4, 4, 4))]  # type: ignore[call-arg]
+    absent = [Prompt(case="a", class_id=1, kind="absent"), Prompt(case="a", class_id=2, kind="absent")]
+    assert merged_prompts(given, absent) == [*given, absent[1]]

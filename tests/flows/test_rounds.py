@@ -238,6 +238,16 @@ def test_rounds_that_nobody_can_judge_end_with_the_first_student(
     assert len(archive.catalog.students()) == 3
 
 
+def test_too_few_patients_for_strangers_end_the_rounds_with_the_first_student(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("students.out_of_fold.LEAST_PATIENTS", 99)
+    note = run(recipe_of("rounds: {most: 2, relabel: student}\n")).note
+    assert "round 2 needs believed labels of at least 99 patients of the archive part" in note
+    assert "the student of round 1 stays" in note
+    assert not archive.cases(with_labels="folds/r2")
+
+
 def test_a_run_that_was_killed_in_a_round_goes_on_where_it_was(
     archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_only_strangers_answer_and_their_answers_can_be_refined(tmp_path: Path, 
         history = archive[case].labels("folds/r2").history
         seen = [student.name for student in students if archive[case].record.patient in student.card.training_patients]
         assert not any(name in str(history.parameters["students"]) for name in seen)
+        assert "," not in str(history.parameters["students"]), "calibration cases get what archive cases get: one student's answer"
         assert (history.round, history.parents) == (2, ("pseudo/r1",))
     assert not answer_out_of_fold(archive, plan, students, asked, into="folds/r2", number=2).done
     summary = refine_archive(archive, RefinePlan(classes=CLASSES, source="folds/r2", target="pseudo/r2"))

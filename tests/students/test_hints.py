@@ -100,13 +100,20 @@ def test_hints_are_neither_normalised_nor_retouched() -> None:
     assert not torch.allclose(changed.image[:, 0], batch.image[:, 0], atol=0.05)
 
 
-def test_a_student_with_hints_answers_for_cases_that_carry_them_and_says_what_it_lacks_elsewhere(archive: Archive, shown: Path) -> None:
-    student = load_student(shown)
+def test_a_student_with_hints_answers_for_cases_that_carry_them_and_says_what_it_lacks_elsewhere(
+    make_archive: MakeArchive, tmp_path: Path, shown: Path
+) -> None:
+    archive, student = make_archive(tmp_path), load_student(shown)
     case = archive["test0"]
     assert student.predict_case(case).labels.shape == case.record.shape_czyx[1:]
     with pytest.raises(VolumeError, match="sees the label set 'teacher/r1' beside the image, and needs 1 channels of hints"):
         student.predict(case.read(), case.spacing_zyx_mm)
     assert evaluate(archive, student, EvaluationPlan()).mean("student - gold") is not None
+    case.delete_labels("teacher/r1")
+    found = evaluate(archive, student, EvaluationPlan()).comparison("student - gold")
+    assert found.missing == 0, "what was answered before stands"
+    case.delete_labels("student/shown")
+    assert evaluate(archive, student, EvaluationPlan()).comparison("student - gold").missing == 1
     with pytest.raises(ExportError, match="sees the teacher's masks"):
         export_student(shown, shown.parent / "out", "onnx")
 
@@ -149,9 +156,15 @@ def test_corrected_labels_are_not_made_again_until_a_student_or_a_label_is_anoth
         write_corrected(archive, both, ["train4"], label_set="pseudo/r1", into="corrected/y")
 
 
-def test_a_student_does_not_correct_labels_of_a_patient_it_has_learnt_from(archive: Archive, alone: Path) -> None:
-    with pytest.raises(TrainingError, match="case train1: its patient taught the students"):
-        write_corrected(archive, [load_student(alone)], ["train1", "train2"], label_set="pseudo/r1", into="corrected/z")
+def test_labels_of_a_patient_whom_a_student_has_learnt_from_are_copied_and_not_corrected(archive: Archive, alone: Path) -> None:
+    done = write_corrected(archive, [load_student(alone)], ["train1", "train2"], label_set="pseudo/r1", into="corrected/z")
+    before, after = (archive["train1"].labels(name).read() for name in ("pseudo/r1", "corrected/z"))
+    assert np.array_equal(before, after)
+    assert done.changed["train1"] == 0
+    assert done.changed["train2"] > 0
+
+
+def test_nobody_corrects_nothing(archive: Archive) -> None:
     with pytest.raises(TrainingError, match="these were given: none"):
         write_corrected(archive, [], ["train2"], label_set="pseudo/r1", into="corrected/z")
 
