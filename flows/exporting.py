@@ -54,11 +54,15 @@ def export_zip(student: Path, out: Path, catalog: str | None = None) -> None:
 
 
 def write_card(student: Path, report: Path | None, out: Path | None, *, catalog: str | None = None) -> None:
-    """Write the model card of a student, or print it."""
+    """Write the model card of a student, or print it; without a report, with the one that its run left."""
     from students.checkpoint import read_card
     from students.export.model_card import model_card, read_report
 
-    page = model_card(read_card(meant_student(student, catalog)), read_report(report) if report else None)
+    folder = meant_student(student, catalog)
+    # A run leaves its report where its students are.
+    left = folder.parent.parent / "reports" / folder.name / "report.json"
+    found = report or (left if left.is_file() else None)
+    page = model_card(read_card(folder), read_report(found) if found else None)
     if out is None:
         OUT.print(page, soft_wrap=True, highlight=False, markup=False)
         return

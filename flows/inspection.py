@@ -225,7 +225,7 @@ def _student(path: Path) -> Inspection:
 
 def _chosen(note: RoundsNote) -> str:
     """Say of which round a student is, and why it was chosen."""
-    return "; ".join((f"of round {note.number}, chosen of {note.made}", *note.words))
+    return "; ".join((f"of round {note.number} of {note.made}", *note.words))
 
 
 def _network(card: StudentCard) -> dict[str, JsonValue]:
@@ -238,6 +238,11 @@ def _network(card: StudentCard) -> dict[str, JsonValue]:
     return {
         "agreement with held-out pseudo-labels (Dice)": agreement,
         "network": "2.5d" if card.plan.neighbours else card.plan.dimensions,
+        **(
+            {}
+            if card.spec.hints is None
+            else {"seen beside the image": f"{card.spec.hints}: it answers for cases of an archive that carry it alone"}
+        ),
         **({} if card.rounds is None else {"rounds": _chosen(card.rounds)}),
         **({} if card.nnunet is None else {"nnU-Net": _nnunet(card.nnunet)}),
         "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),

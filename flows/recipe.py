@@ -7,7 +7,7 @@ Every key has a default that works, except ``archive`` and ``classes``. Relative
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from distill.devices import AUTO, parse_devices
 from distill.intensity import IntensitySpec
@@ -214,12 +214,22 @@ class UncertaintyBlock(Block):
 SemanticTest = Literal["prior", "student", "reverse"]
 
 
-def _edge_weight(value: object) -> object:
+_MOST_WEIGHT = 4.0
+
+
+def _edge_rule(value: object) -> bool | float | Literal["auto"]:
     """Keep YAML's ``1`` a number: it is the weight 1, and no truth."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and 0 < value <= _MOST_WEIGHT:
+        return float(value)
+    if value == "auto":
+        return "auto"
+    message = f"must be auto, true, false, or a weight above 0 and up to {_MOST_WEIGHT:g}, but is {value!r}."
+    raise ValueError(message)
 
 
-EdgeRule = Annotated[bool | Annotated[float, Field(gt=0, le=4)] | Literal["auto"], BeforeValidator(_edge_weight)]
+EdgeRule = Annotated[bool | float | Literal["auto"], PlainValidator(_edge_rule)]
 
 
 class CleaningBlock(Block):

@@ -47,6 +47,11 @@ def show_after_run(summary: RunSummary) -> None:
     archive = typed(shortest(summary.archive))
     model = Path(summary.student) / TEACHER_FILE
     use = f"inspect {typed(shortest(str(model)))}      a teacher: teacher: {{checkpoint: ...}} in a recipe asks it"
+    from students.checkpoint import read_card
+
+    if not model.is_file() and read_card(Path(summary.student)).spec.hints is not None:
+        use = f"inspect {typed(shortest(summary.student))}      it sees the teacher's masks: it answers for cases of an archive, and for no files"
+        model = Path(summary.student) / "student.json"
     show_next(
         (
             use if model.is_file() else f"predict {typed(shortest(summary.student))} NEW_SCANS/ -o labels/",

@@ -80,6 +80,7 @@ def evaluate(
         gold=plan.gold,
         classes=student.card.classes,
         rounds=student.card.rounds,
+        hints=student.card.spec.hints,
         warnings=(
             *evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
             *unequal_trainings(student.card, _rivals(plan)),

@@ -246,7 +246,12 @@ class Student:
         wanted, given = self.card.plan.hints, 0 if hints is None else len(hints)
         if given != wanted:
             sees = f"sees the label set {self.card.spec.hints!r} beside the image" if wanted else "sees the image alone"
-            message = f"student {self.name} {sees}, and needs {wanted} channels of hints, but was given {given}. It answers for cases of an archive (predict_cases) that carry it."
+            where = (
+                "It answers for cases of an archive that the teacher has drawn, as 'samdistill evaluate' asks it to; for scans of files train a student without student.hints."
+                if wanted
+                else "Give none."
+            )
+            message = f"student {self.name} {sees}, and needs {wanted} channels of hints, but was given {given}. {where}"
             raise VolumeError(message)
         return hints
 

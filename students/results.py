@@ -135,6 +135,8 @@ class Evaluation(Frozen):
     failure_detection: tuple[FailureDetection, ...] = ()
     breakdown: Breakdown | None = None
     gold_curve: GoldCurve | None = None
+    hints: str | None = None
+    """Label set that the student sees beside the image."""
     rounds: RoundsNote | None = None
     """Why this student was chosen among those of several rounds; None where there was one."""
 

@@ -70,9 +70,11 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def _head(card: StudentCard) -> str:
     classes = ", ".join(f"{info.name} (class id {info.id})" for info in card.classes)
     kind = "slices, one by one" if card.plan.dimensions == "2d" else "volumes"
-    taught = (
-        "experts' drawings" if card.label_set.startswith("gold") else "labels that a program made and filtered, not from experts' drawings"
-    )
+    made = "labels that a program made and filtered"
+    drawn = f"experts' drawings of {len(card.gold_cases):,} {'case' if len(card.gold_cases) == 1 else 'cases'}"
+    taught = "experts' drawings" if card.label_set.startswith("gold") else f"{made}, not from experts' drawings"
+    if card.gold_cases:
+        taught = f"{drawn}, and from {made}" if card.training_cases else drawn
     return (
         f"# {card.name}\n\nA segmentation network of {card.parameters / 1e6:.2f} million parameters for {kind}. It draws {classes}. It learnt from {taught}.\n\n"
         "**Not a medical device.** For research; to be validated on the scans of its place before anybody relies on it."
@@ -108,8 +110,19 @@ def _training(card: StudentCard) -> str:
     rows = [
         ("labels", "none" if card.promptable else f"`{card.label_set}`"),
         ("cases learnt from", f"{len(card.training_cases):,}"),
+        *([("cases of which experts' drawings were learnt", f"{len(card.gold_cases):,}")] if card.gold_cases else []),
+        *(
+            [
+                (
+                    "seen beside the image",
+                    f"`{card.spec.hints}`, the teacher's masks: it answers for cases of an archive that carry them alone",
+                )
+            ]
+            if card.spec.hints
+            else []
+        ),
         ("cases held out", f"{len(card.validation_cases):,}"),
-        ("patients of both", f"{len(card.training_patients):,}"),
+        ("patients of all these", f"{len(card.training_patients):,}"),
         ("steps", f"{card.steps:,} of {card.plan.batch} {'pictures' if card.promptable else 'patches'}, {card.seconds:,.0f} s"),
         ("end", stop_words(card)),
         *([("round", _round(card.rounds))] if card.rounds else []),
@@ -118,7 +131,7 @@ def _training(card: StudentCard) -> str:
 
 
 def _round(note: RoundsNote) -> str:
-    return "; ".join((f"{note.number}, chosen of {note.made}", *note.words))
+    return "; ".join((f"{note.number} of {note.made}", *note.words))
 
 
 def _scores(report: Evaluation | None) -> str:

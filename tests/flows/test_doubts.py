@@ -153,6 +153,10 @@ def test_gold_of_other_patients_is_asked_where_the_recipe_says_so_and_again_when
     ("refine", "message"),
     [
         pytest.param("{classes: {2: {components: 2}}}", "names class 2", id="a class that there is not"),
+        pytest.param(
+            "{classes: {1: {rectify_edges: always}}}", "must be auto, true, false, or a weight above 0", id="an edge rule that is none"
+        ),
+        pytest.param("{classes: {1: {rectify_edges: 9}}}", "up to 4, but is 9", id="too much weight"),
         pytest.param("{semantic: [priors]}", "semantic", id="a test that there is not"),
     ],
 )

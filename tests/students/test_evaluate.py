@@ -271,7 +271,7 @@ def test_why_a_student_was_chosen_among_rounds_stands_in_the_report(archive: Arc
     note = RoundsNote(number=2, made=3, relabel="student", words=("round 3 is <worse>",))
     chosen = evaluation.model_copy(update={"rounds": note, "trained_on": "pseudo/r2"})
     text = write_report(chosen, archive, tmp_path / "rounds.html").read_text(encoding="utf-8")
-    assert "Of round 2, chosen of 3" in text
+    assert "Of round 2 of 3" in text
     assert "Round 3 is &lt;worse&gt;." in text
     assert "answers of students that never saw the case, after refinement, round 2" in text
     assert json.loads((tmp_path / "rounds.json").read_text(encoding="utf-8"))["rounds"]["number"] == 2

@@ -107,7 +107,7 @@ def test_a_student_that_was_chosen_among_rounds_says_why(make_student: MakeStude
     card = read_card(make_student())
     assert "| round |" not in model_card(card)
     note = RoundsNote(number=1, made=2, words=("round 2 is worse",))
-    assert "| round | 1, chosen of 2; round 2 is worse |" in model_card(card.model_copy(update={"rounds": note}))
+    assert "| round | 1 of 2; round 2 is worse |" in model_card(card.model_copy(update={"rounds": note}))
 
 
 def test_a_report_is_read_from_its_folder_and_refused_where_it_is_none(tmp_path: Path) -> None:
