@@ -49,9 +49,10 @@ def show_after_run(summary: RunSummary) -> None:
     use = f"inspect {typed(shortest(str(model)))}      a teacher: teacher: {{checkpoint: ...}} in a recipe asks it"
     from students.checkpoint import read_card
 
-    if not model.is_file() and read_card(Path(summary.student)).spec.hints is not None:
+    card = Path(summary.student) / "student.json"
+    if not model.is_file() and card.is_file() and read_card(card.parent).spec.hints is not None:
         use = f"inspect {typed(shortest(summary.student))}      it sees the teacher's masks: it answers for cases of an archive, and for no files"
-        model = Path(summary.student) / "student.json"
+        model = card
     show_next(
         (
             use if model.is_file() else f"predict {typed(shortest(summary.student))} NEW_SCANS/ -o labels/",
