@@ -6,8 +6,8 @@ RECIPE is that of a finished run whose archive has gold of archive and test case
 student has the same net and, but for ``long``, the same number of steps, in float32; nothing here is timed.
 
 - ``once``: the student of the first round. ``long``: the same labels, four times the steps: what two rounds cost in training.
-- ``student``, ``teacher``, ``both``: a second round that is labelled so (``rounds.relabel``), the most changed 5 % left out.
-- ``student-all``, ``teacher-all``, ``both-all``: the same with nobody left out.
+- ``student``, ``teacher``, ``both``, ``mean``: a second round that is labelled so (``rounds.relabel``), the most changed 5 % left out.
+- ``student-all``, ``teacher-all``, ``both-all``, ``mean-all``: the same with nobody left out.
 
 Prints a Markdown table: Dice of the labels learnt from against gold, in hindsight (voxels left open taken as the labels cut them, and as left out), of how many
 cases, and of the student on test patients, with the paired difference to ``once``, patients as witnesses and seeds averaged. Runs that FILE holds already are not repeated.
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -32,10 +32,11 @@ from flows.round_guard import judged_by
 from storage import IGNORE, Archive
 from students import load_student
 from students.compact import train
-from students.spec import StudentSpec
+from students.spec import Relabel, StudentSpec
 
 Run = dict[str, Any]
 """Arm, seed, cases, Dice of labels, Dice by test patient and by calibration patient."""
+WAYS = get_args(Relabel)
 SHARE = 0.05
 TIMES = 4
 """Two folds, and a student for each of two rounds."""
@@ -52,7 +53,7 @@ def opened(recipe: Recipe, folder: Path, arm: str) -> tuple[Archive, Recipe]:
         shutil.copytree(own, place / own.name)
         for file in own.parent.glob(f"{own.name}.catalog.sqlite*"):
             shutil.copy(file, place / file.name)
-    who = arm if arm in {"student", "teacher", "both"} else "teacher"
+    who = arm if arm in WAYS else "teacher"
     asked = recipe.rounds.model_copy(update={"most": 2, "relabel": who, "drop": SHARE})
     moved = recipe.model_copy(
         update={"archive": str(place / Path(recipe.archive).name), "results": folder / "results" / arm, "rounds": asked}
@@ -105,7 +106,7 @@ def scored(archive: Archive, path: Path, cases: list[str]) -> dict[str, float]:
 def run(told: argparse.Namespace, recipe: Recipe, folder: Path, arm: str, seed: int) -> Run:
     """Label, train and score one arm."""
     who, _, everybody = arm.partition("-")
-    second = who in {"student", "teacher", "both"}
+    second = who in WAYS
     archive, now = (
         relabelled(told, recipe, folder / f"seed{seed}", who, seed) if second else opened(recipe, folder / f"seed{seed}", "first")
     )
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--arms", default="once,long,student,student-all,teacher,teacher-all,both,both-all")
+    parser.add_argument("--arms", default="once,long,student,student-all,teacher,teacher-all,both,both-all,mean,mean-all")
     parser.add_argument(
         "--planes", choices=("axial", "three"), help="how the teacher is asked in the second round; as the recipe says without it"
     )

@@ -104,7 +104,7 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
         from flows.opened import open_archive
 
         open_archive(recipe)
-    draws_again = "train" in chosen and recipe.rounds.most > 1 and recipe.rounds.relabel != "student"
+    draws_again = "train" in chosen and recipe.rounds.most > 1 and recipe.in_round(2).round.asks_teacher
     if "label" in chosen or draws_again:
         check_teacher(recipe)
 

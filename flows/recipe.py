@@ -452,8 +452,8 @@ class Recipe(Block):
         asked = whole.model_copy(
             update={
                 "student": whole.student.model_copy(update={"name": f"{whole.student.name}-r{number}"}),
-                "refine": whole.refine.model_copy(update={"semantic": tests if now.relabel == "student" else (*tests, "student")}),
-                "prompts": whole.prompts.model_copy(update={"source": (now.prompt_source,)}),
+                "refine": whole.refine.model_copy(update={"semantic": (*tests, "student") if now.asks_teacher else tests}),
+                "prompts": whole.prompts if now.relabel == "mean" else whole.prompts.model_copy(update={"source": (now.prompt_source,)}),
             }
         )
         asked._round, asked._whole = now, whole  # noqa: SLF001 - of the same class

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from flows.durations import seconds_from
 from flows.recipe_parts import Block
+from students.spec import Relabel
 
 MOST_ROUNDS = 5
 """Published loops make two or three; more would take longer than they could tell, and are refused."""
@@ -20,10 +21,11 @@ class RoundsBlock(Block):
 
     most: int = Field(default=1, ge=1, le=MOST_ROUNDS)
     """At most so many; 1 is a run without further rounds."""
-    relabel: Literal["teacher", "student", "both"] = "teacher"
-    """Who labels anew: the teacher, prompted by students that never saw the case; these students themselves; or the teacher where they agree."""
+    relabel: Relabel = "teacher"
+    """Who labels anew: the teacher, prompted by students that never saw the case; these students themselves; the teacher where they agree; or the mean
+    of their probability and of what the teacher drew in the first round."""
     agreement: float = Field(default=0.6, ge=0, le=1)
-    """Least Dice of the teacher's mask with these students' answer; below it the mask is ``ignore``. Not heard with ``relabel: student``."""
+    """Least Dice of the teacher's mask with these students' answer; below it the mask is ``ignore``. Heard where the teacher draws anew."""
     drop: float = Field(default=0.05, ge=0, le=0.5)
     """Share of the cases that is not learnt from in later rounds: those whose labels changed most."""
     guard: Literal["auto", "gold", "agreement"] = "auto"

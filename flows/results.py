@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from students.spec import Relabel
+
 Stage = Literal["ingest", "label", "refine", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("ingest", "label", "refine", "train", "evaluate")
 """In the order of a run."""
@@ -15,13 +17,18 @@ class Round:
     """Names of what one round makes; the first is teacher, pseudo-labels and student as a run without further rounds has them."""
 
     number: int = 1
-    relabel: Literal["teacher", "student", "both"] = "teacher"
+    relabel: Relabel = "teacher"
     """Of later rounds: who says what is to be refined."""
 
     @property
     def teacher_set(self) -> str:
-        """What refinement judges: the teacher's masks, or the students' own where nobody else is asked."""
-        return self.answers_set if self.relabel == "student" else f"teacher/r{self.number}"
+        """What refinement judges: the teacher's masks, the students' own where nobody else is asked, or the mean of both."""
+        return {"student": self.answers_set, "mean": f"mean/r{self.number}"}.get(self.relabel, f"teacher/r{self.number}")
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher draws in this round."""
+        return self.relabel in {"teacher", "both"}
 
     @property
     def answers_set(self) -> str:

@@ -11,7 +11,7 @@ from flows.results import ROUNDS, StageResult, counted
 from flows.round_students import copy_student, folder_in_round, list_as, round_in
 from storage import Archive, fingerprint
 from students.drift import LEAST_PATIENTS, Drift
-from students.spec import RoundsNote
+from students.spec import Relabel, RoundsNote
 
 
 class RoundEntry(BaseModel):
@@ -22,7 +22,7 @@ class RoundEntry(BaseModel):
     number: int
     student: str
     label_set: str
-    relabel: Literal["teacher", "student", "both"]
+    relabel: Relabel
     labels: dict[str, int] = {}
     """Cases by what refinement decided about their labels."""
     cases: int = 0

@@ -1,8 +1,11 @@
 """The names under which further rounds keep their units in the ledger; for those who count or retry them, and make none."""
 
+from typing import get_args
+
 from flows.recipe import Recipe
 from flows.recipe_rounds import MOST_ROUNDS
 from flows.results import CALIBRATE, FILTER, GUARD, MOST_TEACHERS, ROUNDS, Round, doubt_unit
+from students.spec import Relabel
 
 Unit = tuple[str, str | None]
 """Stage, and unit where only one of it is meant."""
@@ -28,13 +31,14 @@ def round_units(recipe: Recipe) -> list[Unit]:
 
 def case_stages(of: Round, teachers: int) -> list[str]:
     """Return the stages of a round whose units are cases."""
-    drawn = [f"label:{name}" for name in {of.teacher_set, *of.teacher_sets(teachers)}] if of.relabel != "student" else []
+    drawn = [f"label:{name}" for name in {of.teacher_set, *of.teacher_sets(teachers)}] if of.asks_teacher else []
     prompted = [f"prompts:{of.prompt_source}"] if drawn else []
     agreed = [f"agree:{of.pseudo_set}"] if of.relabel == "both" else []
-    return [f"answer:{of.answers_set}", *prompted, *drawn, f"refine:{of.refined_set}", *agreed, f"instability:{of.pseudo_set}"]
+    mean = [f"mean:{of.teacher_set}"] if of.relabel == "mean" else []
+    return [f"answer:{of.answers_set}", *prompted, *drawn, *mean, f"refine:{of.refined_set}", *agreed, f"instability:{of.pseudo_set}"]
 
 
 def every_case_stage() -> list[tuple[str, str]]:
     """Return the stages of all rounds that any recipe may have made, with what a person calls them."""
-    rounds = [Round(number=number, relabel=who) for number in range(2, MOST_ROUNDS + 1) for who in ("teacher", "student", "both")]
+    rounds = [Round(number=number, relabel=who) for number in range(2, MOST_ROUNDS + 1) for who in get_args(Relabel)]
     return sorted({(f"round {each.number},", stage) for each in rounds for stage in case_stages(each, MOST_TEACHERS)})

@@ -1,7 +1,7 @@
 """Further rounds: students say what they learnt, the teacher or they themselves label anew, and a new student learns from that, from scratch.
 
 *Method.* After a round, students that never saw a case answer for it (patient-wise folds). Their answers prompt the teacher on every slice where
-nobody had prompted it, whose masks are believed where they agree with the answers; or the answers themselves are the labels. They are refined as in
+nobody had prompted it, whose masks are believed where they agree with the answers; or the answers themselves are the labels, or their mean with what the teacher drew. They are refined as in
 the first round, the cases whose labels changed most are left out, and a student is trained from scratch. It takes the place of the one so far only
 if it is better on patients that no student has learnt from; if it is worse, the rounds end.
 
@@ -17,7 +17,7 @@ from flows.console import Follow
 from flows.learnt import chosen_gold
 from flows.opened import open_archive
 from flows.recipe import Recipe
-from flows.results import StageResult, counted, merged
+from flows.results import FIRST, StageResult, counted, merged
 from flows.round_guard import guard
 from flows.round_record import RoundEntry, RoundsRecord, conclude
 from flows.round_students import keep_first
@@ -95,8 +95,10 @@ def labelled(archive: Archive, recipe: Recipe, plan: FoldPlan) -> StageResult:
     """
     cases = _to_label(archive)
     _answered(archive, recipe, plan, cases)
-    if recipe.round.relabel != "student":
+    if recipe.round.asks_teacher:
         _drawn(archive, recipe, cases)
+    if recipe.round.relabel == "mean":
+        _averaged(archive, recipe, cases)
     refined = _refined(recipe)
     if recipe.round.relabel == "both":
         _agreed(archive, recipe, cases)
@@ -163,6 +165,15 @@ def _drawn(archive: Archive, recipe: Recipe, cases: list[str]) -> None:
         "turn answers into prompts",
     )
     _checked(drawing.draw(archive, recipe, cases, _follow(recipe, "label")))
+
+
+def _averaged(archive: Archive, recipe: Recipe, cases: list[str]) -> None:
+    """Take the mean of what students say and what the teacher drew in the first round."""
+    from distill.mean_labels import mean_labels
+
+    names, follow = recipe.round, _follow(recipe, "mean of both")
+    found = mean_labels(archive, cases, of=names.answers_set, with_=FIRST.teacher_set, into=names.teacher_set, progress=follow)
+    _finished(found, "take the mean of students' answers and the teacher's masks")
 
 
 def _refined(recipe: Recipe) -> StageResult:

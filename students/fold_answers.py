@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from distill.mean_labels import promised_dice
 from storage import Archive, LabelHistory, fingerprint
 from storage.working import Worked, work_through
 from students.folds import FoldPlan
@@ -92,15 +93,3 @@ def _scores(plan: FoldPlan, probability_kzyx: Float32[np.ndarray, "k z y x"], id
         f"pairwise_dice/{info.id}": promised_dice(probability, ids == info.id)
         for info, probability in zip(plan.classes, probability_kzyx, strict=True)
     }
-
-
-def promised_dice(probability: Float32[np.ndarray, "z y x"], mask: UInt8[np.ndarray, "z y x"]) -> float:
-    """Return about the Dice that a mask would have if each voxel were of the object with its probability; 0 for an empty mask.
-
-    ``2 sum(p in mask) / (|mask| + sum p)``. A net that is too sure promises too much, as an ensemble that agrees with itself does: it ranks masks, and
-    gold says where to cut.
-    """
-    size = float(np.count_nonzero(mask))
-    return (
-        float(2 * probability[np.asarray(mask, bool)].sum(dtype=np.float64) / (size + probability.sum(dtype=np.float64))) if size else 0.0
-    )

@@ -251,6 +251,10 @@ class Exported(Frozen):
     int8: Int8Cost | None = None
 
 
+Relabel = Literal["teacher", "student", "both", "mean"]
+"""Who labels anew in a later round: the teacher; students that never saw the case; the teacher where both agree; or the mean of both."""
+
+
 class RoundsNote(Frozen):
     """Why this student was chosen among those of several rounds."""
 
@@ -258,8 +262,8 @@ class RoundsNote(Frozen):
     """The round it is of."""
     made: int
     """How many rounds were made."""
-    relabel: Literal["teacher", "student", "both"] = "teacher"
-    """Whose the labels of its round are: the teacher's, those of students that never saw the case, or what both say."""
+    relabel: Relabel = "teacher"
+    """Whose the labels of its round are: the teacher's, those of students that never saw the case, what both say, or the mean of both."""
     words: tuple[str, ...]
     """What was decided after each round but the first, and why; one sentence each."""
 

@@ -381,6 +381,27 @@ def test_the_teacher_is_asked_by_hand_drawn_boxes_where_there_are_some_and_by_st
     assert rounds.further_rounds(recipe).done == 0
 
 
+def test_a_round_may_learn_from_the_mean_of_what_students_say_and_the_teacher_drew(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(monkeypatch, 0.02)
+    recipe = recipe_of("rounds: {most: 2, relabel: mean}\n")
+    result = run(recipe)
+    assert (result.failed, result.quarantined) == (0, 0)
+    assert not forgotten_units(archive, recipe)
+    case = archive["learnt0"]
+    stored = [case.labels(name).probability for name in ("folds/r2", TEACHER_SET, "mean/r2")]
+    answered, drawn, mean = (np.asarray(each[...], float) for each in stored if each is not None)
+    assert not np.allclose(mean, answered)
+    assert not np.allclose(mean, drawn)
+    np.testing.assert_allclose(mean, (answered + drawn) / 2, atol=0.5)
+    assert case.labels("mean/r2").history.parents == ("folds/r2", TEACHER_SET)
+    assert case.labels("pseudo/r2").history.parents == ("mean/r2",)
+    assert read_card(recipe.student_folder).label_set == "pseudo/r2"
+    assert not find_outdated(archive).students
+    assert run(recipe).done == 0
+
+
 def test_where_teacher_and_students_differ_nobody_learns(archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path) -> None:
     recipe = with_teacher(archive, recipe_of, tmp_path, "both")
     assert not run(recipe).failed

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.mean_labels import promised_dice
 from distill.refine import RefinePlan, refine_archive
 from storage import Archive, ClassInfo
-from students.fold_answers import answer_out_of_fold, promised_dice
+from students.fold_answers import answer_out_of_fold
 from students.folds import FoldPlan
 from students.out_of_fold import train_folds
 from students.spec import StudentSpec
