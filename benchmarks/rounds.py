@@ -28,6 +28,7 @@ from flows import rounds, teaching
 from flows.plans import class_infos
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
+from flows.round_folds import fold_plan
 from flows.round_guard import judged_by
 from storage import IGNORE, Archive
 from students import load_student
@@ -70,7 +71,7 @@ def relabelled(told: argparse.Namespace, recipe: Recipe, folder: Path, who: str,
     """Have a second round labelled, by students of so many steps."""
     archive, moved = opened(recipe, folder, who)
     now = moved.in_round(2)
-    plan = rounds.fold_plan(archive, now)
+    plan = fold_plan(archive, now)
     spec = spec_of(told, seed, f"witness{seed}", told.steps).model_copy(update={"validation_fraction": 0.0})
     rounds.labelled(archive, now, replace(plan, spec=spec, workdir=folder / "witnesses"))
     return archive, now

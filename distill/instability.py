@@ -42,32 +42,42 @@ def instability(labels: Sequence[Shaped[np.ndarray, "z y x"]]) -> float:
 
 
 def add_instability(
-    archive: Archive, sets: Sequence[str], cases: Sequence[str], *, progress: Callable[[int, int], None] | None = None
+    archive: Archive, sets: Sequence[str], cases: Sequence[str], *, into: str, progress: Callable[[int, int], None] | None = None
 ) -> Worked[float]:
-    """Score the last of several label sets with how much it differs from those before; once per state of the labels.
+    """Score how much the last of several label sets differs from those before; once per state of the labels, and again where the score was lost.
 
     Args:
         archive: read from; its catalog is written to.
         sets: one per round, the first round first. A case that a round has not labelled is compared without that round.
-        cases: those to look at, as far as they carry the last label set.
+        cases: those to look at, as far as they carry the last label set and that which gets the score.
+        into: the label set that gets it, such as the last one; those written anew from the same inputs have lost their scores.
         progress: called with (cases done, cases to do).
     """
     looked_at, last = sets[-_ROUNDS:], sets[-1]
-    marks = {name: archive.catalog.fingerprints(name) for name in looked_at}
+    marks = {name: archive.catalog.fingerprints(name) for name in {*looked_at, into}}
     prints = {
         case: fingerprint(version=_VERSION, labels=[marks[name].get(case, "") for name in looked_at])
         for case in cases
-        if case in marks[last]
+        if case in marks[last] and case in marks[into]
     }
+    stage = f"{INSTABILITY}:{into}"
+    _forget_lost(archive, stage, into, list(prints))
 
     def score(case: str) -> float:
         stored = archive[case]
         there = stored.label_sets()
         value = instability([stored.labels(name).read() for name in looked_at if name in there])
-        archive.catalog.add_scores(case, last, {INSTABILITY: value})
+        archive.catalog.add_scores(case, into, {INSTABILITY: value})
         return value
 
-    return work_through(archive.ledger, f"{INSTABILITY}:{last}", prints, score, progress=progress)
+    return work_through(archive.ledger, stage, prints, score, progress=progress)
+
+
+def _forget_lost(archive: Archive, stage: str, label_set: str, cases: list[str]) -> None:
+    """Have the ledger forget that cases were scored whose labels carry no score any more."""
+    known = archive.catalog.scores(label_set, cases)
+    lost = [case for case in cases if INSTABILITY not in known.get(case, {}) and archive.ledger.state(stage, case) == "done"]
+    archive.ledger.plan(stage, dict.fromkeys(lost, ""))
 
 
 def most_changed(scores: Mapping[str, float], share: float) -> tuple[str, ...]:

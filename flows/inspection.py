@@ -29,7 +29,7 @@ from flows.results import (
     Stage,
     teacher_sets,
 )
-from flows.round_units import every_case_stage
+from flows.round_units import every_stage
 from storage import Archive
 from students.spec import Exported, NnunetRecord, RoundsNote, StudentCard
 
@@ -174,11 +174,12 @@ def _refused(archive: Archive) -> tuple[Refusal, ...]:
 
 def _rounds(archive: Archive) -> list[tuple[str, str]]:
     """Return the ledger's stages of further rounds, where there were any, with what a person calls them."""
-    return every_case_stage() if any(each.round > 1 for each in archive.catalog.students()) or _answered(archive) else []
+    return every_stage() if any(each.round > 1 for each in archive.catalog.students()) or _answered(archive) else []
 
 
 def _answered(archive: Archive) -> bool:
-    return any(archive.ledger.counts(f"answer:{Round(number=number).answers_set}")["quarantined"] for number in range(2, MOST_ROUNDS + 1))
+    began = [Round(number=number) for number in range(2, MOST_ROUNDS + 1)]
+    return any(archive.ledger.counts(name)["quarantined"] for of in began for name in (of.folds, f"answer:{of.answers_set}"))
 
 
 def _teachers() -> list[tuple[str, str]]:

@@ -80,8 +80,8 @@ def _without_round(student: str) -> str:
 
 
 def _is_of_rounds(archive: Archive, student: str) -> bool:
-    """Tell whether a student was chosen among those of several rounds: all of them follow from the labels of the first."""
-    return archive.ledger.state(ROUNDS, student) is not None
+    """Tell whether a student has later rounds, though they have not ended yet: the students of all of them follow from the labels of the first."""
+    return archive.ledger.state(ROUNDS, student) is not None or archive.ledger.state(Round(number=2).folds, f"{student}-r2") is not None
 
 
 def _change(archive: Archive, student: StudentRecord, waiting: set[str]) -> Literal["labels", "program"] | None:

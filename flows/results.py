@@ -51,6 +51,11 @@ class Round:
         return f"round-{self.number}"
 
     @property
+    def folds(self) -> str:
+        """The ledger's name of the training of students that never saw a case; of later rounds."""
+        return f"folds:r{self.number}"
+
+    @property
     def doubt(self) -> str:
         """The ledger's name of the beginning of refine."""
         return f"doubt:{self.teacher_set}"

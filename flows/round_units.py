@@ -13,9 +13,9 @@ Unit = tuple[str, str | None]
 
 def student_units(recipe: Recipe) -> list[tuple[str, str]]:
     """Return the units of a recipe that are about its students, beside that of the first round's training."""
-    names = [recipe.in_round(number).student.name for number in range(2, recipe.rounds.most + 1)]
-    ends = [(ROUNDS, recipe.student.name)] if names else []
-    return [*((stage, name) for name in names for stage in ("train", GUARD)), *ends]
+    later = [recipe.in_round(number) for number in range(2, recipe.rounds.most + 1)]
+    ends = [(ROUNDS, recipe.student.name)] if later else []
+    return [*((stage, now.student.name) for now in later for stage in (now.round.folds, "train", GUARD)), *ends]
 
 
 def round_units(recipe: Recipe) -> list[Unit]:
@@ -38,7 +38,7 @@ def case_stages(of: Round, teachers: int) -> list[str]:
     return [f"answer:{of.answers_set}", *prompted, *drawn, *mean, f"refine:{of.refined_set}", *agreed, f"instability:{of.pseudo_set}"]
 
 
-def every_case_stage() -> list[tuple[str, str]]:
-    """Return the stages of all rounds that any recipe may have made, with what a person calls them."""
+def every_stage() -> list[tuple[str, str]]:
+    """Return the stages of all rounds that any recipe may have made, that of the students that answer among them, with what a person calls them."""
     rounds = [Round(number=number, relabel=who) for number in range(2, MOST_ROUNDS + 1) for who in get_args(Relabel)]
-    return sorted({(f"round {each.number},", stage) for each in rounds for stage in case_stages(each, MOST_TEACHERS)})
+    return sorted({(f"round {each.number},", stage) for each in rounds for stage in (each.folds, *case_stages(each, MOST_TEACHERS))})

@@ -14,10 +14,10 @@ from typing import Any
 
 from flows import drawing, stages, teaching
 from flows.console import Follow
-from flows.learnt import chosen_gold
 from flows.opened import open_archive
 from flows.recipe import Recipe
 from flows.results import FIRST, StageResult, counted, merged
+from flows.round_folds import fold_plan, fold_students
 from flows.round_guard import guard
 from flows.round_record import RoundEntry, RoundsRecord, conclude
 from flows.round_students import keep_first
@@ -104,8 +104,10 @@ def labelled(archive: Archive, recipe: Recipe, plan: FoldPlan) -> StageResult:
         _agreed(archive, recipe, cases)
     from distill.instability import add_instability
 
-    sets = [recipe.in_round(n).round.pseudo_set for n in range(1, recipe.round.number + 1)]
-    _finished(add_instability(archive, sets, cases, progress=_follow(recipe, "what changed")), "compare labels with the round before")
+    # As they were refined, of "both" too: what teacher and students dispute is open in what is learnt from, and would not be counted there.
+    sets = [recipe.in_round(n).round.refined_set for n in range(1, recipe.round.number + 1)]
+    compared = add_instability(archive, sets, cases, into=recipe.round.pseudo_set, progress=_follow(recipe, "what changed"))
+    _finished(compared, "compare labels with the round before")
     return refined
 
 
@@ -115,23 +117,13 @@ def _to_label(archive: Archive) -> list[str]:
     return [record.id for record in (*archive.cases(part="archive"), *calibration)]
 
 
-def fold_plan(archive: Archive, recipe: Recipe) -> FoldPlan:
-    """Return which students answer in a round: taught by what was learnt from in the round before."""
-    from flows.plans import round_fold_plan
-
-    before = recipe.in_round(recipe.round.number - 1)
-    believed = teaching.believed_cases(archive, before.round)
-    dropped = frozenset(teaching.dropped_cases(archive, before, believed))
-    return round_fold_plan(recipe, tuple(each.id for each in believed if each.id not in dropped), chosen_gold(archive, recipe))
-
-
 def _answered(archive: Archive, recipe: Recipe, plan: FoldPlan, cases: list[str]) -> None:
     """Train students without each fold of the patients, and have them answer for their strangers."""
     from students.fold_answers import answer_out_of_fold
-    from students.out_of_fold import train_folds
 
-    follow = Follow(f"round {recipe.round.number}: students", percent=True)
-    students = train_folds(archive, plan, lambda fold, now: follow(round(100 * (fold + now.fraction) / plan.folds), 100, "students"))
+    students = fold_students(archive, recipe, plan)
+    if isinstance(students, StageResult):
+        raise _LeftError(replace(students, note=f"students of round {recipe.round.number}: {students.note}"))
     _finished(
         answer_out_of_fold(
             archive,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.console import Follow
+from flows.console import Follow, warn
 from flows.errors import StageError
 from flows.learnt import Material, filtered, material
 from flows.made_of import outdated_cases
@@ -15,8 +15,9 @@ from flows.opened import label_fingerprints, open_archive
 from flows.program_version import code_version
 from flows.recipe import Recipe
 from flows.results import FIRST, Round, StageResult
-from flows.round_students import folder_in_round, patients_held_out, restore_first
+from flows.round_students import copy_student, folder_in_round, patients_held_out, restore_first
 from storage import Archive, CaseRecord, StudentRecord, fingerprint
+from students.several import SharedJob
 from students.spec import NO_LABEL, StudentCard, StudentSpec
 
 
@@ -150,15 +151,26 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
 
     follow = Follow("train", percent=True)
     found = filtered(archive, recipe, found, follow)
-    student = train_student(
-        archive,
+    job = SharedJob(
+        archive=archive.url,
         label_set=found.label_set,
         classes=class_infos(recipe),
         spec=asked_spec(archive, recipe),
-        workdir=recipe.student_folder.parent,
         cases=found.labeled,
+        case_weights={},
         gold=found.gold,
         unlabeled=found.unlabeled,
+    )
+    _bring_back(archive, recipe, job)
+    student = train_student(
+        archive,
+        label_set=job.label_set,
+        classes=job.classes,
+        spec=job.spec,
+        workdir=recipe.student_folder.parent,
+        cases=job.cases,
+        gold=job.gold,
+        unlabeled=job.unlabeled,
         asking=label_plan(recipe),
         progress=lambda now: follow(round(100 * now.fraction), 100, now.phase or f"loss {now.loss:.3f}"),
     )
@@ -167,6 +179,23 @@ def _train(archive: Archive, recipe: Recipe, found: Material) -> str:
     return (
         f"{student.card.parameters / 1e6:.1f} M parameters, {student.card.steps} steps; {stop_words(student.card)}.{found.remark}{doubts}"
     )
+
+
+def _bring_back(archive: Archive, recipe: Recipe, job: SharedJob) -> None:
+    """Take the student that was kept of the first round, if it is the very one that is asked for; else say that the students of later rounds go with it."""
+    from students.compact import finished_card, mark_of
+
+    kept = folder_in_round(recipe, 1)
+    if recipe.round.number > 1 or not (kept / "student.json").is_file():
+        return
+    if job.spec.kind == "compact" and finished_card(kept, mark_of(archive, recipe.student_folder, job)) is not None:
+        copy_student(kept, recipe.student_folder, None)
+    elif recipe.rounds.most > 1:
+        own = recipe.student.name
+        warn(
+            f"WARNING: {own} is taught anew, as its labels or settings have changed, and so are {own}-r2 and further students of its rounds, which are replaced. "
+            "To keep both, give the student of this recipe another name (student.name)"
+        )
 
 
 def _record(card: StudentCard, path: Path, recipe: Recipe) -> StudentRecord:

@@ -102,6 +102,11 @@ def train(  # noqa: PLR0913 - all but the archive by name, most with a default
     return _train(archive, found, split, plan, asked)
 
 
+def mark_of(archive: Archive, folder: Path, job: SharedJob) -> str:
+    """Return the fingerprint that the card of a student of this job has, before anything is trained; its folder decides nothing."""
+    return _prepared(archive, job, folder, None)[-1].mark
+
+
 def _prepared(
     archive: Archive, job: SharedJob, folder: Path, progress: Callable[[TrainProgress], None] | None
 ) -> tuple["_Found", tuple[list[str], list[str]], NetworkPlan, "_Request"]:

@@ -24,6 +24,15 @@ class FoldPlan:
     gold: tuple[str, ...] = ()
     """Archive cases whose expert labels are learnt from instead, by the students that must not answer for them."""
 
+    def student_name(self, left_out: int) -> str:
+        """Return the name of the student that does not learn from one of the folds."""
+        return f"{self.spec.name}-without-fold-{left_out + 1}"
+
+    @property
+    def student_folders(self) -> tuple[Path, ...]:
+        """Where the students are, in the order of the folds that they leave out."""
+        return tuple(self.workdir / self.student_name(left_out) for left_out in range(self.folds))
+
 
 def folds_of(patients: Sequence[str], folds: int) -> dict[str, int]:
     """Deal patients out to folds, evenly and always alike: in the order of a hash of their names."""

@@ -65,7 +65,7 @@ def _trained(
         archive,
         label_set=plan.label_set,
         classes=plan.classes,
-        spec=plan.spec.model_copy(update={"name": f"{plan.spec.name}-without-fold-{left_out + 1}"}),
+        spec=plan.spec.model_copy(update={"name": plan.student_name(left_out)}),
         workdir=plan.workdir,
         cases=[record.id for record in records if record.id not in plan.gold],
         gold=[record.id for record in records if record.id in plan.gold],

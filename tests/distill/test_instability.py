@@ -72,7 +72,7 @@ def write(archive: Archive, case: str, label_set: str, ids: np.ndarray) -> None:
 def test_the_planted_unstable_case_is_the_one_that_is_dropped(tmp_path: Path) -> None:
     archive = small_archive(tmp_path)
     cases = [record.id for record in archive.cases()]
-    add_instability(archive, ("pseudo/r1", "pseudo/r2"), cases)
+    add_instability(archive, ("pseudo/r1", "pseudo/r2"), cases, into="pseudo/r2")
     scores = {case: known[INSTABILITY] for case, known in archive.catalog.scores("pseudo/r2").items()}
     assert scores["c2"] == pytest.approx(20 / 30)
     assert most_changed(scores, 0.25) == ("c2",)
@@ -81,7 +81,27 @@ def test_the_planted_unstable_case_is_the_one_that_is_dropped(tmp_path: Path) ->
 def test_labels_are_compared_once_and_anew_after_they_changed(tmp_path: Path) -> None:
     archive = small_archive(tmp_path)
     sets, cases = ("pseudo/r1", "pseudo/r2"), [record.id for record in archive.cases()]
-    assert len(add_instability(archive, sets, cases).done) == 4
-    assert len(add_instability(archive, sets, cases).done) == 0
+    assert len(add_instability(archive, sets, cases, into="pseudo/r2").done) == 4
+    assert len(add_instability(archive, sets, cases, into="pseudo/r2").done) == 0
     write(archive, "c1", "pseudo/r2", block(20))
-    assert add_instability(archive, sets, cases).done == {"c1": pytest.approx(0.5)}
+    assert add_instability(archive, sets, cases, into="pseudo/r2").done == {"c1": pytest.approx(0.5)}
+
+
+def test_a_score_that_went_with_labels_written_anew_from_the_same_inputs_is_made_again(tmp_path: Path) -> None:
+    archive = small_archive(tmp_path)
+    sets, cases = ("pseudo/r1", "pseudo/r2"), [record.id for record in archive.cases()]
+    add_instability(archive, sets, cases, into="pseudo/r2")
+    write(archive, "c2", "pseudo/r2", block(30))
+    assert INSTABILITY not in archive.catalog.scores("pseudo/r2").get("c2", {})
+    assert list(add_instability(archive, sets, cases, into="pseudo/r2").done) == ["c2"]
+    assert archive.catalog.scores("pseudo/r2")["c2"][INSTABILITY] == pytest.approx(20 / 30)
+
+
+def test_what_is_disputed_counts_where_labels_from_before_the_dispute_are_compared(tmp_path: Path) -> None:
+    archive = small_archive(tmp_path)
+    agreed = block(30)
+    agreed[agreed > 0] = np.where(np.arange(30) < 10, 1, IGNORE)
+    write(archive, "c2", "both/r2", agreed)
+    add_instability(archive, ("pseudo/r1", "pseudo/r2"), ["c2"], into="both/r2")
+    assert archive.catalog.scores("both/r2")["c2"][INSTABILITY] == pytest.approx(20 / 30)
+    assert changed_share(block(10), agreed) == 0

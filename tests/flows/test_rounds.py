@@ -4,6 +4,7 @@ import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,15 @@ from flows.results import FIRST, GUARD, PSEUDO_SET, TEACHER_SET, StageResult
 from flows.round_record import RoundsRecord, rounds_file
 from flows.round_units import round_units
 from flows.rules import starting_rules
-from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
+from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
 from storage.database import Database
 from storage.tables import UnitRow
-from students import fold_answers
+from storage.working import Worked
+from students import compact, fold_answers, out_of_fold
 from students.checkpoint import read_card, weights_digest
 from students.drift import Drift, drift_of
 from students.folds import FoldPlan
-from students.predict import Student
+from students.predict import Prediction, Student
 from students.spec import StudentSpec
 
 WriteRecipe = Callable[[str], Path]
@@ -271,6 +273,119 @@ def test_a_run_that_was_killed_in_a_round_goes_on_where_it_was(
     assert read_card(recipe.student_folder).rounds is not None
 
 
+def test_a_run_that_was_killed_before_it_concluded_leaves_nothing_outdated_and_the_next_one_concludes(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(monkeypatch, 0.02)
+    recipe, conclude = recipe_of(STUDENT_RELABELS), rounds.conclude
+
+    def killed(*_: object) -> StageResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "conclude", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    assert {each.name for each in archive.catalog.students()} == {"net", "net-r1", "net-r2"}
+    assert not find_outdated(archive).students
+    monkeypatch.setattr(rounds, "conclude", conclude)
+    again = run(recipe)
+    assert (again.done, again.failed) == (0, 0)
+    assert "student of round 2 chosen" in again.note
+    assert weights_digest(recipe.student_folder) == weights_digest(recipe.student_folder.parent / "net-r2")
+
+
+def test_two_runs_do_not_teach_the_same_students_of_a_round(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(monkeypatch, 0.02)
+    recipe, train_folds, second = recipe_of(STUDENT_RELABELS), out_of_fold.train_folds, list[StageResult]()
+
+    def while_another_run_begins(*asked: Any) -> list[Student]:
+        if not second:
+            second.append(StageResult(stage="train"))
+            second.append(rounds.further_rounds(recipe))
+        return train_folds(*asked)
+
+    monkeypatch.setattr(out_of_fold, "train_folds", while_another_run_begins)
+    assert not run(recipe).failed
+    assert (second[1].failed, second[1].done) == (1, 0)
+    assert second[1].note.startswith("students of round 2: another run is (process ")
+    assert archive.ledger.state("folds:r2", "net-r2") == "done"
+
+
+def test_students_of_a_round_that_were_given_up_are_shown_and_tried_again_with_retry(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(STUDENT_RELABELS)
+
+    def broken(*_: object) -> list[Student]:
+        message = "the disk is full"
+        raise OSError(message)
+
+    monkeypatch.setattr(out_of_fold, "train_folds", broken)
+    for _ in range(3):
+        with pytest.raises(OSError, match="disk"):
+            run(recipe)
+    result = run(recipe)
+    assert (result.quarantined, result.failed) == (1, 0)
+    assert "students of round 2: given up after 3 attempts" in result.note
+    assert [refused.what for refused in inspect_path(recipe.archive).refused] == ["round 2, net-r2"]
+    assert ("folds:r2", "net-r2") in round_units(recipe)
+    assert not archive.cases(with_labels="folds/r2")
+
+
+def test_a_student_of_settings_that_come_back_is_taken_from_where_the_first_round_kept_it(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(monkeypatch, 0.02)
+    recipe, once = recipe_of(STUDENT_RELABELS), recipe_of("")
+    run(recipe)
+    first = read_card(recipe.student_folder.parent / "net-r1")
+    other = once.model_copy(update={"student": once.student.model_copy(update={"seed": 1})})
+    assert teaching.train(other).done == 1
+    assert read_card(recipe.student_folder).fingerprint != first.fingerprint
+    monkeypatch.setattr(compact, "_train", lambda *_: pytest.fail("the first round's student was trained again"))
+    assert not run(recipe).failed
+    card = read_card(recipe.student_folder.parent / "net-r1")
+    assert (card.fingerprint, card.seconds) == (first.fingerprint, first.seconds)
+    assert read_card(recipe.student_folder).rounds is not None
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_who_changes_a_recipe_of_several_rounds_is_told_that_its_students_go(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(monkeypatch, 0.02)
+    recipe = recipe_of(STUDENT_RELABELS)
+    run(recipe)
+    assert archive.cases(with_labels="pseudo/r2")
+    teaching.train(recipe.model_copy(update={"student": recipe.student.model_copy(update={"seed": 1})}))
+    assert "WARNING: net is taught anew, as its labels or settings have changed, and so are net-r2" in capsys.readouterr().err
+
+
+def test_a_fall_that_is_planted_in_the_answers_of_a_student_ends_the_rounds(
+    archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the guard is replaced: the new student agrees ever better with its own labels, and misses gold by two voxels."""
+    missed = {"net-r1": 0, "net-r2": 2}
+
+    def answer(student: Student, case: Case) -> Prediction:
+        ids = np.roll(case.labels("gold").read(), missed[student.name], axis=2)
+        return Prediction(probability=ids[None].astype(np.float32), labels=ids)
+
+    monkeypatch.setattr(Student, "predict_case", answer)
+    recipe = recipe_of("rounds: {most: 4, relabel: student}\n")
+    result = run(recipe)
+    found = round_guard.read_drift(recipe.report_folder / "round-2.json")
+    assert (found.measure, found.before, found.patients) == ("gold", 1.0, 3)
+    assert found.difference is not None
+    assert found.difference < -0.2
+    assert "round 2 is worse by more than 0.01, so the student of round 1 stays, and no more rounds are made" in result.note
+    assert weights_digest(recipe.student_folder) == weights_digest(recipe.student_folder.parent / "net-r1")
+    assert not {"folds/r3", "pseudo/r3"} & archive.catalog.count_label_sets().keys()
+    assert {each.name: each.round for each in archive.catalog.students()}["net"] == 1
+
+
 def test_a_student_that_was_set_aside_by_a_killed_run_is_brought_back(
     archive: Archive, recipe_of: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,12 +517,22 @@ def test_a_round_may_learn_from_the_mean_of_what_students_say_and_the_teacher_dr
     assert run(recipe).done == 0
 
 
-def test_where_teacher_and_students_differ_nobody_learns(archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path) -> None:
+def test_where_teacher_and_students_differ_nobody_learns_and_what_changed_is_told_from_labels_before_that(
+    archive: Archive, recipe_of: Callable[[str], Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = list[tuple[list[str], str]]()
+
+    def compare(_: Archive, sets: list[str], __: list[str], *, into: str, **___: object) -> Worked[float]:
+        compared.append((sets, into))
+        return Worked(done={}, skipped=0, quarantined=(), unfinished=0)
+
+    monkeypatch.setattr("distill.instability.add_instability", compare)
     recipe = with_teacher(archive, recipe_of, tmp_path, "both")
     assert not run(recipe).failed
     assert not forgotten_units(archive, recipe)
     case = archive["learnt0"]
     refined, answered, believed = (case.labels(name).read() for name in ("pseudo/r2", "folds/r2", "both/r2"))
+    assert compared == [([PSEUDO_SET, "pseudo/r2"], "both/r2")]
     assert case.labels("both/r2").history.parents == ("pseudo/r2", "folds/r2")
     assert (believed[refined != answered] == IGNORE).all()
     assert (believed[refined == answered] == refined[refined == answered]).all()
