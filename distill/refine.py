@@ -6,7 +6,7 @@ What is decided about one case is in ``distill.refined_case``.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distill.cleaning import ClassRule, clean_mask, smooth_probability
@@ -70,7 +70,7 @@ def refine_archive(
     began = time.monotonic()
     records = _to_refine(archive, plan, cases)
     heard = _hearsay(archive, plan, [record.id for record in records])
-    prints = {record.id: _fingerprint(archive, plan, record, heard.get(record.id, Hearsay())) for record in records}
+    prints = _fingerprints(archive, plan, records, heard)
 
     stage = f"refine:{plan.target}"
 
@@ -92,6 +92,14 @@ def refine_archive(
         reasons=reasons,
         seconds=time.monotonic() - began,
     )
+
+
+def replaced_cases(archive: Archive, plan: RefinePlan) -> list[str]:
+    """Return the cases whose refined labels are there, and would be written anew: they are of other masks, rules or opinions. Reads no case."""
+    there = archive.catalog.fingerprints(plan.target)
+    records = [record for record in archive.cases(with_labels=plan.source) if record.id in there]
+    prints = _fingerprints(archive, plan, records, _hearsay(archive, plan, [record.id for record in records]))
+    return [case for case, print_ in prints.items() if there[case] != print_]
 
 
 def _to_refine(archive: Archive, plan: RefinePlan, cases: Sequence[str] | None) -> list[CaseRecord]:
@@ -116,8 +124,15 @@ def _hearsay(archive: Archive, plan: RefinePlan, cases: list[str]) -> dict[str, 
     return {case: Hearsay(scores=scores.get(case, {}), people=people.get(case, {})) for case in scores.keys() | people.keys()}
 
 
-def _fingerprint(archive: Archive, plan: RefinePlan, record: CaseRecord, heard: Hearsay) -> str:
-    source = archive[record.id].labels(plan.source).history.fingerprint
+def _fingerprints(archive: Archive, plan: RefinePlan, records: Sequence[CaseRecord], heard: Mapping[str, Hearsay]) -> dict[str, str]:
+    """Return by case the fingerprint of everything that its refined labels depend on."""
+    drawn = archive.catalog.fingerprints(plan.source)
+    return {
+        record.id: _fingerprint(plan, record, drawn[record.id], heard.get(record.id, Hearsay())) for record in records if record.id in drawn
+    }
+
+
+def _fingerprint(plan: RefinePlan, record: CaseRecord, source: str, heard: Hearsay) -> str:
     own = plan_for(plan, record)
     looks = plan.intensity.model_dump(mode="json") if any(rule.rectify_edges for rule in own.rules.values()) else None
     return fingerprint(

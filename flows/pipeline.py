@@ -149,8 +149,9 @@ def refine(recipe_file: str) -> StageResult:
     calibrated = calibrate_rules(recipe_file)
     if calibrated.failed:
         return replace(calibrated, stage="refine", note=f"thresholds: {calibrated.note}")
+    announced = stages.announce_refined(load_recipe(recipe_file))
     refined = merged("refine", [refine_cases(recipe_file, shard) for shard in shards])
-    notes = (f"thresholds: {calibrated.note}" if calibrated.quarantined else calibrated.note, refined.note)
+    notes = (announced.note, f"thresholds: {calibrated.note}" if calibrated.quarantined else calibrated.note, refined.note)
     refined = replace(refined, quarantined=refined.quarantined + calibrated.quarantined, note="; ".join(note for note in notes if note))
     return with_report(joined(doubted, refined), report_filter(recipe_file))
 

@@ -172,6 +172,7 @@ def _refined(recipe: Recipe) -> StageResult:
     """Hear second opinions, set thresholds and keep what can be believed, as the first round does."""
     _checked(stages.doubt(recipe))
     _checked(stages.calibrate(recipe))
+    stages.announce_refined(recipe)
     refined = merged("refine", [_checked(stages.refine(recipe, shard)) for shard in stages.shards_to_refine(recipe, stages.SHARD_CASES)])
     stages.report_filter(recipe)
     return refined

@@ -137,6 +137,13 @@ def calibrate(recipe: Recipe) -> StageResult:
     )
 
 
+def announce_refined(recipe: Recipe) -> StageResult:
+    """Say before anything is refined whose refined labels this recipe is about to replace."""
+    from flows.replacing import announce_refined as announce
+
+    return announce(open_archive(recipe), recipe)
+
+
 def refine(recipe: Recipe, shard: Shard) -> StageResult:
     """Decide what to believe in the cases of one shard."""
     from distill.refine import refine_archive

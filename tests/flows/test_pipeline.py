@@ -205,17 +205,18 @@ def test_counts_of_all_shards_are_added_and_notes_are_said_once() -> None:
     assert total.remark == "249 accept, 9 review, 2 reject; defaults stand; and more"
 
 
-def test_what_calibration_has_to_say_stands_in_the_line_of_refine(
+def test_whose_labels_go_and_what_calibration_has_to_say_stand_in_the_line_of_refine(
     write_recipe: WriteRecipe, stand_ins: StandIns, prefect_backend: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows import stages
 
     monkeypatch.setattr(stages, "calibrate", lambda recipe: StageResult(stage="calibrate", done=1, note="2 gold patients, 3 needed"))
     monkeypatch.setattr(stages, "refine", lambda recipe, shard: StageResult(stage="refine", tally={"accept": 2}))
+    monkeypatch.setattr(stages, "announce_refined", lambda recipe: StageResult(stage="refine", note="WARNING: 2 cases are refined anew"))
     recipe = write_recipe(SMALLEST)
     _make_archive(recipe)
     (refined,) = launch(recipe, ("refine",)).stages
-    assert refined.remark == "2 accept; 2 gold patients, 3 needed"
+    assert refined.remark == "2 accept; WARNING: 2 cases are refined anew; 2 gold patients, 3 needed"
 
 
 def test_thresholds_that_were_given_up_are_a_unit_without_a_result(

@@ -93,6 +93,44 @@ def test_what_another_recipe_drew_is_named_before_it_is_replaced(
     assert len(archive.cases(with_labels="teacher/r1")) == 3
 
 
+def refined(recipe: Recipe) -> None:
+    for each in stages.shards_to_refine(recipe, 8):
+        stages.refine(recipe, each)
+
+
+def taught(archive: Archive, name: str, label_set: str) -> None:
+    archive.catalog.record_student(
+        StudentRecord(name=name, kind="compact", path="p", label_set=label_set, parameters=1, fingerprint="f", metrics={})
+    )
+
+
+def test_students_of_another_recipe_are_named_before_what_they_learnt_from_is_refined_anew(
+    archive: Archive, write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refined(drawn(archive, write_recipe))
+    other = load_recipe(write_recipe(f"{WEAK}refine: {{largest_component: false}}\nstudent: {{name: mine}}\n"))
+    for name, label_set in (("theirs", "pseudo/r1"), ("corrected", "corrected/corrected"), ("mine", "pseudo/r1"), ("expert", "gold")):
+        taught(archive, name, label_set)
+    note = stages.announce_refined(other).note
+    assert note.startswith(
+        "WARNING: 3 cases are refined anew: pseudo/r1 of the archive is of masks, rules or thresholds that are not this recipe's."
+    )
+    assert "the students corrected, theirs of another recipe, which learnt from it, will be outdated" in note
+    assert note in capsys.readouterr().err
+    refined(other)
+    assert stages.announce_refined(other).note == ""
+
+
+def test_rules_of_a_recipe_that_only_its_own_students_learnt_by_change_without_a_warning(
+    archive: Archive, write_recipe: WriteRecipe
+) -> None:
+    refined(drawn(archive, write_recipe))
+    for name in ("mine", "mine-r1"):
+        taught(archive, name, "pseudo/r1")
+    other = load_recipe(write_recipe(f"{WEAK}refine: {{largest_component: false}}\nstudent: {{name: mine}}\n"))
+    assert stages.announce_refined(other).note == ""
+
+
 def test_a_corrected_prompt_is_drawn_anew_without_a_warning(archive: Archive, write_recipe: WriteRecipe) -> None:
     recipe = drawn(archive, write_recipe)
     archive.catalog.add_prompts([Prompt(case="case01", class_id=1, kind="box", slice=3, box_xyxy_px=(5, 4, 18, 15))])
