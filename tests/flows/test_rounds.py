@@ -11,14 +11,14 @@ import pytest
 import sqlalchemy as sa
 
 from distill.cleaning import ClassRule
-from flows import freshness, plans, round_guard, rounds, stages, teaching
+from flows import freshness, launch, plans, round_guard, rounds, stages, teaching
 from flows.errors import RecipeError
 from flows.inspection import inspect_path
 from flows.outdated import find_outdated
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
 from flows.results import FIRST, GUARD, PSEUDO_SET, TEACHER_SET, StageResult
-from flows.round_record import RoundsRecord, rounds_file
+from flows.round_record import RoundEntry, RoundsRecord, rounds_file
 from flows.round_units import round_units
 from flows.rules import starting_rules
 from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
@@ -30,7 +30,7 @@ from students.checkpoint import read_card, weights_digest
 from students.drift import Drift, drift_of
 from students.folds import FoldPlan
 from students.predict import Prediction, Student
-from students.spec import StudentSpec
+from students.spec import Relabel, StudentSpec
 
 WriteRecipe = Callable[[str], Path]
 CLASSES = (ClassInfo(id=1, name="organ"),)
@@ -444,6 +444,34 @@ def test_a_later_round_keeps_what_the_recipe_says_and_takes_names_of_its_own(rec
     assert now.in_round(2).round.number == 2
     assert now.in_round(1) == recipe
     assert now.model_dump(exclude={"student", "refine", "prompts"}) == recipe.model_dump(exclude={"student", "refine", "prompts"})
+
+
+@pytest.mark.parametrize(
+    ("who", "refined", "learnt", "checked"),
+    [
+        ("teacher", "teacher/r2", "pseudo/r2", True),
+        ("student", "folds/r2", "pseudo/r2", False),
+        ("both", "teacher/r2", "both/r2", True),
+        ("mean", "mean/r2", "pseudo/r2", False),
+    ],
+)
+def test_who_labels_decides_what_is_refined_and_learnt_from_and_whether_the_teacher_must_be_there(
+    recipe_of: Callable[[str], Recipe],
+    archive: Archive,
+    monkeypatch: pytest.MonkeyPatch,
+    who: Relabel,
+    refined: str,
+    learnt: str,
+    *,
+    checked: bool,
+) -> None:
+    recipe, looked = recipe_of(f"rounds: {{most: 2, relabel: {who}}}\n"), list[Recipe]()
+    monkeypatch.setattr(launch, "check_teacher", looked.append)
+    launch.check_before(recipe, ("train",))
+    of = recipe.in_round(2).round
+    assert (of.teacher_set, of.pseudo_set, bool(looked)) == (refined, learnt, checked)
+    assert ("student" in recipe.in_round(2).refine.semantic) == checked
+    assert RoundsRecord(asked=2, rounds=(RoundEntry(number=2, student="net-r2", label_set=learnt, relabel=who),)).rounds[0].relabel == who
 
 
 @pytest.mark.parametrize(

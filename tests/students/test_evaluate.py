@@ -275,6 +275,11 @@ def test_why_a_student_was_chosen_among_rounds_stands_in_the_report(archive: Arc
     assert "Round 3 is &lt;worse&gt;." in text
     assert "answers of students that never saw the case, after refinement, round 2" in text
     assert json.loads((tmp_path / "rounds.json").read_text(encoding="utf-8"))["rounds"]["number"] == 2
+    mean = chosen.model_copy(update={"rounds": note.model_copy(update={"relabel": "mean"})})
+    text = write_report(mean, archive, tmp_path / "rounds.html").read_text(encoding="utf-8")
+    assert "the mean of the teacher's masks and answers of students that never saw the case, after refinement, round 2" in text.replace(
+        "&#39;", "'"
+    )
 
 
 def test_words_that_only_we_use_are_explained_where_they_stand(archive: Archive, evaluation: Evaluation, tmp_path: Path) -> None:
