@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,27 +23,20 @@ from torch import Tensor, nn
 
 from distill.quality import dice_per_class
 from students.augment import SLICES, Augmentation, augment
-from students.checkpoint import load_checkpoint, save_checkpoint
+from students.course import Course, Progressing
 from students.data import Batch, PatchSource
-from students.errors import TrainingError
 from students.losses import consistency_loss, segmentation_loss, targets_from_ids, targets_from_probability
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
-from students.spec import HistoryPoint, NetworkPlan, StudentSpec, TrainProgress
-from students.team import ALONE, Stopped, Team
+from students.spec import NetworkPlan, StudentSpec, TrainProgress
+from students.team import ALONE, Team
 from students.validation import TRIALS, Looks, looks_in_time, looks_wanted, spread
-
-EMA_DECAY = 0.99
-"""About the last hundred steps; shorter at the start. Budgets here are a few thousand steps."""
 
 _GRADIENT_NORM = 12.0
 """nnU-Net's clip; it only catches the occasional spike."""
 
 _AHEAD = 2
 """Batches that are ready or being drawn while one is learnt from: two, so that a volume which is read for the first time holds nobody up."""
-
-_SKIPS = 20
-"""A few steps without a finite gradient are bf16's bad luck; this many in a row are a broken network."""
 
 _PATIENT_FROM = 0.5
 """Patience begins in the second half of the schedule: while the rate is high, agreement jumps, and it rises most when the rate falls."""
@@ -63,27 +56,17 @@ and what the falling rate brings is worth more. (Heart MR, 9 patients: the weigh
 
 
 @dataclass(slots=True, kw_only=True)
-class Progressing:
+class TrainingState(Progressing):
     """What changes during training and must survive a kill."""
 
-    step: int = 0
-    seconds: float = 0.0
     best: float | None = None
     best_weights: dict[str, Tensor] | None = None
     waited: int = 0
     """Validations in the second half since agreement last rose."""
     risen: float | None = None
     """Agreement when it last rose: what the next rise is measured from. In 2D, later weights may be kept without a rise."""
-    skipped: int = 0
-    """Steps in a row whose gradient was not finite."""
-    losses: list[float] = field(default_factory=list)
-    """Since the last validation."""
-    history: list[HistoryPoint] = field(default_factory=list)
-    looked_at: float = 0.0
-    """Share of the budget that was spent at the last validation."""
     looks: tuple[int, int] | None = None
     """How often and at how many cases, once it is settled."""
-    stopped: Stopped = None
 
 
 class Training:
@@ -102,7 +85,6 @@ class Training:
     ) -> None:
         self.spec, self.plan = spec, plan
         self._source, self._held_out = source, held_out
-        self._folder, self._fingerprint = folder, fingerprint
         self._team, self._own = team, team.part(plan.batch)
         self._device = best_device(team.device or spec.device)
         torch.manual_seed(spec.seed)
@@ -112,9 +94,24 @@ class Training:
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
         wanted = spec.mixed_precision
         self._half = half_precision_pays(self._device) if wanted is None else wanted
-        self.state = Progressing()
+        self.state = TrainingState()
+        self._course = Course(
+            spec,
+            self.state,
+            network=self.network,
+            average=self._average,
+            optimiser=self._optimiser,
+            clip_norm=_GRADIENT_NORM,
+            remedy=f"Lower lr (now {spec.lr}), or set mixed_precision to false.",
+            folder=folder,
+            fingerprint=fingerprint,
+        )
         self._wanted = looks_wanted(spec, plan, len(held_out.cases) if held_out else 0, held_out.depth() if held_out else 1)
-        self.resumed = False
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this is an interrupted training that was continued."""
+        return self._course.resumed
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -129,34 +126,21 @@ class Training:
 
     def run(self, progress: Callable[[TrainProgress], None] | None = None) -> None:
         """Train until the budget, the steps or the patience run out, continuing from a checkpoint of the same inputs if there is one."""
-        self._restore()
-        started = time.monotonic() - self.state.seconds
-        saved = told = self.state.seconds
+        self._course.restore()
         with batches_ahead(self._drawn, self.state.step, self._fraction_at) as batches:
-            while self.state.stopped is None:
-                loss = self._learn(next(batches))
-                self.state.seconds = time.monotonic() - started
-                if self._team.is_chief:
-                    self._validate_when_due(started)
-                    self._decide()
-                self.state.seconds, self.state.stopped = self._team.told(self.state.seconds, self.state.stopped)
-                if progress and (self.state.seconds - told >= 1 or self.state.stopped):
-                    told = self.state.seconds
-                    progress(self._report(loss))
-                if self.state.seconds - saved >= self.spec.checkpoint_seconds and self.state.stopped is None:
-                    if self._team.is_chief:
-                        self._save()
-                    saved = self.state.seconds
+            self._course.run(lambda: self._learn(next(batches)), self._judge, progress, writes=self._team.is_chief)
+
+    def _judge(self) -> None:
+        """Look at held-out patients when that is due, and stop when it is time; the chief does, and tells the others."""
+        if self._team.is_chief:
+            self._validate_when_due()
+            self._decide()
+        self.state.seconds, self.state.stopped = self._team.told(self.state.seconds, self.state.stopped)
 
     @property
     def fraction(self) -> float:
         """Share of the budget that is spent, by time or by steps, whichever is further."""
-        spent = [0.0]
-        if self.spec.budget_seconds is not None:
-            spent.append(self.state.seconds / self.spec.budget_seconds)
-        if self.spec.steps is not None:
-            spent.append(self.state.step / self.spec.steps)
-        return min(1.0, max(spent))
+        return self._course.fraction
 
     def _fraction_at(self, step: int) -> float:
         """Return the share of the training that a step comes after: known of a training of so many steps, else what is spent by now."""
@@ -172,7 +156,7 @@ class Training:
         loss = self._loss(batch, logits)
         self._optimiser.zero_grad(set_to_none=True)
         self._team.shared(loss).backward()
-        self._apply(float(loss.detach()))
+        self._course.apply(float(loss.detach()))
         return float(loss.detach())
 
     def _flat(self, image: Tensor) -> Tensor:
@@ -198,24 +182,6 @@ class Training:
         weight = self.spec.learning.consistency * math.exp(-5 * (1 - min(1.0, self.fraction / _RISEN)) ** 2)
         return weight * consistency_loss(logits, other, (weights == 0).to(weights.dtype), self._team.total)
 
-    def _apply(self, loss: float) -> None:
-        """Step along the gradients, unless one of them is not finite: such a step is skipped, and a row of them ends the training."""
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM))
-        self.state.step += 1
-        if math.isfinite(norm) and math.isfinite(loss):
-            self._optimiser.step()
-            self._follow()
-            self.state.losses.append(loss)
-            self.state.skipped = 0
-            return
-        self.state.skipped += 1
-        if self.state.skipped >= _SKIPS:
-            message = (
-                f"student {self.spec.name}: {_SKIPS} steps in a row gave a loss or gradient that is not finite (last loss {loss}, step "
-                f"{self.state.step}). Lower lr (now {self.spec.lr}), or set mixed_precision to false."
-            )
-            raise TrainingError(message)
-
     def _drawn(self, step: int, fraction: float) -> Batch:
         """Return the batch of a step on the device, augmented there; asked for by the thread that reads, while the network computes."""
         batch = self._source.batch(self.spec.seed, step, fraction, self._own)
@@ -231,38 +197,23 @@ class Training:
         how, hints = SLICES if self.plan.dimensions == "2d" else Augmentation(), self.plan.hints * (1 + 2 * self.plan.neighbours)
         return augment(here, self.plan.spacing_zyx_mm, generator, how, hints, items=self.plan.batch, own=self._own)
 
-    def _follow(self) -> None:
-        """Move the average a little towards the network."""
-        decay = min(EMA_DECAY, (1 + self.state.step) / (10 + self.state.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self._average.parameters()), list(self.network.parameters()), 1 - decay)
-
     def _is_due(self) -> bool:
         """Tell whether the next look is due."""
         times = self._looks().times
         return int(self.fraction * times) > int(self.state.looked_at * times)
 
-    def _validate_when_due(self, started: float) -> None:
+    def _validate_when_due(self) -> None:
         if not self._is_due():
             return
         tried = self._settle()
         if tried:
-            self.state.seconds = time.monotonic() - started
+            self._course.tick()
             if not self._is_due():
                 return
         agreement = self._agreement(tried)
-        self.state.seconds = time.monotonic() - started
+        self._course.tick()
         self.state.looked_at = self.fraction
-        self.state.history.append(
-            HistoryPoint(
-                step=self.state.step,
-                seconds=self.state.seconds,
-                loss=float(np.mean(self.state.losses)) if self.state.losses else None,
-                lr=float(self._optimiser.param_groups[0]["lr"]),
-                agreement=agreement,
-            )
-        )
-        self.state.losses = []
+        self._course.note(agreement)
         self._keep_if_best(agreement)
 
     def _agreement(self, tried: Mapping[str, list[float]]) -> float | None:
@@ -333,42 +284,6 @@ class Training:
             self.state.stopped = "budget"
         elif self.state.waited >= self.spec.patience and self.fraction >= _PATIENT_FROM and (self.state.best or 0.0) >= _LEARNT:
             self.state.stopped = "early"
-
-    def _report(self, loss: float) -> TrainProgress:
-        return TrainProgress(
-            step=self.state.step,
-            fraction=self.fraction,
-            seconds=self.state.seconds,
-            loss=loss,
-            lr=float(self._optimiser.param_groups[0]["lr"]),
-            agreement=self.state.history[-1].agreement if self.state.history else None,
-            resumed=self.resumed,
-        )
-
-    def _save(self) -> None:
-        state = {name: getattr(self.state, name) for name in Progressing.__slots__ if name != "history"}
-        state["history"] = [point.model_dump() for point in self.state.history]
-        save_checkpoint(
-            self._folder,
-            {
-                "fingerprint": self._fingerprint,
-                "state": state,
-                "network": self.network.state_dict(),
-                "average": self._average.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
-            },
-        )
-
-    def _restore(self) -> None:
-        found: dict[str, Any] | None = load_checkpoint(self._folder, self._fingerprint)
-        if found is None:
-            return
-        self.network.load_state_dict(found["network"])
-        self._average.load_state_dict(found["average"])
-        self._optimiser.load_state_dict(found["optimiser"])
-        history = [HistoryPoint.model_validate(point) for point in found["state"].pop("history")]
-        self.state = Progressing(history=history, **found["state"])
-        self.resumed = True
 
 
 class BatchSource(Protocol):

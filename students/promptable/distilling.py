@@ -8,31 +8,23 @@ resumed run continues as if nothing had happened.
 """
 
 import copy
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.teachers.decode import decode_prompts
-from students.checkpoint import load_checkpoint, save_checkpoint
-from students.errors import TrainingError
+from students.course import Course, Progressing
 from students.promptable.losses import embedding_loss, inside, mask_loss
 from students.promptable.prompts import Questions, draw_questions, point_between
 from students.promptable.views import Batch, Views
-from students.spec import HistoryPoint, PromptableSpec, StudentSpec, TrainProgress
+from students.spec import PromptableSpec, StudentSpec, TrainProgress
 
-EMA_DECAY = 0.99
-"""About the last hundred steps; shorter at the start."""
 _GRADIENT_NORM = 1.0
-_SKIPS = 20
-"""So many steps in a row without a finite gradient are a broken network."""
 _WARM_UP = 20
 """Steps in which the rate rises."""
 _SECONDS_PER_LOOK = 60.0
@@ -42,20 +34,12 @@ _ASKED_RATE = 0.6
 
 
 @dataclass(slots=True, kw_only=True)
-class Progressing:
+class DistillingState(Progressing):
     """What changes during training and must survive a kill."""
 
-    step: int = 0
-    seconds: float = 0.0
     embedding_steps: int = 0
-    skipped: int = 0
-    losses: list[float] = field(default_factory=list)
-    """Since the last look at held-out pictures."""
-    history: list[HistoryPoint] = field(default_factory=list)
-    looked_at: float = 0.0
     error: float | None = None
     """Of embeddings on held-out pictures, at the last look."""
-    stopped: Literal["budget", "steps"] | None = None
 
 
 class Distilling:
@@ -75,7 +59,6 @@ class Distilling:
     ) -> None:
         self.spec, self.how = spec, spec.promptable or PromptableSpec()
         self._views, self._held_out = views, held_out
-        self._folder, self._fingerprint = folder, fingerprint
         self._teacher = views.teacher
         self.network = network.to(self._teacher.device).train()
         self.network.requires_grad_(requires_grad=False)
@@ -83,47 +66,39 @@ class Distilling:
         if self.how.decoder == "tuned":
             self.network.mask_decoder.requires_grad_(requires_grad=True)
         self.student: Sam = copy.deepcopy(self.network).requires_grad_(requires_grad=False).eval()
-        self._learning = [each for each in self.network.parameters() if each.requires_grad]
-        self._optimiser = torch.optim.AdamW(self._learning, lr=spec.lr, weight_decay=spec.weight_decay)
-        self.state = Progressing()
-        self.resumed = False
+        learning = [each for each in self.network.parameters() if each.requires_grad]
+        self._optimiser = torch.optim.AdamW(learning, lr=spec.lr, weight_decay=spec.weight_decay)
+        self.state = DistillingState()
+        self._course = Course(
+            spec,
+            self.state,
+            network=self.network,
+            average=self.student,
+            optimiser=self._optimiser,
+            clip_norm=_GRADIENT_NORM,
+            remedy=f"Lower lr (now {spec.lr}).",
+            folder=folder,
+            fingerprint=fingerprint,
+        )
 
     def run(self, progress: Callable[[TrainProgress], None] | None = None) -> None:
         """Train until the budget or the steps run out, continuing from a checkpoint of the same inputs if there is one."""
-        self._restore()
-        started = time.monotonic() - self.state.seconds
-        saved = told = self.state.seconds
-        while self.state.stopped is None:
-            loss = self._learn()
-            self.state.seconds = time.monotonic() - started
-            self._decide()
-            self._look_when_due()
-            self.state.seconds = time.monotonic() - started
-            if progress and (self.state.seconds - told >= 1 or self.state.stopped):
-                told = self.state.seconds
-                progress(self._report(loss))
-            if self.state.seconds - saved >= self.spec.checkpoint_seconds and self.state.stopped is None:
-                self._save()
-                saved = self.state.seconds
+        self._course.restore()
+        self._course.run(self._learn, self._judge, progress)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this is an interrupted training that was continued."""
+        return self._course.resumed
 
     @property
     def slices(self) -> int:
         """How many different slices are learnt from."""
         return self._views.pictures.slices
 
-    @property
-    def fraction(self) -> float:
-        """Share of the budget that is spent, by time or by steps, whichever is further."""
-        spent = [0.0]
-        if self.spec.budget_seconds is not None:
-            spent.append(self.state.seconds / self.spec.budget_seconds)
-        if self.spec.steps is not None:
-            spent.append(self.state.step / self.spec.steps)
-        return min(1.0, max(spent))
-
     def _learn(self) -> float:
         """Take one optimiser step and return its loss."""
-        asked = self.fraction >= self.how.embedding_share
+        asked = self._course.fraction >= self.how.embedding_share
         for group in self._optimiser.param_groups:
             group["lr"] = self._rate(asked=asked)
         batch = self._views.batch(self.state.step, asked=asked)
@@ -137,11 +112,11 @@ class Distilling:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         value = float(loss.detach())
-        self._apply(value)
+        self._course.apply(value)
         return value
 
     def _rate(self, *, asked: bool) -> float:
-        rate: float = self.spec.lr * min(1.0, (self.state.step + 1) / _WARM_UP) * (1 - self.fraction) ** 0.9
+        rate: float = self.spec.lr * min(1.0, (self.state.step + 1) / _WARM_UP) * (1 - self._course.fraction) ** 0.9
         return max(rate * (_ASKED_RATE if asked else 1.0), self.spec.lr * 1e-3)
 
     def _masks(self, batch: Batch, embeddings: Tensor) -> Tensor:
@@ -180,81 +155,28 @@ class Distilling:
             )
         return logits + self._teacher.profile.logit_shift, iou
 
-    def _apply(self, loss: float) -> None:
-        """Step along the gradients, unless one of them is not finite: such a step is skipped, and a row of them ends the training."""
-        norm = float(nn.utils.clip_grad_norm_(self._learning, _GRADIENT_NORM))
-        self.state.step += 1
-        if math.isfinite(norm) and math.isfinite(loss):
-            self._optimiser.step()
-            self._follow()
-            self.state.losses.append(loss)
-            self.state.skipped = 0
-            return
-        self.state.skipped += 1
-        if self.state.skipped >= _SKIPS:
-            message = f"student {self.spec.name}: {_SKIPS} steps in a row gave a loss or gradient that is not finite (last loss {loss}, step {self.state.step}). Lower lr (now {self.spec.lr})."
-            raise TrainingError(message)
-
-    def _follow(self) -> None:
-        """Move the average a little towards the network."""
-        decay = min(EMA_DECAY, (1 + self.state.step) / (10 + self.state.step))
-        pairs = [(own, new) for own, new in zip(self.student.parameters(), self.network.parameters(), strict=True) if new.requires_grad]
-        with torch.no_grad():
-            torch._foreach_lerp_([own for own, _ in pairs], [new for _, new in pairs], 1 - decay)
+    def _judge(self) -> None:
+        """Say why training ends, once it does, and look at held-out pictures when that is due."""
+        self._decide()
+        self._look_when_due()
+        self._course.tick()
 
     def _decide(self) -> None:
         """Say why training ends, once it does."""
         if self.spec.steps is not None and self.state.step >= self.spec.steps:
             self.state.stopped = "steps"
-        elif self.fraction >= 1:
+        elif self._course.fraction >= 1:
             self.state.stopped = "budget"
 
     def _look_when_due(self) -> None:
         """Compare the averaged student with its teacher on held-out pictures, a few times and at the end."""
         budget = self.spec.budget_seconds
         times = self.spec.validations if budget is None else min(self.spec.validations, max(1, int(budget / _SECONDS_PER_LOOK)))
-        if self.state.stopped is None and int(self.fraction * times) <= int(self.state.looked_at * times):
+        if self.state.stopped is None and int(self._course.fraction * times) <= int(self.state.looked_at * times):
             return
-        self.state.looked_at = self.fraction
+        self.state.looked_at = self._course.fraction
         agreement, self.state.error = (None, None) if self._held_out is None else self._held_out.look(self.student)
-        self.state.history.append(
-            HistoryPoint(
-                step=self.state.step,
-                seconds=self.state.seconds,
-                loss=float(np.mean(self.state.losses)) if self.state.losses else None,
-                lr=float(self._optimiser.param_groups[0]["lr"]),
-                agreement=agreement,
-            )
-        )
-        self.state.losses = []
-
-    def _report(self, loss: float) -> TrainProgress:
-        return TrainProgress(
-            step=self.state.step,
-            fraction=self.fraction,
-            seconds=self.state.seconds,
-            loss=loss,
-            lr=float(self._optimiser.param_groups[0]["lr"]),
-            agreement=self.state.history[-1].agreement if self.state.history else None,
-            resumed=self.resumed,
-        )
-
-    def _save(self) -> None:
-        state = {name: getattr(self.state, name) for name in Progressing.__slots__ if name != "history"}
-        state["history"] = [point.model_dump() for point in self.state.history]
-        parts = {"network": self.network.state_dict(), "average": self.student.state_dict(), "optimiser": self._optimiser.state_dict()}
-        save_checkpoint(self._folder, {"fingerprint": self._fingerprint, "state": state, **parts})
-
-    def _restore(self) -> None:
-        found: dict[str, Any] | None = load_checkpoint(self._folder, self._fingerprint)
-        if found is None:
-            return
-        self.network.load_state_dict(found["network"])
-        self.student.load_state_dict(found["average"])
-        self._optimiser.load_state_dict(found["optimiser"])
-        history = [HistoryPoint.model_validate(point) for point in found["state"].pop("history")]
-        self.state = Progressing(history=history, **found["state"])
-        self.resumed = True
+        self._course.note(agreement)
 
 
 class HeldOut:

@@ -10,9 +10,10 @@ import torch
 
 from storage import Archive, ClassInfo
 from students import compact
+from students.course import Course
 from students.data import PatchSource
 from students.spec import NetworkPlan, StudentCard, StudentSpec
-from students.train import Progressing, Training
+from students.train import Training, TrainingState
 from students.validation import Looks, looks_in_time, looks_wanted, spread
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
@@ -102,10 +103,20 @@ class Counted(Training):
 
     def __init__(self, clock: list[float], *, seconds_per_case: float, cases: int) -> None:
         self.spec = SPEC.model_copy(update={"steps": None, "budget_seconds": 1200.0, "validations": 12})
-        self.plan, self.state = plan("3d"), Progressing()
+        self.plan, self.state = plan("3d"), TrainingState()
         self._held_out = cast("PatchSource", SimpleNamespace(cases=[str(n) for n in range(cases)]))
         self._wanted = Looks(times=12, cases=cases)
-        self._optimiser = cast("torch.optim.AdamW", SimpleNamespace(param_groups=[{"lr": 1.0}]))
+        self._course = Course(
+            self.spec,
+            self.state,
+            network=torch.nn.Identity(),
+            average=torch.nn.Identity(),
+            optimiser=cast("torch.optim.AdamW", SimpleNamespace(param_groups=[{"lr": 1.0}])),
+            clip_norm=1.0,
+            remedy="",
+            folder=Path("nowhere"),
+            fingerprint="",
+        )
         self.clock, self.seconds_per_case = clock, seconds_per_case
         self.looked: list[tuple[int, str]] = []
 
@@ -122,7 +133,7 @@ class Counted(Training):
             self.clock[0] += 1.0
             self.state.step += 1
             self.state.seconds = self.clock[0]
-            self._validate_when_due(0.0)
+            self._validate_when_due()
 
 
 @pytest.fixture
