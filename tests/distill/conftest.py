@@ -1,5 +1,8 @@
 """A teacher of random weights that is small enough for every test."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,3 +25,9 @@ def small_teacher(seed: int = 0) -> SamTeacher:
 def teacher() -> SamTeacher:
     """Return a random small teacher."""
     return small_teacher()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """Write a random small teacher to a file, and return its path."""
+    return str(runpy.run_path(str(Path(__file__).with_name("small_archive.py")))["write_checkpoint"](tmp_path))  # tests are no package

@@ -20,12 +20,6 @@ def _full_disk(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    """Write a random small teacher to a file."""
-    return str(small.write_checkpoint(tmp_path))
-
-
 def label(archive: Archive, checkpoint: str, storage: Storage | None = None) -> int:
     folder = str(Path(checkpoint).with_name("embeddings"))
     cache = None if storage is None else EmbeddingCachePlan(folder=folder, budget_bytes=10**8, storage=storage)

@@ -16,12 +16,6 @@ small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small_arc
 archive_of, plan_for = small.archive_of, small.plan_for
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    """Write a random small teacher to a file."""
-    return str(small.write_checkpoint(tmp_path))
-
-
 def test_every_prompted_case_is_labelled_once_and_a_second_run_does_nothing(tmp_path: Path, checkpoint: str) -> None:
     archive = archive_of(tmp_path, 5)
     seen: list[tuple[int, int]] = []

@@ -26,12 +26,6 @@ archive_of, plan_for, STAGE = small.archive_of, small.plan_for, small.STAGE
 BROKEN = "CUDA error: an illegal memory access was encountered\nSearch for `cudaErrorIllegalAddress'"
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    """Write a random small teacher to a file."""
-    return str(small.write_checkpoint(tmp_path))
-
-
 def labels_of(archive: Archive) -> dict[str, tuple[bytes, ...]]:
     """Every array of every label set, and its scores."""
     found = {}
@@ -230,21 +224,6 @@ def test_an_error_in_another_device_s_thread_that_is_nobody_s_case_is_raised(
     teachers(monkeypatch, waiting_for(stopped), exiting)
     with pytest.raises(SystemExit):
         label_archive(archive, plan_for(checkpoint, window=2, device="cpu,cpu"))
-    assert archive.ledger.counts(STAGE)["claimed"] == 0
-
-
-def test_a_catalog_that_can_no_longer_be_written_stops_every_device(
-    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive = archive_of(tmp_path, 6)
-
-    def broken(*_: object, **__: object) -> None:
-        message = "database or disk is full"
-        raise OSError(message)
-
-    monkeypatch.setattr(archive.ledger, "done", broken)
-    with pytest.raises(OSError, match="disk is full"):
-        label_archive(archive, plan_for(checkpoint, window=1, device="cpu,cpu"))
     assert archive.ledger.counts(STAGE)["claimed"] == 0
 
 

@@ -26,12 +26,6 @@ small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small_arc
 archive_of, plan_for = small.archive_of, small.plan_for
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    """Write a random small teacher to a file."""
-    return str(small.write_checkpoint(tmp_path))
-
-
 class PoisonedTeacher(SamTeacher):
     """Fails whenever a picture of one particular height is among those it is shown."""
 
@@ -55,8 +49,9 @@ def test_a_poisoned_case_is_quarantined_with_its_error_and_the_others_are_labell
     assert "poisoned picture" in archive.ledger.quarantined("label:teacher/r1")[0].traceback
 
 
-def test_a_catalog_that_can_no_longer_be_written_stops_the_run_with_its_error_and_no_claim_is_left(
-    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_a_catalog_that_can_no_longer_be_written_stops_every_device_with_its_error_and_no_claim_is_left(
+    device: str, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = archive_of(tmp_path, 6)
 
@@ -66,7 +61,7 @@ def test_a_catalog_that_can_no_longer_be_written_stops_the_run_with_its_error_an
 
     monkeypatch.setattr(archive.ledger, "done", broken)
     with pytest.raises(OSError, match="disk is full"):
-        label_archive(archive, plan_for(checkpoint, window=1))
+        label_archive(archive, plan_for(checkpoint, window=1, device=device))
     assert archive.ledger.counts("label:teacher/r1")["claimed"] == 0
 
 

@@ -23,11 +23,6 @@ REFINED = f"refine:{PSEUDO}"
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    return str(SMALL["write_checkpoint"](tmp_path))
-
-
-@pytest.fixture
 def archive(tmp_path: Path, checkpoint: str) -> Archive:
     """Return three cases with gold, drawn from weak boxes and refined, the first of them with a proposed box too."""
     made: Archive = archive_of(tmp_path, 3)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flows import arms, curve, judging, launch
@@ -12,8 +11,8 @@ from flows.errors import RecipeError, StageError
 from flows.outdated import outdated_words
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
-from flows.results import CURVE, PSEUDO_SET, TEACHER_SET
-from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
+from flows.results import CURVE, PSEUDO_SET
+from storage import Archive, ClassInfo, LabelHistory
 from students.checkpoint import read_card
 from students.spec import StudentSpec
 
@@ -23,37 +22,14 @@ HEAD = "archive: ./a.zarr\nclasses: {1: {name: organ}}\n"
 CLASSES = (ClassInfo(id=1, name="organ"),)
 
 
-def add(archive: Archive, name: str, part: Part, seed: int) -> None:
-    """A noisy volume with a bright block, expert labels, a box, and labels of a teacher that draws it a little too large."""
-    shape, rng = (6, 20, 18), np.random.default_rng(seed)
-    gold = np.zeros(shape, np.uint8)
-    y, x = rng.integers(3, 8, 2)
-    gold[1:5, y : y + 9, x : x + 8] = 1
-    geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)))
-    record = CaseRecord(
-        id=name, patient=f"p-{name}", shape_czyx=(1, *shape), dtype="float32", geometry=geometry, part=part, fingerprint=name
-    )
-    case = archive.add_case(record, (gold * 2 + rng.normal(3, 0.3, shape)).astype(np.float32)[None])
-    drawn = np.maximum(gold, np.roll(gold, 1, 2))
-    for label_set, ids in (("gold", gold), (TEACHER_SET, drawn), (PSEUDO_SET, drawn)):
-        history = LabelHistory(label_set=label_set, classes=CLASSES, made_by="test", fingerprint=name)
-        case.write_labels(history, ids, probability_kzyx=drawn[None] * np.uint8(230), scores={"accepted": 1.0})
-    archive.catalog.add_prompts([Prompt(case=name, class_id=1, kind="box", slice=2, box_xyxy_px=(float(x), float(y), x + 8.0, y + 9.0))])
-
-
 @pytest.fixture
 def recipe_with(write_recipe: WriteRecipe) -> RecipeWith:
     return lambda text: load_recipe(write_recipe(HEAD + text))
 
 
 @pytest.fixture
-def archive(recipe_with: RecipeWith) -> Archive:
-    made = Archive.create(recipe_with("").archive)
-    for n in range(4):
-        add(made, f"learnt{n}", "archive", n)
-    add(made, "tested", "test", 8)
-    add(made, "set", "calibration", 9)
-    return made
+def archive(recipe_with: RecipeWith, make_labelled: Callable[[str, int], Archive]) -> Archive:
+    return make_labelled(recipe_with("").archive, 4)
 
 
 @pytest.fixture

@@ -76,6 +76,17 @@ def test_the_precision_that_was_named_is_part_of_a_labels_fingerprint_and_the_de
     assert len(set(prints.values())) == 3
 
 
+def refused(write_recipe: Callable[[str], Path], teacher: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that a run with such a teacher ends with."""
+    path = write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{{teacher}}}\ningest: {{images: .}}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(path)])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
@@ -89,13 +100,7 @@ def test_a_teacher_that_cannot_be_used_ends_a_run_before_anything_is_made(
     teacher: str, said: str, real_data: Path, write_recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     block = teacher.format(real_data / "upstream_outputs")
-    path = write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{{block}}}\ningest: {{images: .}}\n")
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["run", str(path)])
-    assert ended.value.code == 1
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    assert said in refused(write_recipe, block, capsys)
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -149,13 +154,7 @@ def test_tensors_and_prompts_that_do_not_fit_are_found_before_anything_is_ingest
     kind: str, said: str, real_data: Path, write_recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     block = unusable(kind, real_data, tmp_path)
-    path = write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{{block}}}\ningest: {{images: .}}\n")
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["run", str(path)])
-    assert ended.value.code == 1
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    assert said in refused(write_recipe, block, capsys)
     assert not (tmp_path / "a.zarr").exists()
 
 

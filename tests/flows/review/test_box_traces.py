@@ -1,40 +1,18 @@
 """A person's new box leaves a trace: who drew it, when, and whether the teacher has seen it."""
 
-from collections.abc import Callable
+import runpy
 from pathlib import Path
 
-import numpy as np
-import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.desk import open_desk
 from flows.results import TEACHER_SET
 from flows.review import decide, rebox, take_back, waiting
-from storage import Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from storage import Archive
 
-WriteRecipe = Callable[[str], Path]
-EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-CLASSES = (ClassInfo(id=1, name="organ"), ClassInfo(id=2, name="lesion"))
-SHAPE = (4, 12, 14)
-
-
-def draw(archive: Archive, case: str, print_: str) -> None:
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[1:3, 3:9, 4:10] = 1
-    history = LabelHistory(label_set=TEACHER_SET, classes=CLASSES, made_by="test", fingerprint=print_)
-    archive[case].write_labels(history, mask, probability_kzyx=np.stack([mask, 0 * mask]) * 255, scores={"pairwise_dice/1": 0.95})
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    made = Archive.create(str(tmp_path / "a.zarr"))
-    for name in ("one", "two", "three"):
-        geometry = Geometry(spacing_zyx_mm=(1, 1, 1), affine=EYE)
-        record = CaseRecord(id=name, patient=name, shape_czyx=(1, *SHAPE), dtype="uint8", geometry=geometry)
-        made.add_case(record, np.zeros((1, *SHAPE), np.uint8))
-        draw(made, name, "old")
-    return made
+desk = runpy.run_path(str(Path(__file__).with_name("reviewed.py")))  # tests are no package
+draw = desk["draw"]
 
 
 def states(archive: Archive, limit: int = 9) -> list[tuple[str, int, str]]:
