@@ -17,8 +17,6 @@ Runs that FILE holds already are not repeated.
 
 import argparse
 import hashlib
-import json
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +25,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from many_students import (
+    Kept,
+    Run,
+    add_net_options,
+    add_options,
+    between_seeds,
+    cases_with_gold,
+    copied,
+    over_seeds,
+    paired,
+    scored,
+    student_spec,
+)
 
 from distill import quality
 from distill.refine import accepted_cases
@@ -39,15 +50,13 @@ from students.gold import gold_cases, split_off_gold
 from students.learning import Learning
 from students.spec import StudentSpec
 
-Run = dict[str, Any]
-"""Arm, number of gold patients, seed, what it was asked, Dice by test case, seconds."""
 PSEUDO, TEACHER = "pseudo/r1", "teacher/r1"
 
 
 def kinds(archive: Archive, arm: str, count: int, seed: int) -> dict[str, Any]:
     """Return what an arm learns from, as `students.compact.train` is told."""
     if arm == "all":
-        return {"cases": (), "gold": [record.id for record in archive.cases(part="archive", with_labels="gold")]}
+        return {"cases": (), "gold": cases_with_gold(archive, "archive")}
     believed = set(accepted_cases(archive, PSEUDO))
     labeled = [record.id for record in archive.cases(part="archive", with_labels=PSEUDO)]
     if arm == "pseudo":
@@ -56,17 +65,6 @@ def kinds(archive: Archive, arm: str, count: int, seed: int) -> dict[str, Any]:
     if arm == "gold":
         return {"cases": (), "gold": gold}
     return {"cases": [case for case in labeled if case in believed], "gold": gold, "unlabeled": labeled}
-
-
-def scored(archive: Archive, path: Path) -> dict[str, float]:
-    """Return the mean Dice over classes of each test case."""
-    student, found = load_student(path), {}
-    for record in archive.cases(part="test", with_labels="gold"):
-        stored = archive[record.id]
-        answer, gold = student.predict(stored.read(), record.geometry.spacing_zyx_mm).labels, stored.labels("gold").read()
-        values = [quality.dice(answer == info.id, gold == info.id) for info in student.card.classes]
-        found[record.id] = float(np.nanmean(values))
-    return found
 
 
 def performed(archive: Archive, arm: str, count: int, spec: StudentSpec, folder: Path) -> Run:
@@ -97,7 +95,7 @@ def performed(archive: Archive, arm: str, count: int, spec: StudentSpec, folder:
         "gold": list(done.card.gold_cases),
         "parameters": done.card.parameters,
         "train_seconds": round(trained, 1),
-        "dice": scored(archive, done.path),
+        "dice": scored(archive, done.path, cases_with_gold(archive, "test")),
     }
 
 
@@ -134,17 +132,11 @@ def table(archive: Archive, runs: list[Run]) -> list[str]:
     for (count, arm), own in sorted(groups.items()):
         means = over_seeds(own)
         interval = quality.patient_interval(list(means.values()), [patient[case] for case in means])
-        spread = f"{np.std([np.mean(list(run['dice'].values())) for run in own], ddof=1):.4f}" if len(own) > 1 else "one seed"
         lines.append(
-            f"| {arm} | {count or '-'} | {interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}] | {spread} "
+            f"| {arm} | {count or '-'} | {interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}] | {between_seeds(own)} "
             f"| {difference(own, groups.get((count, 'gold'), []), patient) if arm != 'gold' else ''} |"
         )
     return lines
-
-
-def over_seeds(runs: list[Run]) -> dict[str, float]:
-    """Return each case's Dice, averaged over seeds."""
-    return {case: float(np.mean([run["dice"][case] for run in runs])) for case in runs[0]["dice"]}
 
 
 def difference(own: list[Run], other: list[Run], patient: dict[str, str]) -> str:
@@ -153,36 +145,15 @@ def difference(own: list[Run], other: list[Run], patient: dict[str, str]) -> str
     if not seeds:
         return ""
     mine, theirs = (over_seeds([run for run in runs if run["seed"] in seeds]) for runs in (own, other))
-    found = quality.paired_interval(list(mine.values()), [theirs[case] for case in mine], [patient[case] for case in mine])
+    found = paired(mine, theirs, patient)
     return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-
-
-def copied(archive: Path, folder: Path) -> Archive:
-    """Copy an archive and its catalog, and open the copy; one that is there is taken as it is."""
-    if (folder / archive.name).exists():
-        return Archive.open(str(folder / archive.name))
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(archive, folder / archive.name)
-    catalog = archive.with_name(f"{archive.name}.catalog.sqlite")
-    shutil.copy(catalog, folder / catalog.name)
-    return Archive.open(str(folder / archive.name))
 
 
 def plans(told: argparse.Namespace) -> Iterator[tuple[str, int, StudentSpec]]:
     """Yield arm, number of gold patients and student of every run that is asked for."""
     variants = {"mixed": told.learning} | {f"mixed:{name}": text for name, text in (each.split("=", 1) for each in told.variant)}
     for seed in map(int, told.seeds.split(",")):
-        spec = StudentSpec(
-            name="student",
-            budget_seconds=None,
-            steps=told.steps,
-            seed=seed,
-            width=told.width,
-            patch_zyx=tuple(map(int, told.patch.split(","))) if told.patch else None,
-            validation_fraction=0.0,
-            mixed_precision=told.half,
-            device=told.device,
-        )
+        spec = student_spec(told, "student", seed).model_copy(update={"mixed_precision": told.half})
         for arm in told.arms.split(","):
             learning = Learning.model_validate_json(variants.get(arm, "{}"))
             for count in [0] if arm in {"pseudo", "all"} else map(int, told.counts.split(",")):
@@ -193,30 +164,25 @@ def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
-    parser.add_argument("--json", type=Path, required=True, help="where runs are kept")
+    add_options(parser, seeds="1,2,3", steps=400, width=8)
+    add_net_options(parser)
     parser.add_argument("--counts", default="1,3,5,10")
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--patch", help="voxels, as z,y,x; planned from the cases without it")
     parser.add_argument("--arms", default="pseudo,all,gold,mixed")
     parser.add_argument("--learning", default="{}", help="of the arm mixed")
     parser.add_argument("--variant", action="append", default=[], help="NAME=JSON of the arm mixed:NAME")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, help="folder where students and the copy of the archive stay for the next call")
     parser.add_argument("--half", action="store_true", help="bfloat16: faster, and runs do not repeat to the last bit")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = told.work or Path(folder)
-        archive, runs = copied(told.archive, work), json.loads(told.json.read_text()) if told.json.exists() else []
+        archive, kept = copied(told.archive, work), Kept(told.json)
         torch.set_num_threads(1)
         for arm, count, spec in plans(told):
-            if not any((run["arm"], run["count"], run["asked"]) == (arm, count, asked(spec)) for run in runs):
-                runs.append(performed(archive, arm, count, spec, work / f"seed-{spec.seed}"))
-                told.json.write_text(json.dumps(runs, indent=1))
-                dice, seconds = np.mean(list(runs[-1]["dice"].values())), runs[-1]["train_seconds"]
-                print(f"{arm} {count} seed {spec.seed}: {dice:.4f}, {seconds:.0f} s, {runs[-1]['training']} pseudo-labels", flush=True)
-        print("\n".join(table(archive, runs)))
+            if not kept.has(arm=arm, count=count, asked=asked(spec)):
+                run = performed(archive, arm, count, spec, work / f"seed-{spec.seed}")
+                kept.add(run)
+                dice, seconds = np.mean(list(run["dice"].values())), run["train_seconds"]
+                print(f"{arm} {count} seed {spec.seed}: {dice:.4f}, {seconds:.0f} s, {run['training']} pseudo-labels", flush=True)
+        print("\n".join(table(archive, kept.runs)))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ cases, and of the student on test patients, with the paired difference to ``once
 """
 
 import argparse
-import json
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
+from many_students import Kept, Run, add_options, cases_with_gold, copied, over_seeds, paired, scored
 
 from distill import quality
 from flows import rounds, teaching
@@ -31,12 +30,9 @@ from flows.recipe_file import load_recipe
 from flows.round_folds import fold_plan
 from flows.round_guard import judged_by
 from storage import IGNORE, Archive
-from students import load_student
 from students.compact import train
 from students.spec import Relabel, StudentSpec
 
-Run = dict[str, Any]
-"""Arm, seed, cases, Dice of labels, Dice by test patient and by calibration patient."""
 WAYS = get_args(Relabel)
 SHARE = 0.05
 TIMES = 4
@@ -45,21 +41,13 @@ TIMES = 4
 
 def opened(recipe: Recipe, folder: Path, arm: str) -> tuple[Archive, Recipe]:
     """Copy the archive, and return it with the recipe as an arm has it."""
-    place = folder / arm
-    if not place.exists():
-        place.mkdir(parents=True)
-        own = Path(recipe.archive)
-        drawn = folder / "teacher" / own.name  # what the teacher drew for its own arm it need not draw again
-        own = drawn if arm == "both" and drawn.exists() else own
-        shutil.copytree(own, place / own.name)
-        for file in own.parent.glob(f"{own.name}.catalog.sqlite*"):
-            shutil.copy(file, place / file.name)
+    own = Path(recipe.archive)
+    drawn = folder / "teacher" / own.name  # what the teacher drew for its own arm it need not draw again
+    archive = copied(drawn if arm == "both" and drawn.exists() else own, folder / arm)
     who = arm if arm in WAYS else "teacher"
     asked = recipe.rounds.model_copy(update={"most": 2, "relabel": who, "drop": SHARE})
-    moved = recipe.model_copy(
-        update={"archive": str(place / Path(recipe.archive).name), "results": folder / "results" / arm, "rounds": asked}
-    )
-    return Archive.open(moved.archive), moved
+    moved = recipe.model_copy(update={"archive": str(folder / arm / own.name), "results": folder / "results" / arm, "rounds": asked})
+    return archive, moved
 
 
 def spec_of(told: argparse.Namespace, seed: int, name: str, steps: int) -> StudentSpec:
@@ -92,18 +80,6 @@ def label_dice(archive: Archive, label_set: str, cases: list[str]) -> tuple[floa
     return float(np.nanmean(whole)), float(np.nanmean(left_out))
 
 
-def scored(archive: Archive, path: Path, cases: list[str]) -> dict[str, float]:
-    """Return the mean Dice over classes of each case."""
-    student, found = load_student(path, device="cpu"), {}
-    for case in cases:
-        stored = archive[case]
-        answer = student.predict_case(stored).labels
-        found[case] = float(
-            np.nanmean(list(quality.dice_per_class(answer, stored.labels("gold").read(), [i.id for i in student.card.classes]).values()))
-        )
-    return found
-
-
 def run(told: argparse.Namespace, recipe: Recipe, folder: Path, arm: str, seed: int) -> Run:
     """Label, train and score one arm."""
     who, _, everybody = arm.partition("-")
@@ -123,7 +99,6 @@ def run(told: argparse.Namespace, recipe: Recipe, folder: Path, arm: str, seed: 
         cases=cases,
     )
     whole, left_out = label_dice(archive, now.round.pseudo_set, cases)
-    test = [record.id for record in archive.cases(part="test", with_labels="gold")]
     return {
         "arm": arm,
         "seed": seed,
@@ -131,8 +106,8 @@ def run(told: argparse.Namespace, recipe: Recipe, folder: Path, arm: str, seed: 
         "labels": whole,
         "labels_left_out": left_out,
         "agreement": student.card.agreement,
-        "dice": scored(archive, student.path, test),
-        "guard": scored(archive, student.path, judged_by(archive, recipe)[1]),
+        "dice": scored(archive, student.path, cases_with_gold(archive, "test"), "cpu"),
+        "guard": scored(archive, student.path, judged_by(archive, recipe)[1], "cpu"),
     }
 
 
@@ -140,34 +115,28 @@ def main() -> None:
     """Run what FILE does not hold yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--width", type=int, default=8)
+    add_options(parser, seeds="0", steps=300, width=8)
     parser.add_argument("--arms", default="once,long,student,student-all,teacher,teacher-all,both,both-all,mean,mean-all")
     parser.add_argument(
         "--planes", choices=("axial", "three"), help="how the teacher is asked in the second round; as the recipe says without it"
     )
-    parser.add_argument("--folder", type=Path, help="where copies and students are kept; a temporary one without it")
     told = parser.parse_args()
     recipe = load_recipe(told.recipe)
     if told.planes:
         recipe = recipe.model_copy(update={"uncertainty": recipe.uncertainty.model_copy(update={"planes": told.planes})})
-    runs: list[Run] = json.loads(told.json.read_text()) if told.json.is_file() else []
+    kept = Kept(told.json)
     with tempfile.TemporaryDirectory() as temporary:
         for seed in map(int, told.seeds.split(",")):
             for arm in told.arms.split(","):
-                if not any((each["arm"], each["seed"]) == (arm, seed) for each in runs):
-                    runs.append(run(told, recipe, told.folder or Path(temporary), arm, seed))
-                    told.json.write_text(json.dumps(runs))
+                if not kept.has(arm=arm, seed=seed):
+                    kept.add(run(told, recipe, told.work or Path(temporary), arm, seed))
     patients = {record.id: record.patient for record in Archive.open(recipe.archive).cases()}
-    print("\n".join(table(runs, patients)))
+    print("\n".join(table(kept.runs, patients)))
 
 
 def averaged(runs: list[Run], arm: str, key: str) -> dict[str, float]:
     """Return Dice by case of an arm, its seeds averaged."""
-    own = [each[key] for each in runs if each["arm"] == arm]
-    return {case: float(np.mean([each[case] for each in own])) for case in own[0]}
+    return over_seeds([each for each in runs if each["arm"] == arm], key)
 
 
 def table(runs: list[Run], patients: dict[str, str]) -> list[str]:
@@ -183,7 +152,7 @@ def table(runs: list[Run], patients: dict[str, str]) -> list[str]:
         cells.append(f"{np.mean(list(averaged(runs, arm, 'dice').values())):.3f}")
         for key in ("dice", "guard"):
             now, once = averaged(runs, arm, key), averaged([each for each in runs if each["seed"] in {o["seed"] for o in own}], "once", key)
-            found = quality.paired_interval(list(now.values()), [once[case] for case in now], [patients[case] for case in now])
+            found = paired(now, once, patients)
             cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -8,12 +8,12 @@ mean Dice over cases of the student, of the teacher with weak prompts, and of th
 """
 
 import argparse
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from many_students import copied
 
 from distill.engine import label_archive
 from distill.label_plan import LabelPlan
@@ -32,14 +32,6 @@ KINDS: dict[str, dict[str, bool]] = {
     "box+mask": {"points": False, "negatives": False},
 }
 """What a piece of a mask becomes, by name."""
-
-
-def copied(archive: Path, folder: Path) -> Archive:
-    """Copy an archive and its catalog, and open the copy."""
-    shutil.copytree(archive, folder / archive.name)
-    catalog = archive.with_name(f"{archive.name}.catalog.sqlite")
-    shutil.copy(catalog, folder / catalog.name)
-    return Archive.open(str(folder / archive.name))
 
 
 def scored(archive: Archive, label_set: str, cases: list[str], classes: tuple[ClassInfo, ...]) -> list[float]:

@@ -18,14 +18,25 @@ interval over patients. Runs that FILE holds already are not repeated.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from gold_mix import copied, over_seeds, scored
+from many_students import (
+    Kept,
+    Run,
+    add_net_options,
+    add_options,
+    between_seeds,
+    cases_with_gold,
+    copied,
+    over_seeds,
+    paired,
+    scored,
+    student_spec,
+)
 
 from distill import quality
 from distill.oracle import LABEL_SET as ORACLE
@@ -33,14 +44,12 @@ from distill.oracle import draw_in_gold_boxes
 from distill.refine import accepted_cases
 from flows.plans import class_infos, label_plan
 from flows.recipe_file import load_recipe
-from storage import IGNORE, Archive, Labels
+from storage import IGNORE, Archive, ClassInfo, Labels
 from students.baselines import LABEL_SET as ELLIPSES
 from students.baselines import write_ellipse_labels
 from students.compact import train
 from students.spec import StudentSpec
 
-Run = dict[str, object]
-"""Label set, seed, cases learnt from, Dice by test case, seconds."""
 GOLD = "gold"
 SETS = (GOLD, ORACLE, "teacher/r1", "pseudo/r1", ELLIPSES)
 
@@ -83,18 +92,13 @@ def ratio(own: dict[str, float], full: dict[str, float], patient: dict[str, str]
     return f"{means[0].mean() / means[1].mean():.1%} [{low:.1%}, {high:.1%}]"
 
 
-def paired(own: dict[str, float], other: dict[str, float], patient: dict[str, str]) -> str:
-    """Return the mean paired difference with its interval over patients."""
-    found = quality.paired_interval(list(own.values()), [other[case] for case in own], [patient[case] for case in own])
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
 def table(archive: Archive, runs: list[Run], sets: list[str], classes: list[int]) -> list[str]:
     """Return the rows of a Markdown table, one per label set."""
     patient = {record.id: record.patient for record in archive.cases()}
-    tests = [record.id for record in archive.cases(part="test", with_labels=GOLD)]
+    tests = cases_with_gold(archive, "test")
     oracle = against_gold(archive, ORACLE, tests, classes)
-    scores = {name: over_seeds([run for run in runs if run["labels"] == name]) for name in sets}  # type: ignore[arg-type]
+    own_runs = {name: [run for run in runs if run["labels"] == name] for name in sets}
+    scores = {name: over_seeds(own_runs[name]) for name in sets}
     lines = [
         f"Teacher with gold boxes on the test cases themselves: Dice {np.mean(list(oracle.values())):.3f}",
         "| learnt from | cases | labels' Dice | student's Dice | between seeds | of full supervision | minus teacher with gold boxes |",
@@ -104,72 +108,48 @@ def table(archive: Archive, runs: list[Run], sets: list[str], classes: list[int]
         cases = taught(archive, name)
         labels = 1.0 if name == GOLD else float(np.mean(list(against_gold(archive, name, cases, classes).values())))
         own = quality.patient_interval(list(scores[name].values()), [patient[case] for case in scores[name]])
-        each = [float(np.mean(list(run["dice"].values()))) for run in runs if run["labels"] == name]  # type: ignore[attr-defined]
-        spread = f"{np.std(each, ddof=1):.4f}" if len(each) > 1 else "one seed"
+        minus = paired(scores[name], oracle, patient)
         lines.append(
-            f"| {name} | {len(cases)} | {labels:.3f} | {own.mean:.3f} [{own.low:.3f}, {own.high:.3f}] | {spread} "
-            f"| {ratio(scores[name], scores[GOLD], patient)} | {paired(scores[name], oracle, patient)} |"
+            f"| {name} | {len(cases)} | {labels:.3f} | {own.mean:.3f} [{own.low:.3f}, {own.high:.3f}] | {between_seeds(own_runs[name])} "
+            f"| {ratio(scores[name], scores[GOLD], patient)} | {minus.mean:+.3f} [{minus.low:+.3f}, {minus.high:+.3f}] |"
         )
     return lines
+
+
+def performed(archive: Archive, name: str, spec: StudentSpec, classes: tuple[ClassInfo, ...], work: Path) -> Run:
+    """Train a student of a stage's labels, and score it."""
+    began = time.monotonic()
+    done = train(archive, label_set=name, classes=classes, spec=spec, workdir=work / "students", cases=taught(archive, name))
+    seconds, dice = round(time.monotonic() - began), scored(archive, done.path, cases_with_gold(archive, "test"))
+    print(f"{name} seed {spec.seed}: {np.mean(list(dice.values())):.4f}, {seconds} s", flush=True)
+    return {"labels": name, "seed": spec.seed, "steps": spec.steps, "width": spec.width, "seconds": seconds, "dice": dice}
 
 
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--json", type=Path, required=True, help="where runs are kept")
+    add_options(parser, seeds="1,2,3", steps=400, width=16)
+    add_net_options(parser)
     parser.add_argument("--archive", type=Path, help="instead of the recipe's")
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--patch", help="voxels, as z,y,x; planned from the cases without it")
     parser.add_argument("--sets", default="", help="more label sets to learn from")
-    parser.add_argument("--work", type=Path, help="folder where students and the copy of the archive stay for the next call")
-    parser.add_argument("--device", default="cpu")
     told = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe(told.recipe)
     sets = [*SETS, *filter(None, told.sets.split(","))]
     with tempfile.TemporaryDirectory() as folder:
         work = told.work or Path(folder)
-        archive, runs = copied(told.archive or Path(recipe.archive), work), json.loads(told.json.read_text()) if told.json.exists() else []
-        learners = [record.id for record in archive.cases(part="archive", with_labels=GOLD)]
-        draw_in_gold_boxes(
-            archive, label_plan(recipe), [*learners, *(record.id for record in archive.cases(part="test", with_labels=GOLD))]
-        )
+        archive, kept = copied(told.archive or Path(recipe.archive), work), Kept(told.json)
+        learners = cases_with_gold(archive, "archive")
+        draw_in_gold_boxes(archive, label_plan(recipe), [*learners, *cases_with_gold(archive, "test")])
         write_ellipse_labels(archive, learners, class_infos(recipe), sources=recipe.prompts.source)
         for seed in map(int, told.seeds.split(",")):
             for name in sets:
-                if any((run["labels"], run["seed"], run["steps"], run["width"]) == (name, seed, told.steps, told.width) for run in runs):
-                    continue
-                spec = StudentSpec(
-                    name=f"{name.replace('/', '-')}-{seed}",
-                    budget_seconds=None,
-                    steps=told.steps,
-                    seed=seed,
-                    width=told.width,
-                    patch_zyx=tuple(map(int, told.patch.split(","))) if told.patch else None,
-                    validation_fraction=0.0,
-                    device=told.device,
-                )
-                began = time.monotonic()
-                done = train(
-                    archive, label_set=name, classes=class_infos(recipe), spec=spec, workdir=work / "students", cases=taught(archive, name)
-                )
-                seconds = round(time.monotonic() - began)
-                runs.append(
-                    {
-                        "labels": name,
-                        "seed": seed,
-                        "steps": told.steps,
-                        "width": told.width,
-                        "seconds": seconds,
-                        "dice": scored(archive, done.path),
-                    }
-                )
-                told.json.write_text(json.dumps(runs, indent=1))
-                print(f"{name} seed {seed}: {np.mean(list(runs[-1]['dice'].values())):.4f}, {seconds} s", flush=True)
-        mine = [run for run in runs if (run["steps"], run["width"]) == (told.steps, told.width)]
+                if not kept.has(labels=name, seed=seed, steps=told.steps, width=told.width):
+                    kept.add(
+                        performed(archive, name, student_spec(told, f"{name.replace('/', '-')}-{seed}", seed), class_infos(recipe), work)
+                    )
+        mine = [run for run in kept.runs if (run["steps"], run["width"]) == (told.steps, told.width)]
         print("\n".join(table(archive, mine, sets, list(recipe.classes))))
 
 
