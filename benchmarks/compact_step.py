@@ -36,7 +36,8 @@ from torch.nn import functional
 
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import compact
-from students.data import Batch, PatchSource
+from students.batches import Batch
+from students.data import PatchSource
 from students.nets import build_network
 from students.predict import half_precision_pays
 from students.spec import NetworkPlan, StudentSpec

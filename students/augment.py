@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from storage import IGNORE
-from students.data import Batch
+from students.batches import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

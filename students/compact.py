@@ -16,9 +16,9 @@ from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
 
 if TYPE_CHECKING:  # torch stays out until `train` is called
+    from students.batches import BatchSource
     from students.data import PatchSource
     from students.team import Team
-    from students.train import BatchSource
 
 __all__ = ["StudentSpec", "TrainProgress", "TrainedStudent", "train"]
 
@@ -240,8 +240,8 @@ def _prepare(
     weights: Mapping[str, float],
 ) -> tuple[NetworkPlan, list[str], list[str], str]:
     """Return the plan, the two sides of the split, and the fingerprint of everything that decides the result."""
-    from students.data import split_by_patient
     from students.nets import choose_dimensions, plan_network
+    from students.splits import split_by_patient
 
     records = [*found.labeled, *found.gold]
     shapes = [record.shape_czyx[1:] for record in records]

@@ -10,62 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Integer, UInt8
-from torch.nn import functional
+from jaxtyping import Float32, Integer, UInt8
 
 from distill.unknown import believed_ids
-from storage import IGNORE, Archive, Case, CaseRecord, ClassInfo
+from storage import IGNORE, Archive, Case, ClassInfo
+from students.batches import Batch
 from students.errors import TrainingError
 from students.hints import beside, read_hints
+from students.preparation import Intensities, measure_intensities, resample, shape_at_spacing
 from students.soft import soft_targets
-from students.spec import NetworkPlan, Normalisation
+from students.spec import NetworkPlan
 
 FOREGROUND_SHARE = 0.67
 """Share of patches centred on an object voxel: enough to see small organs, while a third shows where they are not."""
 
-_SAME_SPACING = 0.05
-"""Relative difference below which two spacings count as one; resampling would blur more than it corrects."""
-
-_STATISTICS_VOXELS = 500_000
-"""Percentiles of a larger volume are taken from a regular sample of about this many voxels."""
-
 _REMEMBERED_VOXELS = 4096
 """Object voxels remembered per case as patch centres."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intensities:
-    """How one volume's intensities are normalised: per channel, clip to (low, high), subtract the mean, divide by the deviation."""
-
-    low: np.ndarray
-    high: np.ndarray
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    def apply(self, block_czyx: np.ndarray) -> Float32[np.ndarray, "c z y x"]:
-        """Return the block normalised; NaN and infinity become the low end."""
-        block: np.ndarray = block_czyx.astype(np.float32)  # a copy, which all that follows changes in place: volumes are large
-        if not np.issubdtype(block_czyx.dtype, np.integer):
-            block[np.isnan(block)] = -np.inf
-        np.clip(block, _per_channel(self.low), _per_channel(self.high), out=block)
-        block -= _per_channel(self.mean)
-        block /= _per_channel(self.deviation)
-        return block
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What one training step learns from."""
-
-    image: Float[torch.Tensor, "b c z y x"]
-    ids: Integer[torch.Tensor, "b z y x"]
-    """0 background, 1.. the position of the class in the student's list, ``IGNORE`` outside the image and where labels say so."""
-    weight: Float[torch.Tensor, " b"]
-    """How much each patch's case counts."""
-    soft: UInt8[torch.Tensor, "b k z y x"] | None = None
-    """Probability of each class, 255 = certain, where it is learnt from."""
-    plain: Float[torch.Tensor, "b c z y x"] | None = None
-    """The image without changes of its intensities, where another network is asked about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,59 +63,6 @@ class Place:
     """Voxel ``z y x`` at the training spacing, below 0 where the patch is larger than the case."""
 
 
-def _per_channel(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, dtype=np.float32)[:, None, None, None]
-
-
-def measure_intensities(image_czyx: np.ndarray, rule: Normalisation, hints: int = 0) -> Intensities:
-    """Return the normalisation of one volume, from its own voxels that are finite and not zero; hints, its last channels, stay as they are.
-
-    Scanners write anything: MR volumes of one collection may reach 90 or 1.7 million, so nothing is assumed about the range. When
-    hardly any voxel differs from zero, all count.
-    """
-    stride = max(1, round((image_czyx[0].size / _STATISTICS_VOXELS) ** (1 / 2)))
-    rows = []
-    for channel in image_czyx[: len(image_czyx) - hints, ..., ::stride, ::stride].astype(np.float64):
-        finite = channel[np.isfinite(channel)]
-        values = finite[finite != 0]
-        if values.size < max(16, finite.size // 1000):
-            values = finite if finite.size else np.zeros(1)
-        low, high = np.percentile(values, [rule.low_percentile, rule.high_percentile])
-        clipped = np.clip(values, low, high)
-        rows.append((low, high, clipped.mean(), max(clipped.std(), 1e-6 * max(abs(high), 1e-6))))
-    table = np.asarray([*rows, *[(-1.0, 1.0, 0.0, 1.0)] * hints], dtype=np.float32)
-    return Intensities(low=table[:, 0], high=table[:, 1], mean=table[:, 2], deviation=table[:, 3])
-
-
-def resample(
-    volume: Float[torch.Tensor, "c z y x"], shape_zyx: tuple[int, int, int], *, nearest: bool = False
-) -> Float[torch.Tensor, "c z y x"]:
-    """Return a volume on another number of voxels over the same extent, linearly or by nearest voxel."""
-    if tuple(volume.shape[1:]) == shape_zyx:
-        return volume
-    if nearest:
-        return functional.interpolate(volume[None], size=shape_zyx, mode="nearest-exact")[0]
-    return functional.interpolate(volume[None], size=shape_zyx, mode="trilinear", align_corners=False)[0]
-
-
-def shape_at_spacing(
-    shape_zyx: Sequence[int], spacing_zyx_mm: Sequence[float], wanted_zyx_mm: Sequence[float], *, keep_z: bool = False
-) -> tuple[int, int, int]:
-    """Return the size a volume has at another spacing; unchanged along an axis where the two differ by less than 5 %.
-
-    Args:
-        shape_zyx: Voxels.
-        spacing_zyx_mm: Of those voxels.
-        wanted_zyx_mm: Of the new ones.
-        keep_z: For nets that look at slices: never resample across them.
-    """
-    sizes = []
-    for axis, (size, have, want) in enumerate(zip(shape_zyx, spacing_zyx_mm, wanted_zyx_mm, strict=True)):
-        same = abs(have / want - 1) < _SAME_SPACING or (keep_z and axis == 0)
-        sizes.append(size if same else max(1, round(size * have / want)))
-    return sizes[0], sizes[1], sizes[2]
-
-
 def thickness_px(ids: UInt8[np.ndarray, "z y x"], class_ids: Sequence[int]) -> dict[int, float]:
     """Return the diameter of the largest disc inside each class, in pixels, in the slice that shows most of it.
 
@@ -172,22 +79,6 @@ def thickness_px(ids: UInt8[np.ndarray, "z y x"], class_ids: Sequence[int]) -> d
             fullest = mask[int(mask.sum((1, 2)).argmax())]
             found[class_id] = 2 * float(distance_transform_edt(np.pad(fullest, 1)).max())
     return found
-
-
-def split_by_patient(records: Sequence[CaseRecord], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Return training and held-out case ids; all cases of a patient are on one side.
-
-    Args:
-        records: The cases that may be trained on.
-        fraction: Share of the patients to hold out; with a positive share and at least two patients, at least one is.
-        seed: Same seed, same split, whatever the order of the records.
-    """
-    patients = sorted({record.patient for record in records})
-    order = np.random.default_rng(seed).permutation(len(patients))
-    count = min(max(round(len(patients) * fraction), 1 if fraction > 0 else 0), len(patients) - 1)
-    held = {patients[n] for n in order[:count]}
-    ids = sorted((record.id, record.patient) for record in records)
-    return [i for i, patient in ids if patient not in held], [i for i, patient in ids if patient in held]
 
 
 class PatchSource:

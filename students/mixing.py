@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from students.data import Batch, PatchSource
+from students.batches import Batch
+from students.data import PatchSource
 from students.learning import GoldSpec
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from storage import Archive, Case, LabelHistory, fingerprint
 from students.checkpoint import load_network, read_card, weights_digest
-from students.data import measure_intensities, resample, shape_at_spacing
 from students.errors import NoSuchDeviceError, StudentFileError, VolumeError
 from students.hints import beside, read_hints
+from students.preparation import measure_intensities, resample, shape_at_spacing
 from students.spec import NetworkPlan, StudentCard
 
 OVERLAP = 0.5

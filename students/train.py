@@ -8,14 +8,9 @@ A batch depends on (seed, step) alone, so a resumed run continues as if nothing 
 import copy
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,8 +18,9 @@ from torch import Tensor, nn
 
 from distill.quality import dice_per_class
 from students.augment import SLICES, Augmentation, augment
+from students.batches import Batch, BatchSource, batches_ahead
 from students.course import Course, Progressing
-from students.data import Batch, PatchSource
+from students.data import PatchSource
 from students.losses import consistency_loss, segmentation_loss, targets_from_ids, targets_from_probability
 from students.nets import build_network
 from students.predict import best_device, class_probability, half_precision_pays
@@ -34,9 +30,6 @@ from students.validation import TRIALS, Looks, looks_in_time, looks_wanted, spre
 
 _GRADIENT_NORM = 12.0
 """nnU-Net's clip; it only catches the occasional spike."""
-
-_AHEAD = 2
-"""Batches that are ready or being drawn while one is learnt from: two, so that a volume which is read for the first time holds nobody up."""
 
 _PATIENT_FROM = 0.5
 """Patience begins in the second half of the schedule: while the rate is high, agreement jumps, and it rises most when the rate falls."""
@@ -77,7 +70,7 @@ class Training:
         spec: StudentSpec,
         plan: NetworkPlan,
         *,
-        source: "BatchSource",
+        source: BatchSource,
         held_out: PatchSource | None,
         folder: Path,
         fingerprint: str,
@@ -284,31 +277,3 @@ class Training:
             self.state.stopped = "budget"
         elif self.state.waited >= self.spec.patience and self.fraction >= _PATIENT_FROM and (self.state.best or 0.0) >= _LEARNT:
             self.state.stopped = "early"
-
-
-class BatchSource(Protocol):
-    """Where batches come from."""
-
-    def batch(self, seed: int, step: int, fraction: float = 0.0, own: slice = slice(None)) -> Batch:
-        """Return the batch of a step, the same each time it is asked for with the same share of the training behind it, or part of it."""
-        ...
-
-
-@contextmanager
-def batches_ahead(
-    draw: Callable[[int, float], Batch], first_step: int, fraction_at: Callable[[int], float] = lambda _: 0.0
-) -> Iterator[Iterator[Batch]]:
-    """Give the batches from a step on, drawn by a thread while those before are learnt from."""
-
-    def ahead(pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        coming: deque[Future[Batch]] = deque()
-        for step in count(first_step):
-            coming.append(pool.submit(draw, step, fraction_at(step)))
-            if len(coming) > _AHEAD:
-                yield coming.popleft().result()
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="patches") as pool:
-        try:
-            yield ahead(pool)
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from students import data, spec
+from students import preparation, spec
 from students.export import bundle_steps, script
 from students.export.compare import multiple_of
 from students.predict import OVERLAP
@@ -21,8 +21,17 @@ NETWORK = f"models/{script.FILE}"
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _TAKEN = (
-    (data, ("_STATISTICS_VOXELS", "_SAME_SPACING")),
-    (data, (data.Intensities, data._per_channel, data.measure_intensities, data.resample, data.shape_at_spacing)),  # noqa: SLF001 - taken as they stand
+    (preparation, ("_STATISTICS_VOXELS", "_SAME_SPACING")),
+    (
+        preparation,
+        (
+            preparation.Intensities,
+            preparation._per_channel,  # noqa: SLF001 - taken as it stands
+            preparation.measure_intensities,
+            preparation.resample,
+            preparation.shape_at_spacing,
+        ),
+    ),
     (spec, (spec.Normalisation,)),
 )
 """What the steps need of this package: constants by name, functions and classes by themselves."""

@@ -12,7 +12,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 
-from students.data import measure_intensities, resample, shape_at_spacing
+from students.preparation import measure_intensities, resample, shape_at_spacing
 from students.spec import Normalisation
 
 

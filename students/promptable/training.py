@@ -141,10 +141,10 @@ def _train(
 ) -> TrainedStudent:
     import torch
 
-    from students.data import split_by_patient
     from students.promptable.distilling import Distilling, HeldOut
     from students.promptable.files import save_promptable
     from students.promptable.network import build_student, student_config
+    from students.splits import split_by_patient
 
     teacher = _teacher(asked)
     if asked.spec.threads is not None:

@@ -10,8 +10,11 @@ import torch
 from distill.unknown import DISBELIEVED, UNASKED
 from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
 from students import augment, data, nets
+from students.batches import Batch
 from students.errors import TrainingError
+from students.preparation import measure_intensities
 from students.spec import NetworkPlan, Normalisation, StudentSpec
+from students.splits import split_by_patient
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 CLASSES = (ClassInfo(id=3, name="kernel"),)
@@ -42,7 +45,7 @@ def source(archive: Archive, plan: NetworkPlan, cache_bytes: int = 1 << 24, labe
 
 def test_all_cases_of_a_patient_are_on_one_side_of_the_split() -> None:
     records = [record(f"c{n}", f"patient{n // 3}") for n in range(30)]
-    training, held = data.split_by_patient(records, 0.3, seed=1)
+    training, held = split_by_patient(records, 0.3, seed=1)
     patient = {r.id: r.patient for r in records}
     assert not {patient[c] for c in training} & {patient[c] for c in held}
     assert sorted(training + held) == sorted(patient)
@@ -51,12 +54,12 @@ def test_all_cases_of_a_patient_are_on_one_side_of_the_split() -> None:
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_cases() -> None:
     records = [record(f"c{n}", f"p{n}") for n in range(20)]
-    assert data.split_by_patient(records, 0.2, 5) == data.split_by_patient(records[::-1], 0.2, 5)
-    assert data.split_by_patient(records, 0.2, 5) != data.split_by_patient(records, 0.2, 6)
+    assert split_by_patient(records, 0.2, 5) == split_by_patient(records[::-1], 0.2, 5)
+    assert split_by_patient(records, 0.2, 5) != split_by_patient(records, 0.2, 6)
 
 
 def test_a_single_patient_is_trained_on_and_nobody_is_held_out() -> None:
-    assert data.split_by_patient([record("a", "p"), record("b", "p")], 0.5, 0) == (["a", "b"], [])
+    assert split_by_patient([record("a", "p"), record("b", "p")], 0.5, 0) == (["a", "b"], [])
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1.7e6], ids=["tiny", "usual", "hippocampus at its worst"])
@@ -64,8 +67,8 @@ def test_normalisation_gives_the_same_image_whatever_the_scanner_scale(scale: fl
     rng = np.random.default_rng(0)
     image = np.where(rng.random((1, 8, 20, 16)) < 0.3, 0, rng.gamma(3, 30, (1, 8, 20, 16))).astype(np.float32)
     rule = Normalisation()
-    plain = data.measure_intensities(image, rule).apply(image)
-    scaled = data.measure_intensities(image * np.float32(scale), rule).apply(image * np.float32(scale))
+    plain = measure_intensities(image, rule).apply(image)
+    scaled = measure_intensities(image * np.float32(scale), rule).apply(image * np.float32(scale))
     np.testing.assert_allclose(scaled, plain, atol=1e-3)
     assert abs(float(plain[image > 0].mean())) < 0.05
 
@@ -73,13 +76,13 @@ def test_normalisation_gives_the_same_image_whatever_the_scanner_scale(scale: fl
 @pytest.mark.parametrize("value", [0.0, 7.0], ids=["all zero", "all the same"])
 def test_a_constant_volume_becomes_zero_and_not_nan(value: float) -> None:
     image = np.full((1, 3, 4, 5), value, np.float32)
-    assert np.abs(data.measure_intensities(image, Normalisation()).apply(image)).max() < 1e-3
+    assert np.abs(measure_intensities(image, Normalisation()).apply(image)).max() < 1e-3
 
 
 def test_not_a_number_becomes_the_low_end_of_the_range() -> None:
     image = np.random.default_rng(0).gamma(2, 5, (1, 4, 6, 8)).astype(np.float32)
     image[0, 0, 0, :3] = [np.nan, np.inf, -np.inf]
-    ready = data.measure_intensities(image, Normalisation()).apply(image)
+    ready = measure_intensities(image, Normalisation()).apply(image)
     assert np.isfinite(ready).all()
     assert ready[0, 0, 0, 0] == ready.min()
     assert ready[0, 0, 0, 1] == ready.max()
@@ -207,7 +210,7 @@ def test_thick_slices_keep_their_resolution_until_the_others_match_them() -> Non
 def test_augmentation_moves_labels_with_the_image() -> None:
     grid = torch.zeros(4, 1, 12, 20, 16)
     grid[:, :, 4:8, 6:14, 5:11] = 5.0
-    batch = data.Batch(image=grid, ids=(grid[:, 0] > 0).to(torch.uint8), weight=torch.ones(4))
+    batch = Batch(image=grid, ids=(grid[:, 0] > 0).to(torch.uint8), weight=torch.ones(4))
     how = augment.Augmentation(spatial_chance=1, intensity_chance=0, soften_chance=0)
     moved = augment.augment(batch, (2.0, 0.7, 1.0), torch.Generator().manual_seed(3), how)
     assert not torch.equal(moved.image, batch.image)
@@ -218,7 +221,7 @@ def test_augmentation_moves_labels_with_the_image() -> None:
 
 
 def test_without_a_draw_augmentation_changes_nothing() -> None:
-    batch = data.Batch(image=torch.randn(2, 1, 6, 10, 8), ids=torch.randint(0, 3, (2, 6, 10, 8)).to(torch.uint8), weight=torch.ones(2))
+    batch = Batch(image=torch.randn(2, 1, 6, 10, 8), ids=torch.randint(0, 3, (2, 6, 10, 8)).to(torch.uint8), weight=torch.ones(2))
     how = augment.Augmentation(spatial_chance=0, intensity_chance=0, soften_chance=0)
     same = augment.augment(batch, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0), how)
     torch.testing.assert_close(same.image, batch.image, atol=1e-4, rtol=1e-4)

@@ -10,14 +10,16 @@ import torch
 from storage import IGNORE, Archive, ClassInfo, LabelHistory
 from students import compact, load_student
 from students.augment import Augmentation, augment
+from students.batches import Batch
 from students.correction import write_corrected
-from students.data import Batch, PatchSource, measure_intensities
+from students.data import PatchSource
 from students.errors import ExportError, TrainingError, VolumeError
 from students.evaluate import EvaluationPlan, evaluate
 from students.export.write import export_student
 from students.hints import read_hints
 from students.learning import GoldSpec
 from students.nets import plan_network
+from students.preparation import measure_intensities
 from students.spec import Normalisation, StudentSpec
 
 MakeArchive = Callable[..., Archive]

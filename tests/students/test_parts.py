@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from storage import Archive, ClassInfo
 from students import losses
 from students.augment import SLICES, Augmentation, augment
-from students.data import Batch, Intensities, PatchSource
+from students.batches import Batch
+from students.data import PatchSource
 from students.learning import GoldSpec, LossSpec
 from students.mixing import MixedSource
 from students.nets import plan_network
+from students.preparation import Intensities
 from students.spec import NetworkPlan, StudentSpec
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from students.augment import SLICES, Augmentation, augment
-from students.data import Batch, thickness_px
+from students.batches import Batch
+from students.data import thickness_px
 from students.nets import plan_network
 from students.spec import NetworkPlan, StudentSpec
 
