@@ -33,7 +33,7 @@ def list_waiting(
     Example: samdistill review list recipe.yaml --n 20
     """
     from flows.desk import open_desk
-    from flows.review import waiting
+    from flows.review_list import waiting
     from flows.review_words import show_waiting
 
     desk = open_desk(place, catalog=catalog, by=by, ranking=True)
@@ -130,7 +130,7 @@ def undo(place: Place, case: CaseId, class_id: ClassOption = None, by: By = None
 def estimate(place: Place, as_json: AsJson = False, by: By = None, catalog: Catalog = None) -> None:
     """Say what share of all masks people would accept, from verdicts on the random part of the queue alone."""
     from flows.desk import open_desk
-    from flows.review import accepted_share
+    from flows.review_list import accepted_share
     from flows.review_words import show_estimate
 
     show_estimate(accepted_share(open_desk(place, catalog=catalog, by=by)), as_json=as_json)

@@ -14,7 +14,7 @@ from flows.desk import Desk
 from flows.errors import ReviewError
 from flows.places import check_writable
 from flows.results import PSEUDO_SET, TEACHER_SET
-from flows.review import as_shown, filter_words, is_refined
+from flows.review_list import as_shown, filter_words, is_refined
 from storage import IGNORE, Case, ClassInfo, Labels
 from students.filter_page import IGNORE_RGB, TEACHER_RGB
 from students.pictures import Shade

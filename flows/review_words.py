@@ -8,7 +8,8 @@ from flows.console import OUT, show_next, show_table
 from flows.errors import ReviewError
 from flows.places import typed
 from flows.results import counted
-from flows.review import TakenBack, Waiting
+from flows.review import TakenBack
+from flows.review_list import Waiting
 from storage import ReviewRecord
 
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.desk import open_desk
 from flows.results import TEACHER_SET
-from flows.review import decide, rebox, take_back, waiting
+from flows.review import decide, rebox, take_back
+from flows.review_list import waiting
 from storage import Archive
 
 desk = runpy.run_path(str(Path(__file__).with_name("reviewed.py")))  # tests are no package

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from distill.review_queue import Candidate, QueuePlan, review_queue
-from flows import review, review_picture, teaching
+from flows import review_list, review_picture, teaching
 from flows.desk import open_desk
 from flows.errors import ReviewError, StageError
 from flows.recipe import Recipe
 from flows.results import PSEUDO_SET, TEACHER_SET
-from flows.review import accepted_share, decide, rebox, remember_shown, take_back, waiting
+from flows.review import decide, rebox, take_back
+from flows.review_list import accepted_share, as_shown, waiting
 from flows.review_words import numbers
 from storage import (
     Archive,
@@ -153,7 +154,7 @@ def test_who_looks_again_knows_and_may_decide(archive: Archive, recipe: Recipe) 
     decide(anna, "one", "accept")
     with pytest.raises(ReviewConflictError):
         decide(ben, "one", "reject")
-    remember_shown(ben, archive["one"], [1])
+    ben.archive.catalog.record_listing(as_shown(ben, archive["one"], [1]))
     decide(ben, "one", "reject")
     assert [each.by for each in archive.catalog.review_history(TEACHER_SET)] == ["anna", "ben"]
 
@@ -267,7 +268,7 @@ def test_a_case_that_is_drawn_anew_while_the_list_is_made_is_left_out(
         archive.catalog.retract_label_set("one", TEACHER_SET)
         return found
 
-    monkeypatch.setattr(review, "review_queue", ranked)
+    monkeypatch.setattr(review_list, "review_queue", ranked)
     assert {each.case for each in waiting(open_desk(recipe.archive, by="anna"), 9)} == {"two", "three"}
 
 
@@ -281,7 +282,7 @@ def test_what_somebody_decides_while_the_list_is_made_counts_as_not_seen(
         decide(ben, "one", "accept")
         return found
 
-    monkeypatch.setattr(review, "review_queue", ranked)
+    monkeypatch.setattr(review_list, "review_queue", ranked)
     waiting(anna, 9)
     with pytest.raises(ReviewConflictError, match="ben said 'accept'"):
         decide(anna, "one", "reject")
