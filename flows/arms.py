@@ -18,7 +18,8 @@ from flows.curve import curve_students
 from flows.learnt import chosen_gold
 from flows.opened import asked_with
 from flows.plans import class_infos, label_plan, student_spec
-from flows.recipe import UNTRAINED, ArmName, Recipe
+from flows.recipe import Recipe
+from flows.recipe_evaluate import UNTRAINED, ArmName
 from flows.results import TEACHER_SET, counted
 from storage import Archive, CaseRecord
 from students.baselines import LABEL_SET as ELLIPSES

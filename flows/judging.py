@@ -9,7 +9,8 @@ from flows.console import Follow
 from flows.errors import StageError
 from flows.once import left_to_another_run, perform_once, why_given_up
 from flows.opened import asked_with, label_fingerprints, open_archive
-from flows.recipe import UNTRAINED, ArmName, Recipe
+from flows.recipe import Recipe
+from flows.recipe_evaluate import UNTRAINED, ArmName
 from flows.results import TEACHER_SET, StageResult
 from storage import Archive, fingerprint
 from students.results import Evaluation

@@ -10,8 +10,9 @@ from distill.teachers.foreign import check_foreign, is_foreign
 from flows.console import BARS, warn
 from flows.errors import FlowError
 from flows.places import check_writable
-from flows.recipe import CheckpointBlock, Recipe
+from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
+from flows.recipe_teacher import CheckpointBlock
 from flows.results import CALIBRATE, CURVE, DOUBT, FILTER, LEDGER_STAGES, STAGES, RunSummary, Stage, doubt_unit, teacher_sets
 from flows.round_units import round_units
 from flows.stopping import listening

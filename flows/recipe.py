@@ -5,25 +5,22 @@ Every key has a default that works, except ``archive`` and ``classes``. Relative
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from distill.devices import AUTO, parse_devices
 from distill.intensity import IntensitySpec
-from distill.teachers.fetch import OFFICIAL
-from distill.teachers.foreign import is_foreign
-from distill.teachers.meant import perhaps_meant
-from flows.durations import seconds_from
-from flows.places import resolve_catalog, resolve_path
-from flows.recipe_learning import LearningKeys
-from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, SourcePath, chained, existing
+from flows.places import resolve_catalog
+from flows.recipe_evaluate import UNTRAINED, EvaluateBlock
+from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, SourcePath
 from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting_labels
+from flows.recipe_refine import RefineBlock
 from flows.recipe_rounds import RoundsBlock
-from flows.results import FIRST, MOST_TEACHERS, Round
-from flows.sizes import bytes_from
+from flows.recipe_student import StudentBlock
+from flows.recipe_teacher import TeacherBlock, UncertaintyBlock
+from flows.results import FIRST, Round
 from storage.wording import ABOVE_ZERO, check_modality, check_pattern, plain_name
-from students.spec import NnunetSpec, PromptableSpec, Shape
+from students.spec import Shape
 
 
 def _catalog_from_context(value: object, info: ValidationInfo) -> object:
@@ -33,9 +30,6 @@ def _catalog_from_context(value: object, info: ValidationInfo) -> object:
 
 LONGEST_NAME = 64
 """Letters of the name of a student."""
-ArmName = Literal["ellipse", "ellipse-student", "few-gold", "all-gold", "gold-alone", "teacher-gold-boxes"]
-UNTRAINED: frozenset[ArmName] = frozenset({"ellipse", "teacher-gold-boxes"})
-"""Arms that train nobody."""
 
 
 class ClassBlock(Block):
@@ -95,240 +89,6 @@ class IngestBlock(Block):
     gold: GoldBlock | None = None
     split: SourcePath | None = None
     """CSV with columns ``case`` and ``part`` (archive, calibration or test)."""
-
-
-class EmbeddingCacheBlock(Block):
-    """How much of the encoder's work is kept for later runs over the same pictures."""
-
-    size: Annotated[int, BeforeValidator(bytes_from)]
-    """Written as 500MB, 20GB or 1.5TiB; what was not used for longest goes first."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """``fp32`` loses nothing; the others take half the room and change the last digits of the answers."""
-    folder: RecipePath | None = None
-    """Beside the archive, or in the user's cache where the archive is not on this machine."""
-
-
-def _sized(value: object) -> object:
-    """Let a size alone stand for the block."""
-    return {"size": value} if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
-
-
-def _devices(value: object) -> object:
-    """Check the names and write them in one way; whether they are here is asked where the teacher is needed."""
-    words = value.split(",") if isinstance(value, str) else value
-    return ",".join(parse_devices(words, where="")) if isinstance(words, list) and all(isinstance(word, str) for word in words) else value
-
-
-def _known_or_there(value: str, info: ValidationInfo) -> str:
-    """Return a known name as it is, and the whole path of a file that is there."""
-    if value == "bundled" or value in OFFICIAL or is_foreign(value):
-        return value
-    path = resolve_path(value, folder=(info.context or {}).get("folder"))
-    if not path.exists() and (guess := perhaps_meant(value)):
-        message = f"there is nothing at {path}.{guess}"
-        raise ValueError(message)
-    return str(existing(path))
-
-
-Checkpoint = Annotated[str, AfterValidator(_known_or_there)]
-
-
-class CheckpointBlock(Block):
-    """A promptable model, and how it is to be used."""
-
-    checkpoint: Checkpoint
-    profile: str | None = None
-    """How the checkpoint wants its images (``sam``, ``medsam``), where the file itself cannot tell; see docs/checkpoints.md."""
-    base: Checkpoint | None = None
-    """Of a LoRA delta: the checkpoint it was trained on."""
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """``bf16`` is faster and changes the last digits; ``auto`` takes it on GPUs, except for the bundled teacher. ``int8`` is faster still and
-    less exact, for ViT encoders on a CPU; what it costs in Dice is in docs/performance.md."""
-
-
-class TeacherBlock(CheckpointBlock):
-    """Which promptable model draws."""
-
-    checkpoint: Checkpoint = "bundled"
-    also: tuple[CheckpointBlock, ...] = Field(default=(), max_length=MOST_TEACHERS - 1)
-    """More teachers: each draws every case, and their masks are fused; see docs/checkpoints.md."""
-    fuse: Literal["staple", "mean"] = "staple"
-    """Of several teachers: by their votes, weighed by how good each seems, or by the mean of their probabilities."""
-    device: Annotated[str, BeforeValidator(_devices)] = AUTO
-    """``auto`` is every GPU that the process sees, or else the CPU; ``cpu``, ``cuda:0``, or several as ``cuda:0,cuda:1`` or a list."""
-    compile: bool = False
-    """Compile a ViT encoder for GPUs: costs a minute at the start of each run; a CPU and other encoders stay as they are."""
-    embedding_cache: Annotated[EmbeddingCacheBlock | None, BeforeValidator(_sized)] = None
-    """Off unless a size is given, such as ``20GB``: worth it where the same pictures are asked again with other prompts."""
-
-    @model_validator(mode="after")
-    def _teachers_differ(self) -> "TeacherBlock":
-        names = [(each.checkpoint, each.profile, each.base) for each in (self, *self.also)]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)[0]
-            message = f"names the teacher {twice} twice: it would agree with itself. Leave one out."
-            raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _int8_where_it_can_be(self) -> "TeacherBlock":
-        if self.precision == "int8" and self.checkpoint == "bundled":
-            message = (
-                "precision int8 is for SAM's ViT encoders, and the bundled teacher's is none. Name a checkpoint, or leave precision out."
-            )
-            raise ValueError(message)
-        if self.precision == "int8" and "cuda" in self.device:
-            message = f"precision int8 computes on the CPU only, but device is {self.device}. Say device: cpu, or precision: bf16."
-            raise ValueError(message)
-        return self
-
-
-class UncertaintyBlock(Block):
-    """How the teacher is asked several times."""
-
-    boxes: int = Field(default=5, ge=1, le=64)
-    """How many jittered copies of each box."""
-    jitter: float = Field(default=0.05, ge=0, le=0.5)
-    """Standard deviation of each side, as a part of the box's size."""
-    flips: bool = True
-    rotations: tuple[Annotated[float, Field(ge=-45, le=45)], ...] = Field(default=(), max_length=8)
-    """Degrees by which the picture is turned, one more view for each; 5 to 10 keep anatomy believable. Views cost an encoding and ``boxes`` answers each."""
-    scales: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(default=(), max_length=8)
-    """Factors by which the picture is enlarged inside its frame; 0.9 to 1.1."""
-    gammas: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(default=(), max_length=8)
-    """Powers of the grey levels; 0.8 to 1.25."""
-    window_shifts: tuple[Annotated[float, Field(ge=-0.5, le=0.5)], ...] = Field(default=(), max_length=8)
-    """By which share of its width the window is moved; -0.1 to 0.1."""
-    points: int = Field(default=0, ge=0, le=8)
-    """Positive points of each member, drawn anew from the given ones or from inside the rough mask; 0 takes those given as they are."""
-    multimask: bool = False
-    """Also ask for the teacher's candidates for each box, whose disagreement is a score."""
-    weights: Literal["equal", "predicted_iou", "agreement"] = "equal"
-    """What each member counts in the mean probability: all alike, by its predicted IoU, or by its mean Dice with the other members."""
-    planes: Literal["axial", "three"] = "three"
-    """``three`` also asks coronal and sagittal slices of volumes whose voxels are near isotropic."""
-    unasked_mm: float = Field(default=200.0, ge=0)
-    """How far beyond the last slice that was asked slices are unknown, where nothing says that the object has ended; further away they are background."""
-
-
-SemanticTest = Literal["prior", "student", "reverse"]
-
-
-_MOST_WEIGHT = 4.0
-
-
-def _edge_rule(value: object) -> bool | float | Literal["auto"]:
-    """Keep YAML's ``1`` a number: it is the weight 1, and no truth."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)) and 0 < value <= _MOST_WEIGHT:
-        return float(value)
-    if value == "auto":
-        return "auto"
-    message = f"must be auto, true, false, or a weight above 0 and up to {_MOST_WEIGHT:g}, but is {value!r}."
-    raise ValueError(message)
-
-
-EdgeRule = Annotated[bool | float | Literal["auto"], PlainValidator(_edge_rule)]
-
-
-class CleaningBlock(Block):
-    """Which pieces and holes of one class stay, and how its edge is drawn."""
-
-    components: int = Field(default=1, ge=1)
-    """How many of the largest pieces stay, where ``largest_component`` is on."""
-    piece_share: float = Field(default=0.1, gt=0, le=1)
-    """Pieces from this share of the largest one on stay if they lie near it, and are ``ignore`` where they are taken away."""
-    piece_gap_mm: float = Field(default=5.0, ge=0)
-    """How near; 0 takes all but the largest away. Not judged where the spacing is unknown."""
-    least_mm3: float = Field(default=0.0, ge=0)
-    """Smaller pieces go; not judged where the spacing is unknown."""
-    least_px: int = Field(default=0, ge=0)
-    holes: Literal["slices", "3d", "none"] = "slices"
-    """Holes that are closed within a slice are filled, or only those closed on all sides, or none."""
-    holes_to_mm3: float | None = Field(default=None, ge=0)
-    """Larger holes stay; not judged where the spacing is unknown."""
-    holes_to_px: int | None = Field(default=None, ge=0)
-    rectify_edges: EdgeRule = False
-    """Whether intensity decides about the edge, weighed against the teacher's belief if a number is given; ``auto`` has calibration gold say whether, and how much."""
-    """Let the intensity decide where the teacher's probability lies between 0.2 and 0.8."""
-    disputed_from: float | None = Field(default=None, gt=0, le=0.5)
-    """Share of the ensemble in the minority from which a voxel is ``ignore``."""
-
-
-class RefineBlock(Block):
-    """What of the teacher's drawing is believed."""
-
-    consistency: Literal["none", "3d"] = "3d"
-    largest_component: bool = True
-    risk: float = Field(default=0.10, gt=0, lt=1)
-    """Highest accepted expected disagreement (1 - Dice) of what is trained on; set on the calibration cases."""
-    guarantee: Literal["none", "mask"] = "none"
-    """``mask`` makes ``risk`` hold for new patients, by conformal risk control (docs/calibration.md)."""
-    semantic: Annotated[tuple[SemanticTest, ...], BeforeValidator(chained)] = ("prior",)
-    """Tests of whether a mask is of the right object (docs/uncertainty.md): ``prior`` compares place, size and brightness with other
-    patients' masks, ``student`` trains two students that never saw the case, ``reverse`` asks what a mask teaches about calibration gold."""
-    witness_budget: Annotated[float, BeforeValidator(seconds_from)] = 120.0
-    """Seconds of training for each student of ``semantic: student``."""
-    classes: dict[ClassId, CleaningBlock] = Field(default_factory=dict)
-    """Rules for single classes; those that are not named get the defaults."""
-
-
-class StudentBlock(LearningKeys):
-    """The small model that ships."""
-
-    kind: Literal["compact", "nnunet", "promptable"] = "compact"
-    name: Name = "compact"
-    """By default the kind."""
-    budget: Annotated[float, BeforeValidator(seconds_from)] = 1200.0
-    """Seconds of training; written as 90s, 20min or 1.5h. nnU-Net's own presets heed it only where it is given."""
-    seed: int = 0
-    device: Annotated[str, BeforeValidator(_devices)] = AUTO
-    """``auto`` is one GPU, or the CPU where there is none; several, as ``cuda:0,cuda:1`` or a list, train a compact student together."""
-    nnunet: NnunetSpec = NnunetSpec()
-    """Of the kind ``nnunet``."""
-    promptable: PromptableSpec = PromptableSpec()
-    """Of the kind ``promptable``: the teacher's encoder, distilled from images alone."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _called_by_its_kind(cls, value: object) -> object:
-        return {"name": value["kind"]} | value if isinstance(value, dict) and isinstance(value.get("kind"), str) else value
-
-    @model_validator(mode="after")
-    def _kinds_have_their_own_keys(self) -> "StudentBlock":
-        for other in ("nnunet", "promptable"):
-            if self.kind != other and other in self.model_fields_set:
-                message = f"has settings of {other}, but the kind is {self.kind}. Say kind: {other}, or leave them out."
-                raise ValueError(message)
-        if self.kind != "compact" and "," in self.device:
-            message = f"trains {'an nnU-Net' if self.kind == 'nnunet' else 'a promptable student'} on one device, but device is {self.device}. Name one, or say kind: compact."
-            raise ValueError(message)
-        heard = {"targets", "confidence"} if self.kind == "nnunet" else set[str]()
-        others = sorted(self.model_fields_set & LearningKeys.model_fields.keys() - heard)
-        if self.kind != "compact" and others:
-            why = "nnU-Net has its own network and losses" if self.kind == "nnunet" else "a promptable student learns from no label"
-            message = f"has {', '.join(others)}, which is of kind: compact; {why}. Leave it out, or say kind: compact."
-            raise ValueError(message)
-        return self
-
-
-class EvaluateBlock(Block):
-    """What the student is compared with, on the test cases."""
-
-    arms: tuple[ArmName, ...] = ("ellipse",)
-    """What is compared beside student and teacher. Those but ``ellipse`` and ``teacher-gold-boxes`` train another student each, with the same budget."""
-    tolerance_mm: float = Field(default=1.0, gt=0)
-    """Of the normalised surface Dice: how far two borders may be apart and still count as equal."""
-    gold_curve: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Numbers of archive patients, such as ``[1, 3, 5, 10]``: the same net is trained on the gold of so many, alone and beside pseudo-labels, for each."""
-    gold_curve_seeds: tuple[int, ...] = ()
-    """Each draws its own patients and trains anew; by default ``student.seed`` alone."""
-
-    @field_validator("gold_curve", "gold_curve_seeds")
-    @classmethod
-    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(value)))
 
 
 class Recipe(Block):

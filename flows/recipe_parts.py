@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from distill.devices import parse_devices
 from flows.places import resolve_address, resolve_path
 
 
@@ -56,3 +57,12 @@ class Block(BaseModel):
 def chained(value: object) -> object:
     """Let one name stand for a chain of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def _devices(value: object) -> object:
+    """Check the names and write them in one way; whether they are here is asked where the teacher is needed."""
+    words = value.split(",") if isinstance(value, str) else value
+    return ",".join(parse_devices(words, where="")) if isinstance(words, list) and all(isinstance(word, str) for word in words) else value
+
+
+Devices = Annotated[str, BeforeValidator(_devices)]

@@ -15,7 +15,8 @@ from distill.refine import ClassRule, RefinePlan
 from distill.reliability import SCORES, predict_quality
 from flows.once import perform_once
 from flows.plans import class_infos
-from flows.recipe import CleaningBlock, Recipe
+from flows.recipe import Recipe
+from flows.recipe_refine import CleaningBlock
 from flows.results import CALIBRATE, StageResult
 from storage import Archive, fingerprint
 
