@@ -38,6 +38,7 @@ from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHisto
 from students import compact
 from students.batches import Batch
 from students.data import PatchSource
+from students.learnt_cases import FoundCases
 from students.nets import build_network
 from students.predict import half_precision_pays
 from students.spec import NetworkPlan, StudentSpec
@@ -118,7 +119,7 @@ def setting(archive: Archive, spec: StudentSpec, plan: NetworkPlan | None = None
     """Return what `students.compact.train` would train on this archive."""
     records = list(archive.cases(part="archive", with_labels=_LABELS))
     classes = archive[records[0].id].labels(_LABELS).history.classes
-    found = compact._Found(labeled=records, gold=[], unlabeled=[])
+    found = FoundCases(labeled=records, gold=[], unlabeled=[])
     own = compact._prepare(archive, found, _LABELS, classes, spec, {})[0]
     return Setting(archive=archive, cases=[record.id for record in records], classes=classes, plan=plan or own, spec=spec)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from storage import Archive, CaseRecord, ClassInfo, fingerprint
-from students.errors import StudentFileError, TrainingError, WorkerError
-from students.gold import check_gold, split_off_gold
+from storage import Archive, ClassInfo, fingerprint
+from students.errors import StudentFileError, WorkerError
+from students.learnt_cases import FoundCases, beside_marks, find_cases, hint_marks
+from students.lesson import Lesson
 from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
 
@@ -48,51 +49,33 @@ class TrainedStudent:
     """True when an interrupted training was continued."""
 
 
-def train(  # noqa: PLR0913 - all but the archive by name, most with a default
-    archive: Archive,
-    *,
-    label_set: str,
-    classes: tuple[ClassInfo, ...],
-    spec: StudentSpec,
-    workdir: Path,
-    cases: Sequence[str] | None = None,
-    case_weights: Mapping[str, float] | None = None,
-    gold: Sequence[str] = (),
-    unlabeled: Sequence[str] = (),
-    progress: Callable[[TrainProgress], None] | None = None,
-) -> TrainedStudent:
+def train(archive: Archive, *, gold: Sequence[str] = (), unlabeled: Sequence[str] = (), **lesson: Unpack[Lesson]) -> TrainedStudent:
     """Train a student, or continue an interrupted training, or return at once if this very student is finished.
 
     Args:
         archive: Where images and labels are read from; nothing is written to it.
-        label_set: What to learn, ``pseudo/r1`` for example.
-        classes: What the student tells apart, with the ids its label sets use.
-        spec: What is asked for.
-        workdir: The student becomes the folder ``workdir / spec.name``.
-        cases: Cases to learn from; by default every ``archive`` case that carries the label set. Training on ``calibration``
-            cases (a few-gold arm) must be asked for by name here; ``test`` cases are always refused.
-        case_weights: How much a case counts, 1 where not given; a case of weight 0 is left out.
         gold: Archive cases whose expert labels are learnt from instead, in the share and weight of ``spec.learning.gold``. Nobody is held
             out then, and the last weights are kept: agreement with pseudo-labels would choose those that copy the teacher's errors.
         unlabeled: Archive cases that teach consistency, without any label; heard where ``spec.learning.consistency`` is above 0.
-        progress: Called about once a second.
+        **lesson: See `students.lesson.Lesson`.
 
     Raises:
         TrainingError: if there is nothing to learn from, or a test case was given, or gold that scores or sets thresholds.
         WorkerError: if one of several processes dies, of which there is one for each device where several are named.
     """
+    spec, cases = lesson["spec"], lesson.get("cases")
     job = SharedJob(
         archive=archive.url,
-        label_set=label_set,
-        classes=classes,
+        label_set=lesson["label_set"],
+        classes=lesson["classes"],
         spec=spec,
         cases=None if cases is None else tuple(cases),
-        case_weights=dict(case_weights or {}),
+        case_weights=dict(lesson.get("case_weights") or {}),
         gold=tuple(gold),
         unlabeled=tuple(unlabeled),
     )
-    folder = workdir / spec.name
-    found, split, plan, asked = _prepared(archive, job, folder, progress)
+    folder = lesson["workdir"] / spec.name
+    found, split, plan, asked = _prepared(archive, job, folder, lesson.get("progress"))
     finished = finished_card(folder, asked.mark)
     if finished is not None:
         return TrainedStudent(path=folder, card=finished, fresh=False, resumed=False)
@@ -109,10 +92,10 @@ def mark_of(archive: Archive, folder: Path, job: SharedJob) -> str:
 
 def _prepared(
     archive: Archive, job: SharedJob, folder: Path, progress: Callable[[TrainProgress], None] | None
-) -> tuple["_Found", tuple[list[str], list[str]], NetworkPlan, "_Request"]:
+) -> tuple["FoundCases", tuple[list[str], list[str]], NetworkPlan, "_Request"]:
     """Return the cases, the two sides of the split, the plan, and what was asked."""
     spec = job.spec
-    found = _found(archive, job.label_set, job.cases, job.case_weights, job.gold, job.unlabeled if spec.learning.consistency else ())
+    found = find_cases(archive, job.label_set, job.cases, job.case_weights, job.gold, job.unlabeled if spec.learning.consistency else ())
     plan, training, held_out, mark = _prepare(archive, found, job.label_set, job.classes, spec, job.case_weights)
     return found, (training, held_out), plan, _Request(job.label_set, job.classes, spec, folder, mark, job.case_weights, progress)
 
@@ -146,50 +129,6 @@ def train_together(
     return _train(archive, found, split, plan, asked, team)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """The cases to learn from, each kind sorted by id."""
-
-    labeled: list[CaseRecord]
-    gold: list[CaseRecord]
-    unlabeled: list[CaseRecord]
-
-    @property
-    def every(self) -> list[CaseRecord]:
-        return [*self.labeled, *self.gold, *self.unlabeled]
-
-
-def _found(
-    archive: Archive,
-    label_set: str,
-    cases: Sequence[str] | None,
-    weights: Mapping[str, float],
-    gold: Sequence[str],
-    unlabeled: Sequence[str],
-) -> _Found:
-    """Return the cases of each kind: gold instead of pseudo-labels, and cases without labels that are neither."""
-    check_gold(archive, gold)
-    expert = sorted((archive[case].record for case in dict.fromkeys(gold)), key=lambda record: record.id)
-    labeled = split_off_gold(chosen_records(archive, label_set, cases, weights, expert), gold)
-    taught = {record.id for record in (*labeled, *expert)}
-    rest = [record for case in sorted(set(unlabeled) - taught) if (record := archive[case].record).part == "archive"]
-    found = _Found(labeled=labeled, gold=expert, unlabeled=rest)
-    check_channels(found.every)
-    return found
-
-
-def check_channels(records: Sequence[CaseRecord]) -> None:
-    """Refuse cases that no one network can look at.
-
-    Raises:
-        TrainingError: if their numbers of channels differ.
-    """
-    channels = {record.shape_czyx[0] for record in records}
-    if len(channels) > 1:
-        message = f"cases have different numbers of channels {sorted(channels)}: train one student for each."
-        raise TrainingError(message)
-
-
 @dataclass(frozen=True, slots=True)
 class _Request:
     """What `train` was asked, with where the answer goes."""
@@ -210,30 +149,9 @@ def _set_threads(spec: StudentSpec) -> None:
         torch.set_num_threads(spec.threads)
 
 
-def chosen_records(
-    archive: Archive, label_set: str, cases: Sequence[str] | None, weights: Mapping[str, float], gold: Sequence[CaseRecord] = ()
-) -> list[CaseRecord]:
-    """Return the records whose labels are learnt from, sorted by id; none are needed where there is gold."""
-    if cases is None:
-        records = list(archive.cases(part="archive", with_labels=label_set))
-    else:
-        records = sorted((archive[case].record for case in dict.fromkeys(cases)), key=lambda record: record.id)
-    records = [record for record in records if weights.get(record.id, 1.0) > 0]
-    tests = [record.id for record in records if record.part == "test"]
-    if tests:
-        message = (
-            f"case {tests[0]}: it belongs to the test part ({len(tests)} such cases were given). Test cases only score; leave them out."
-        )
-        raise TrainingError(message)
-    if not records and not gold:
-        message = f"no case to learn from: no archive case carries the label set {label_set!r}. Run the step that writes it first."
-        raise TrainingError(message)
-    return records
-
-
 def _prepare(
     archive: Archive,
-    found: _Found,
+    found: FoundCases,
     label_set: str,
     classes: tuple[ClassInfo, ...],
     spec: StudentSpec,
@@ -241,7 +159,7 @@ def _prepare(
 ) -> tuple[NetworkPlan, list[str], list[str], str]:
     """Return the plan, the two sides of the split, and the fingerprint of everything that decides the result."""
     from students.nets import choose_dimensions, plan_network
-    from students.splits import split_by_patient
+    from students.splits import split_by_name, split_by_patient
 
     records = [*found.labeled, *found.gold]
     shapes = [record.shape_czyx[1:] for record in records]
@@ -268,44 +186,13 @@ def _prepare(
         cases=[(r.id, r.fingerprint, o.history.fingerprint, weights.get(r.id, 1.0)) for r, o in zip(found.labeled, labels, strict=True)],
         label_set=label_set,
         **unknown,
-        **_beside(archive, found),
-        **_hinted(archive, found, spec),
+        **beside_marks(archive, found),
+        **hint_marks(archive, found, spec),
     )
     return plan, training, held_out, mark
 
 
-def split_by_name(records: Sequence[CaseRecord], patients: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return training and held-out case ids where patients are held out by name; nobody is where that would leave no training case."""
-    held = [record.id for record in records if record.patient in frozenset(patients)]
-    rest = [record.id for record in records if record.id not in frozenset(held)]
-    return (rest, held) if rest else (held, [])
-
-
-def _beside(archive: Archive, found: _Found) -> dict[str, list[tuple[str, str, str]]]:
-    """Return what is learnt from beside the label set, as the fingerprint has it; empty where there is nothing."""
-    known = archive.catalog.fingerprints("gold")
-    gold = [(record.id, record.fingerprint, known.get(record.id, "")) for record in found.gold]
-    rest = [(record.id, record.fingerprint, "") for record in found.unlabeled]
-    return {name: kind for name, kind in (("gold", gold), ("unlabeled", rest)) if kind}
-
-
-def _hinted(archive: Archive, found: _Found, spec: StudentSpec) -> dict[str, list[tuple[str, str]]]:
-    """Return the label sets that the student sees beside its images, as the fingerprint has them; empty where it sees none.
-
-    Raises:
-        TrainingError: naming a case without one.
-    """
-    if spec.hints is None:
-        return {}
-    known = archive.catalog.fingerprints(spec.hints)
-    bare = [record.id for record in found.every if record.id not in known]
-    if bare:
-        message = f"case {bare[0]}: no label set {spec.hints!r}, which the student is to see beside the image ({len(bare)} such cases). Let the teacher draw them first, or leave hints out."
-        raise TrainingError(message)
-    return {"hints": [(record.id, known[record.id]) for record in found.every]}
-
-
-def _object_px(archive: Archive, among: _Found, label_set: str, classes: tuple[ClassInfo, ...]) -> float | None:
+def _object_px(archive: Archive, among: FoundCases, label_set: str, classes: tuple[ClassInfo, ...]) -> float | None:
     """Return how thick the thinnest class is in a slice, from a sample of the training labels; None where no label has an object."""
     from students.data import thickness_px
     from students.validation import spread
@@ -329,7 +216,7 @@ def finished_card(folder: Path, mark: str) -> StudentCard | None:
 
 
 def _train(
-    archive: Archive, found: _Found, split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request, team: "Team | None" = None
+    archive: Archive, found: FoundCases, split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request, team: "Team | None" = None
 ) -> TrainedStudent:
     from students.checkpoint import save_student
     from students.team import ALONE
@@ -361,7 +248,7 @@ def _train(
     return TrainedStudent(path=asked.folder, card=card, fresh=True, resumed=run.resumed)
 
 
-def _batches(archive: Archive, found: _Found, training: list[str], plan: NetworkPlan, asked: _Request) -> "BatchSource":
+def _batches(archive: Archive, found: FoundCases, training: list[str], plan: NetworkPlan, asked: _Request) -> "BatchSource":
     """Return where batches come from: one source, or several in their shares; volumes are kept ready by the number of their cases."""
     from students.mixing import MixedSource
 
@@ -400,7 +287,7 @@ def _source(
     )
 
 
-def _card(spec: StudentSpec, plan: NetworkPlan, found: _Found, split: tuple[list[str], list[str]], asked: _Request) -> StudentCard:
+def _card(spec: StudentSpec, plan: NetworkPlan, found: FoundCases, split: tuple[list[str], list[str]], asked: _Request) -> StudentCard:
     """Return the card as far as it is known before training."""
     return StudentCard(
         name=spec.name,

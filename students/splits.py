@@ -21,3 +21,10 @@ def split_by_patient(records: Sequence[CaseRecord], fraction: float, seed: int) 
     held = {patients[n] for n in order[:count]}
     ids = sorted((record.id, record.patient) for record in records)
     return [i for i, patient in ids if patient not in held], [i for i, patient in ids if patient in held]
+
+
+def split_by_name(records: Sequence[CaseRecord], patients: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return training and held-out case ids where patients are held out by name; nobody is where that would leave no training case."""
+    held = [record.id for record in records if record.patient in frozenset(patients)]
+    rest = [record.id for record in records if record.id not in frozenset(held)]
+    return (rest, held) if rest else (held, [])

@@ -9,11 +9,13 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Unpack
 
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
-from students.compact import TrainedStudent, check_channels, chosen_records, finished_card
+from students.compact import TrainedStudent, finished_card
 from students.errors import WorkerError
+from students.learnt_cases import check_channels, chosen_records
+from students.lesson import Lesson
 from students.nnunet.job import JOB, LOG, Job, JobCase, Places, write_json
 from students.process import Progress, accident_words, run_process
 from students.spec import NnunetSpec, StudentSpec
@@ -24,34 +26,27 @@ TRAINER = "1"
 _FREE = ("threads", "device", "checkpoint_seconds", "cache_bytes")
 
 
-def train(
-    archive: Archive,
-    *,
-    label_set: str,
-    classes: tuple[ClassInfo, ...],
-    spec: StudentSpec,
-    workdir: Path,
-    cases: Sequence[str] | None = None,
-    case_weights: Mapping[str, float] | None = None,
-    progress: Progress | None = None,
-) -> TrainedStudent:
+def train(archive: Archive, **lesson: Unpack[Lesson]) -> TrainedStudent:
     """Train an nnU-Net, or continue an interrupted training, or return at once if this very student is finished.
 
-    Args: as of `students.compact.train`.
+    Args:
+        archive: Where images and labels are read from.
+        **lesson: See `students.lesson.Lesson`.
 
     Raises:
         TrainingError: if there is nothing to learn from, or a test case was given.
         WorkerError: if the process that trains ends without a student.
     """
-    records = chosen_records(archive, label_set, cases, case_weights or {})
+    label_set, spec, weights = lesson["label_set"], lesson["spec"], lesson.get("case_weights") or {}
+    records = chosen_records(archive, label_set, lesson.get("cases"), weights)
     check_channels(records)
-    job = _job(archive, records, label_set, classes, spec, case_weights or {})
-    places = Places(workdir / spec.name)
+    job = _job(archive, records, label_set, lesson["classes"], spec, weights)
+    places = Places(lesson["workdir"] / spec.name)
     done = finished_card(places.folder, job.fingerprint)
     if done is not None:
         return TrainedStudent(path=places.folder, card=done, fresh=False, resumed=False)
     resumed = _prepare(job, places)
-    _run(_command(places), places.environment(spec, archive.catalog_url), places, progress)
+    _run(_command(places), places.environment(spec, archive.catalog_url), places, lesson.get("progress"))
     card = finished_card(places.folder, job.fingerprint)
     if card is None:
         message = f"student {spec.name}: nnU-Net ended well, but {places.folder} holds no student of these inputs. Run again."
