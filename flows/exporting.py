@@ -8,7 +8,8 @@ from flows.places import check_writable, shortest, typed
 from flows.results import counted
 from flows.roster import meant_student
 from storage import Archive
-from students.spec import Exported, ExportFormat, Int8Cost, StudentCard
+from students.origins import Exported, ExportFormat, Int8Cost
+from students.spec import StudentCard
 
 _MUCH_LOST = 0.01
 """Dice: as much as a better training often gains."""

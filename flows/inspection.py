@@ -31,7 +31,8 @@ from flows.results import (
 )
 from flows.round_units import every_stage
 from storage import Archive
-from students.spec import Exported, NnunetRecord, RoundsNote, StudentCard
+from students.origins import Exported, NnunetRecord
+from students.spec import RoundsNote, StudentCard
 
 Kind = Literal["archive", "student", "checkpoint"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from students.errors import StudentFileError
-from students.spec import Exported
+from students.origins import Exported
 
 IMAGE, LOGITS = "image", "logits"
 """The names of input and output in ONNX."""

@@ -17,9 +17,10 @@ from jaxtyping import Float32, UInt8
 from distill import quality
 from storage import IGNORE, Archive, ClassInfo
 from students.errors import ExportError
+from students.origins import Int8Cost
 from students.predict import CompactNetwork, Student, prepared_volume
 from students.runtime import IMAGE
-from students.spec import Int8Cost, NetworkPlan, StudentCard
+from students.spec import NetworkPlan, StudentCard
 from students.validation import spread
 
 _CALIBRATION_CASES = 8

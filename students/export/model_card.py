@@ -6,10 +6,11 @@ from pathlib import Path
 
 from students.errors import StudentFileError
 from students.export.card_findings import findings
+from students.origins import PromptableRecord
 from students.outcome import stop_words, training_doubts
 from students.promptable.words import facts
 from students.results import Comparison, Evaluation, Measured
-from students.spec import PromptableRecord, RoundsNote, StudentCard
+from students.spec import RoundsNote, StudentCard
 
 FILE = "MODEL_CARD.md"
 

@@ -14,9 +14,10 @@ from students.checkpoint import CARD, load_network, read_card, weights_digest
 from students.errors import ExportError
 from students.export import bundle, int8, model_card, onnx_file, script
 from students.export.compare import check_faithful, multiple_of, random_patch, shapes_to_check, worst_difference
+from students.origins import Exported, ExportFormat
 from students.results import Evaluation
 from students.runtime import OnnxNetwork, read_script
-from students.spec import Exported, ExportFormat, StudentCard
+from students.spec import StudentCard
 
 _USE = "`samdistill predict FOLDER SCANS -o LABELS`, where `FOLDER` is the one that this page lies in."
 

@@ -13,7 +13,8 @@ from students.checkpoint import read_card
 from students.errors import StudentFileError
 from students.nnunet.answers import load_answers
 from students.nnunet.job import MODEL, PRESETS
-from students.spec import NnunetRecord, NnunetSpec, StudentCard
+from students.origins import NnunetRecord
+from students.spec import NnunetSpec, StudentCard
 
 _TRAINER = "nnUNetTrainer"
 

@@ -17,7 +17,8 @@ from students.nnunet.dataset import Survey, identifier, splits
 from students.nnunet.job import MODEL, PRESETS, Job, Places
 from students.nnunet.planning import FINGERPRINT, plans_file
 from students.nnunet.training import Trained, agreement
-from students.spec import HistoryPoint, NetworkPlan, NnunetRecord, NnunetSpec, StudentCard
+from students.origins import NnunetRecord
+from students.spec import HistoryPoint, NetworkPlan, NnunetSpec, StudentCard
 
 _POINTS = 100
 """Of the history that a card keeps."""

@@ -9,8 +9,9 @@ from distill.label_plan import LabelPlan
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
 from students.compact import TrainedStudent, finished_card
 from students.errors import TrainingError
+from students.origins import PromptableRecord
 from students.promptable.files import TEACHER_FILE
-from students.spec import NO_LABEL, NetworkPlan, PromptableRecord, PromptableSpec, StudentCard, StudentSpec, TrainProgress
+from students.spec import NO_LABEL, NetworkPlan, PromptableSpec, StudentCard, StudentSpec, TrainProgress
 
 if TYPE_CHECKING:  # torch stays out until `train` is called
     from distill.teachers.conv_encoder import ConvSamConfig

@@ -2,8 +2,9 @@
 
 import math
 
+from students.origins import PromptableRecord
 from students.results import Comparison, Evaluation
-from students.spec import PromptableRecord, StudentCard
+from students.spec import StudentCard
 
 ENCODER = "image encoder of the {}, one picture"
 """Name of a cost."""

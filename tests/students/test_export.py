@@ -16,9 +16,9 @@ from students.errors import ExportError, NoSuchDeviceError, StudentFileError
 from students.export import compare, onnx_file, write
 from students.export.compare import worst_difference
 from students.export.write import export_student
+from students.origins import ExportFormat
 from students.predict import answer_fingerprint, predict_cases
 from students.runtime import OnnxNetwork
-from students.spec import ExportFormat
 
 MakeStudent = Callable[..., Path]
 FORMATS: list[ExportFormat] = ["onnx", "torchscript"]
