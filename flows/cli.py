@@ -1,6 +1,5 @@
 """The command line. Each command is a few lines that call one function; nothing heavy is imported before a command runs."""
 
-import errno
 import io
 import os
 import sys
@@ -9,12 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.complaints import complain, sentence
 from flows.results import STAGES, Stage
 from flows.review_commands import review_app
 from flows.student_commands import students_app
 
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 OK, FAILED, USAGE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
 """Exit codes: all done; an error; wrong usage (typer's own); done, but some units have no result; stopped by Ctrl-C (143: by SIGTERM)."""
 
@@ -333,31 +331,10 @@ def main(arguments: list[str] | None = None) -> None:
         if ended.code == STOPPED:  # typer's answer to Ctrl-C
             from flows.console import BARS
 
-            _complain(f"stopped.{f' Done so far: {BARS.reached}.' if BARS.reached else ''} The same command goes on.")
+            complain(f"stopped.{f' Done so far: {BARS.reached}.' if BARS.reached else ''} The same command goes on.")
         raise
     except Exception as error:
         if debug:
             raise
-        _complain(_sentence(error))
+        complain(sentence(error))
         sys.exit(FAILED)
-
-
-def _sentence(error: Exception) -> str:
-    """Our own errors carry their cure; others get their type and where to look."""
-    ours = {"flows", "storage", "distill", "students"}
-    if type(error).__module__.split(".")[0] in ours:
-        return str(error)
-    if isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
-        return f"{error.filename} cannot be opened or written ({error.strerror}). Choose a place that you may write to."
-    if isinstance(error, OSError) and error.errno in _FULL:
-        where = f" for {error.filename}" if error.filename else ""
-        return f"there is no room left{where} ({error.strerror}). Make some, and give the same command again: it goes on where it was."
-    if type(error).__name__ == "OperationalError":  # SQLAlchemy's, which is not imported for it
-        return f"the catalog cannot be used: {getattr(error, 'orig', error)}. Is its disk full, is it locked, or may it not be written to?"
-    return f"{type(error).__name__}: {error}. This was not foreseen: run again with --debug for the traceback, and please report it."
-
-
-def _complain(message: str) -> None:
-    from flows.console import show_error
-
-    show_error(message)
