@@ -111,13 +111,6 @@ def weighted_mean(
     return total((w_B1 * loss_B1).sum()) / total(w_B1.sum()).clamp(min=_LEAST_WEIGHT)
 
 
-def masked_cross_entropy(
-    logits_BC: Float[Tensor, "b c *space"], q_BC: Float[Tensor, "b c *space"], w_B1: Float[Tensor, "b 1 *space"]
-) -> Float[Tensor, ""]:
-    """Return the weighted mean of ``-sum_c q_c log p_c``; 0 where every weight is 0."""
-    return weighted_mean(cross_entropy(logits_BC, q_BC), w_B1)
-
-
 def masked_dice(
     logits_BC: Float[Tensor, "b c *space"],
     q_BC: Float[Tensor, "b c *space"],
