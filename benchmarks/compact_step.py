@@ -38,9 +38,9 @@ from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHisto
 from students import compact
 from students.batches import Batch
 from students.data import PatchSource
+from students.devices import half_precision_pays
 from students.learnt_cases import FoundCases
 from students.nets import build_network
-from students.predict import half_precision_pays
 from students.spec import NetworkPlan, StudentSpec
 from students.train import Training
 

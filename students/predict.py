@@ -3,25 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import nn
 
 from storage import Archive, Case, LabelHistory, fingerprint
 from students.checkpoint import load_network, read_card, weights_digest
+from students.devices import best_device
 from students.errors import NoSuchDeviceError, StudentFileError, VolumeError
 from students.hints import beside, read_hints
-from students.preparation import measure_intensities, resample, shape_at_spacing
-from students.spec import NetworkPlan, StudentCard
-
-OVERLAP = 0.5
-"""Of neighbouring windows; with Gaussian weights a window's border hardly counts."""
-
-_SLICES_AT_ONCE = 8
-"""For 2D nets: bounds memory on long volumes."""
+from students.spec import StudentCard
+from students.whole_volume import OVERLAP, CompactNetwork
 
 _PROBABILITY_TOP = 255
 """uint8 code of certainty in the archive."""
@@ -35,26 +30,6 @@ class Prediction:
     """Class ids of the student's classes; 0 is background."""
     probability: Float32[np.ndarray, "k z y x"]
     """Of each class, in the order of the student's classes."""
-
-
-def best_device(name: str = "auto") -> torch.device:
-    """Return the named device; ``auto`` is CUDA where there is one.
-
-    Raises:
-        NoSuchDeviceError: if there is none of this name, or it is a GPU that is not here.
-    """
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if here else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        message = f"there is no device {name!r}. Write auto, cpu, cuda or cuda:1."
-        raise NoSuchDeviceError(message) from None
-    if device.type == "cuda" and (device.index or 0) >= here:
-        message = f"device {name} is not here: this process sees {here} GPUs. Write auto or cpu; 'samdistill doctor' says more."
-        raise NoSuchDeviceError(message)
-    return device
 
 
 def _device_for(card: StudentCard, name: str) -> torch.device:
@@ -73,64 +48,6 @@ def _device_for(card: StudentCard, name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def half_precision_pays(device: torch.device) -> bool:
-    """Return whether bf16 makes this device faster: CUDA, and CPUs with bf16 instructions (1.7-1.9 times on one core)."""
-    if device.type == "cuda":
-        return True
-    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and bool(check and check())
-
-
-def class_probability(
-    network: nn.Module, plan: NetworkPlan, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float], *, device: torch.device
-) -> Float32[np.ndarray, "c z y x"]:
-    """Return the probability of background and each class, on the grid of the image.
-
-    Args:
-        network: Built from ``plan``, in evaluation mode, on ``device``.
-        plan: How the network was trained.
-        image_czyx: Native intensities, and behind them the hints of a plan that has some.
-        spacing_zyx_mm: Of the image.
-        device: Where to compute; the whole volume's logits are kept there.
-    """
-    flat = plan.dimensions == "2d"
-    shape = (int(image_czyx.shape[1]), int(image_czyx.shape[2]), int(image_czyx.shape[3]))
-    volume = prepared_volume(plan, image_czyx, spacing_zyx_mm, device=device)
-    with torch.inference_mode():
-        logits = _slices(network, plan, volume) if flat else _windows(network, plan.patch_zyx, volume[None])[0]
-        answer: np.ndarray = torch.softmax(resample(logits.float(), shape), 0).cpu().numpy()
-    return answer
-
-
-def prepared_volume(
-    plan: NetworkPlan, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float], *, device: torch.device | None = None
-) -> Float[torch.Tensor, "c z y x"]:
-    """Return a scan as networks see it: normalised by its own intensities, at the plan's spacing."""
-    shape = (int(image_czyx.shape[1]), int(image_czyx.shape[2]), int(image_czyx.shape[3]))
-    wanted = shape_at_spacing(shape, spacing_zyx_mm, plan.spacing_zyx_mm, keep_z=plan.dimensions == "2d")
-    normalised = measure_intensities(image_czyx, plan.normalisation, plan.hints).apply(image_czyx)
-    return resample(torch.from_numpy(normalised).to(device), wanted)
-
-
-def _windows(network: nn.Module, size: tuple[int, ...], batch: torch.Tensor) -> torch.Tensor:
-    """Slide a window over a batch of images."""
-    from monai.inferers.utils import sliding_window_inference
-
-    answer: Any = sliding_window_inference(batch, size, 2, network, overlap=OVERLAP, mode="gaussian", padding_mode="replicate")
-    result: torch.Tensor = answer
-    return result
-
-
-def _slices(network: nn.Module, plan: NetworkPlan, volume: torch.Tensor) -> torch.Tensor:
-    """Answer for each z-slice, with as many neighbours as the network sees."""
-    depth, beside = volume.shape[1], torch.arange(-plan.neighbours, plan.neighbours + 1)
-    parts = []
-    for slices in torch.arange(depth).split(_SLICES_AT_ONCE):
-        seen = volume[:, (slices[:, None] + beside).clamp(0, depth - 1)]
-        parts.append(_windows(network, plan.patch_zyx[1:], seen.transpose(0, 1).flatten(1, 2)))
-    return torch.cat(parts).transpose(0, 1)
-
-
 class Answering(Protocol):
     """A network with the way in which it answers for a whole volume; each kind of student has its own."""
 
@@ -139,18 +56,6 @@ class Answering(Protocol):
     def probability(self, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> Float32[np.ndarray, "c z y x"]:
         """Return the probability of background and each class, on the grid of the image, of native intensities."""
         ...
-
-
-class CompactNetwork:
-    """Answers of a compact student."""
-
-    def __init__(self, network: nn.Module, plan: NetworkPlan, device: torch.device) -> None:
-        self.network = network.to(device).eval()
-        self._plan, self._device = plan, device
-
-    def probability(self, image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> Float32[np.ndarray, "c z y x"]:
-        """See `class_probability`."""
-        return class_probability(self.network, self._plan, image_czyx, spacing_zyx_mm, device=self._device)
 
 
 def needs_prompts(card: StudentCard, folder: Path) -> str:

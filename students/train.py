@@ -21,12 +21,13 @@ from students.augment import SLICES, Augmentation, augment
 from students.batches import Batch, BatchSource, batches_ahead
 from students.course import Course, Progressing
 from students.data import PatchSource
+from students.devices import best_device, half_precision_pays
 from students.losses import consistency_loss, segmentation_loss, targets_from_ids, targets_from_probability
 from students.nets import build_network
-from students.predict import best_device, class_probability, half_precision_pays
 from students.spec import NetworkPlan, StudentSpec, TrainProgress
 from students.team import ALONE, Team
 from students.validation import TRIALS, Looks, looks_in_time, looks_wanted, spread
+from students.whole_volume import class_probability
 
 _GRADIENT_NORM = 12.0
 """nnU-Net's clip; it only catches the occasional spike."""

@@ -14,8 +14,8 @@ from typing import Any
 from students import preparation, spec
 from students.export import bundle_steps, script
 from students.export.compare import multiple_of
-from students.predict import OVERLAP
 from students.spec import StudentCard
+from students.whole_volume import OVERLAP
 
 NETWORK = f"models/{script.FILE}"
 

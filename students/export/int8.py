@@ -18,10 +18,11 @@ from distill import quality
 from storage import IGNORE, Archive, ClassInfo
 from students.errors import ExportError
 from students.origins import Int8Cost
-from students.predict import CompactNetwork, Student, prepared_volume
+from students.predict import Student
 from students.runtime import IMAGE
 from students.spec import NetworkPlan, StudentCard
 from students.validation import spread
+from students.whole_volume import CompactNetwork, prepared_volume
 
 _CALIBRATION_CASES = 8
 """Ranges hardly move beyond that; each case gives two patches."""

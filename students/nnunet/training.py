@@ -8,11 +8,11 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from students.devices import best_device
 from students.nnunet.dataset import chosen_fold, configuration_name
 from students.nnunet.job import Job, Places
 from students.nnunet.planning import plans_file
 from students.nnunet.trainer.archive_trainer import nnUNetTrainerArchive
-from students.predict import best_device
 from students.process import Advance
 
 LATEST = "checkpoint_latest.pth"

@@ -21,10 +21,11 @@ from students.cost import measure_cost, student_cost
 from students.errors import GoldLeakError
 from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, spacing_known, unseen_cases
 from students.gold_curve import CurveStudent
-from students.predict import CompactNetwork, Student
+from students.predict import Student
 from students.report import write_report
 from students.results import Evaluation
 from students.spec import RoundsNote, StudentSpec
+from students.whole_volume import CompactNetwork
 
 CLASSES = (ClassInfo(id=3, name="kernel"),)
 

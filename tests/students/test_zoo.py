@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from storage import Archive, ClassInfo
-from students import compact, data, load_student, predict
+from students import compact, data, load_student, whole_volume
 from students.nets import build_network, plan_network
 from students.spec import NetworkPlan, StudentSpec
 
@@ -83,9 +83,9 @@ def test_a_network_between_2d_and_3d_learns_from_the_slices_it_will_be_shown(arc
 
 def test_it_answers_each_slice_with_its_neighbours_as_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned("small pictures", dimensions="2.5d").model_copy(update={"in_channels": 6, "neighbours": 1})
-    monkeypatch.setattr(predict, "_windows", lambda _network, _size, batch: batch)
+    monkeypatch.setattr(whole_volume, "_windows", lambda _network, _size, batch: batch)
     volume = torch.arange(2 * 11).view(2, 11, 1, 1).float()
-    shown = predict._slices(torch.nn.Identity(), plan, volume)[:, :, 0, 0]
+    shown = whole_volume._slices(torch.nn.Identity(), plan, volume)[:, :, 0, 0]
     assert shown[:, 0].tolist() == [0, 0, 1, 11, 11, 12]
     assert shown[:, 5].tolist() == [4, 5, 6, 15, 16, 17]
     assert shown[:, 10].tolist() == [9, 10, 10, 20, 21, 21]
