@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from storage import Archive, CaseRecord, ClassInfo, fingerprint
+from storage import Archive, CaseRecord, Channel, ClassInfo, fingerprint
 from students.errors import StudentFileError, TrainingError, WorkerError
 from students.gold import check_gold, split_off_gold
 from students.several import SharedJob, devices_of, train_on_devices
@@ -177,12 +177,28 @@ def check_channels(records: Sequence[CaseRecord]) -> None:
     """Refuse cases that no one network can look at.
 
     Raises:
-        TrainingError: if their numbers of channels differ.
+        TrainingError: if their numbers of channels differ, or what these are called.
     """
     channels = {record.shape_czyx[0] for record in records}
     if len(channels) > 1:
         message = f"cases have different numbers of channels {sorted(channels)}: train one student for each."
         raise TrainingError(message)
+    called: dict[tuple[str, ...], str] = {}
+    for record in records:
+        called.setdefault(tuple(channel.name for channel in record.channels), record.id)
+    called.pop((), None)
+    if len(called) > 1:
+        (one, first), (other, second), *_ = called.items()
+        message = (
+            f"case {first} has the channels {', '.join(one)}, but case {second} {', '.join(other)}: a network takes each for the same in all cases. "
+            "Ingest them with the same ingest.channels."
+        )
+        raise TrainingError(message)
+
+
+def named_channels(records: Sequence[CaseRecord]) -> tuple[Channel, ...]:
+    """Return what the channels of the cases are; empty where nobody named them."""
+    return next((record.channels for record in records if record.channels), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +279,7 @@ def _prepare(
         cases=[(r.id, r.fingerprint, o.history.fingerprint, weights.get(r.id, 1.0)) for r, o in zip(found.labeled, labels, strict=True)],
         label_set=label_set,
         **unknown,
+        **({"channels": [each.name for each in channels]} if (channels := named_channels(found.every)) else {}),
         **_beside(archive, found),
         **_hinted(archive, found, spec),
     )
@@ -415,4 +432,5 @@ def _card(spec: StudentSpec, plan: NetworkPlan, found: _Found, split: tuple[list
         history=(),
         gold_cases=tuple(record.id for record in found.gold),
         unlabeled_cases=tuple(record.id for record in found.unlabeled),
+        channels=named_channels(found.every),
     )
