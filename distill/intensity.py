@@ -193,8 +193,8 @@ class Window:
 def intensity_inputs(spec: IntensitySpec, record: CaseRecord) -> dict[str, WindowRule]:
     """Return what a label's fingerprint takes in of ``spec``: nothing for a case to which it does what the default does."""
     rule = spec.rule_for(record)
-    if rule.channels == "channel:0" and not spec.channels.startswith("channel:"):
-        return {"intensity": rule}  # what is shown by default of several channels was another thing before channels had names
+    if rule.channels.startswith("channel:"):
+        return {"intensity": rule}  # what is shown of several channels by default was another thing before channels had names
     return {} if rule == DEFAULT.rule_for(record) else {"intensity": rule}
 
 

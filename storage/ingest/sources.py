@@ -63,9 +63,10 @@ def _taken_together(grouped: GroupedFiles, channels: Sequence[Channel], *, told:
 
 def _known_apart(archive: Archive, grouped: GroupedFiles) -> list[str]:
     """Return the cases of the archive that are called after the file of one channel."""
-    names = (case_id_from_name(file.name) for scan in grouped.scans if scan.whole is None for file in scan.files)
     together = {case_id_from_name(scan.name.rpartition("/")[2]) for scan in grouped.scans}
-    return [name for name in names if name and name not in together and name in archive]
+    others = {record.id for record in archive.cases()} - together
+    names = (case_id_from_name(file.name) for scan in grouped.scans if scan.whole is None for file in scan.files)
+    return [name for name in names if name in others]
 
 
 def _apart_words(apart: Sequence[str]) -> str:

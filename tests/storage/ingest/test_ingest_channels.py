@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from storage import Archive, Channel, IngestError, rebuild_catalog
 from storage.errors import InvalidCaseError
+from storage.export.nifti import export_image
 from storage.ingest import check_channels, ingest, named_channels
 from storage.ingest.channels import group_files
 from storage.ingest.discover import FoundFile
@@ -139,6 +140,15 @@ def test_volumes_along_the_fourth_dimension_are_channels_where_as_many_are_named
     assert "but 2 channels are named" in problems(archive)["time-series"]
 
 
+def test_an_exported_case_of_several_channels_comes_back_from_its_one_file(archive: Archive, raw: Path, tmp_path: Path) -> None:
+    ingest(archive, raw, channels=BOTH)
+    export_image(archive["case_1"], tmp_path / "out" / "case_1.nii.gz")
+    again = Archive.create(str(tmp_path / "again.zarr"))
+    ingest(again, tmp_path / "out", channels=BOTH)
+    np.testing.assert_array_equal(again["case_1"].read(), archive["case_1"].read())
+    assert again["case_1"].record.channels == BOTH
+
+
 def test_a_time_series_that_nobody_has_named_is_told_how(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
     ingest(archive, write_nifti(tmp_path / "prostate_00.nii.gz", values(1, (5, 6, 7, 2))))
     assert "ingest: {channels: [t1, t2]}" in problems(archive)["time-series"]
@@ -213,6 +223,7 @@ def test_a_channel_needs_a_name_that_a_recipe_can_write() -> None:
         Channel(name="T1 Gd")
 
 
+@settings(max_examples=25)
 @given(
     cases=st.lists(st.from_regex(r"[a-z][a-z0-9]{0,4}", fullmatch=True), unique=True, min_size=1, max_size=5),
     shuffled=st.randoms(use_true_random=False),
