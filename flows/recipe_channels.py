@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError
 from flows.errors import FlowError
 from flows.recipe_parts import Block, Name
 from storage import Channel
-from storage.ingest import check_channels, named_channels
+from storage.channels import check_channels, named_channels
 from storage.wording import check_modality
 
 

@@ -20,15 +20,6 @@ _MEANT = {"MRI": "MR", "T1": "MR", "T2": "MR", "PET": "PT", "ULTRASOUND": "US", 
 """What people write for a code; each is too far from it for a comparison of letters."""
 
 
-_CHANNEL_MODALITY = {"ct": "CT", "mr": "MR", "mri": "MR", "pt": "PT", "pet": "PT", "suv": "PT", "us": "US"}
-"""Names of channels that say their modality; others are of the modality of their case."""
-
-
-def modality_of_channel(name: str) -> str:
-    """Return the modality that the name of a channel says, or ``unknown``."""
-    return _CHANNEL_MODALITY.get(name.lower(), "unknown")
-
-
 def plain_name(name: str) -> str:
     """Return a class name without what people write differently: case, and blanks for dashes or underscores."""
     return re.sub(r"[\s_-]+", "-", name.strip().lower())

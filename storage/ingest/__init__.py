@@ -1,6 +1,5 @@
 """Bring scans, labels, parts and weak prompts into an archive. Bad input is recorded with its reason; the rest goes in."""
 
-from storage.ingest.channels import check_channels, named_channels
 from storage.ingest.discover import check_any
 from storage.ingest.gold import GoldSummary, import_labels
 from storage.ingest.parts import PartsSummary, import_parts
@@ -16,11 +15,9 @@ __all__ = [
     "SourceCase",
     "case_id_from_name",
     "check_any",
-    "check_channels",
     "dicom_key_path",
     "import_labels",
     "import_parts",
     "import_prompts",
     "ingest",
-    "named_channels",
 ]

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Shaped
 
 from storage.case import CaseRecord, Channel
+from storage.channels import expected
 from storage.errors import IngestError
 from storage.ingest.discover import FoundFile
 from storage.ingest.images import read_image
 from storage.ingest.nifti import read_nifti
 from storage.ingest.source import ENDINGS, Naming, SourceCase, finish_case
-from storage.wording import modality_of_channel
 
 PLACE_TOLERANCE = 0.1
 """Voxels, of the smallest side: no corner of one channel may lie farther from that of the first. Converters that round differently stay below 0.01,
@@ -50,27 +50,6 @@ class GroupedFiles:
     scans: tuple[ScanFiles, ...]
     beside: tuple[FoundFile, ...]
     """Files that are named after one of the scans, and are none of its channels: ``ID-seg.nii.gz`` beside ``ID-t1n.nii.gz``."""
-
-
-def named_channels(names: Sequence[str]) -> tuple[Channel, ...]:
-    """Return channels whose files nnU-Net's numbers tell apart: ``_0000``, ``_0001``, ..."""
-    return tuple(Channel(name=name, modality=modality_of_channel(name), suffix=f"_{n:04d}") for n, name in enumerate(names))
-
-
-def check_channels(channels: Sequence[Channel]) -> tuple[Channel, ...]:
-    """Return channels that can be told apart.
-
-    Raises:
-        IngestError: ``bad-channels`` if two have one name, or files that end alike.
-    """
-    for what, values in (("names", [each.name for each in channels]), ("files that end in", [each.suffix for each in channels])):
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            message = (
-                f"two channels have {what} {twice!r}. Each channel needs a name and an ending of its own, such as {{t1: _0000, t2: _0001}}."
-            )
-            raise IngestError("bad-channels", message)
-    return tuple(channels)
 
 
 def stem_of(name: str) -> str:
@@ -113,11 +92,6 @@ def _ends_a_name(stem: str, suffix: str) -> bool:
 def _is_beside(stem: str, scans: Mapping[str, object]) -> bool:
     """Tell whether a name goes on after that of a scan, with something that is neither letter nor number."""
     return any(name in scans and not stem[len(name)].isalnum() for name in (stem[:n] for n in range(1, len(stem))))
-
-
-def expected(channels: Sequence[Channel]) -> str:
-    """Name channels and what their files end in: ``t1 (..._0000), t2 (..._0001)``."""
-    return ", ".join(f"{each.name} (...{each.suffix})" if each.suffix else each.name for each in channels)
 
 
 def read_scan(scan: ScanFiles, channels: Sequence[Channel], naming: Naming) -> SourceCase:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from storage.case import Channel
-from storage.ingest.channels import named_channels
+from storage.channels import named_channels
 
 FILE = "dataset.json"
 _IMAGES = ("imagesTr", "imagesTs", "imagesVal")
@@ -19,15 +19,19 @@ def described_channels(source: Path) -> tuple[Channel, ...]:
 
     nnU-Net 2 calls them ``channel_names``, nnU-Net 1 and the Decathlon ``modality``; all of them number them.
     """
-    path = source.parent / FILE if source.name in _IMAGES else source / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(description_of(source).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
     told = (content.get("channel_names") or content.get("modality")) if isinstance(content, dict) else None
     if not isinstance(told, dict) or sorted(told) != sorted(str(n) for n in range(len(told))):
         return ()
     return named_channels(_usable([str(told[str(n)]) for n in range(len(told))]))
+
+
+def description_of(source: Path) -> Path:
+    """Return where a folder would be described."""
+    return source.parent / FILE if source.name in _IMAGES else source / FILE
 
 
 def is_data_set(source: Path) -> bool:

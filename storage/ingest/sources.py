@@ -6,7 +6,8 @@ from pathlib import Path
 
 from storage.archive import Archive
 from storage.case import Channel
-from storage.ingest.channels import GroupedFiles, check_channels, expected, group_files
+from storage.channels import check_channels, expected
+from storage.ingest.channels import GroupedFiles, group_files
 from storage.ingest.described import FILE, LABELS, described_channels, is_data_set
 from storage.ingest.discover import FoundFile, find_files
 from storage.ingest.source import case_id_from_name
@@ -78,7 +79,7 @@ def _remarks(grouped: GroupedFiles, channels: Sequence[Channel], apart: Sequence
     remarks = []
     several = any(scan.whole is None for scan in grouped.scans) or len(channels) > 1
     if told and several and grouped.scans:
-        remarks.append(f"channels by {FILE}: {expected(channels)}")
+        remarks.append(f"channels by {FILE}: {expected(channels)} (ingest.channels: [] takes each file for a case)")
     if apart:
         remarks.append(f"WARNING: {_apart_words(apart)}. Begin a new archive, lest their patients count twice")
     if grouped.beside:

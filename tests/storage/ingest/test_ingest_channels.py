@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from storage import Archive, Channel, IngestError, rebuild_catalog
+from storage.channels import check_channels, named_channels
 from storage.errors import InvalidCaseError
 from storage.export.nifti import export_image
-from storage.ingest import check_channels, ingest, named_channels
+from storage.ingest import import_prompts, ingest
 from storage.ingest.channels import group_files
 from storage.ingest.discover import FoundFile
 
@@ -147,6 +148,16 @@ def test_an_exported_case_of_several_channels_comes_back_from_its_one_file(archi
     ingest(again, tmp_path / "out", channels=BOTH)
     np.testing.assert_array_equal(again["case_1"].read(), archive["case_1"].read())
     assert again["case_1"].record.channels == BOTH
+
+
+def test_prompts_may_name_the_file_of_a_channel(archive: Archive, raw: Path, tmp_path: Path) -> None:
+    ingest(archive, raw, channels=BOTH)
+    box = {"class_id": 1, "kind": "box", "slice": 2, "box_xyxy": [1, 1, 4, 5]}
+    rows = [{"image": "case_1_0001.nii.gz", **box}, {"case": "case_2", **box}, {"image": "case_3_0001.nii.gz", **box}]
+    (tmp_path / "boxes.json").write_text(json.dumps(rows))
+    summary = import_prompts(archive, tmp_path / "boxes.json")
+    assert (summary.added, summary.reasons) == (2, {"unknown-case": 1})
+    assert sorted(archive.catalog.prompts_by_case(["case_1", "case_2"])) == ["case_1", "case_2"]
 
 
 def test_a_time_series_that_nobody_has_named_is_told_how(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
