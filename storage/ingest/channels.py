@@ -80,8 +80,13 @@ def group_files(files: Sequence[FoundFile], channels: Sequence[Channel]) -> Grou
         ScanFiles(name=name, parts={each.name: tuple(found[each.name]) for each in channels if each.name in found})
         for name, found in parts.items()
     ]
-    wholes = [ScanFiles(name=stem_of(file.name), parts={}, whole=file) for file in others if file not in beside]
+    wholes = [whole_scan(file) for file in others if file not in beside]
     return GroupedFiles(scans=tuple(sorted([*groups, *wholes], key=lambda scan: scan.name)), beside=beside)
+
+
+def whole_scan(file: FoundFile) -> ScanFiles:
+    """Return a file that holds all channels of a scan."""
+    return ScanFiles(name=stem_of(file.name), parts={}, whole=file)
 
 
 def _ends_a_name(stem: str, suffix: str) -> bool:

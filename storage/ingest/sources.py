@@ -1,5 +1,6 @@
 """Which files of a folder are cases by themselves, and which are channels of one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 from storage.archive import Archive
 from storage.case import Channel
 from storage.channels import check_channels, expected
-from storage.ingest.channels import GroupedFiles, group_files
+from storage.ingest.channels import GroupedFiles, group_files, stem_of, whole_scan
 from storage.ingest.described import FILE, LABELS, described_channels, is_data_set
 from storage.ingest.discover import FoundFile, find_files
 from storage.ingest.source import case_id_from_name
 from storage.ingest.tasks import FileSource, channel_source, single_source
+
+_NUMBERED = re.compile(r"_([0-9]{4})$")
+"""How nnU-Net ends the name of a channel's file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ def choose_sources(archive: Archive, source: Path, *, exclude: Sequence[str], ch
     files = find_files(source, exclude=left_out)
     pictures = [file for file in files if file.kind != "dicom"]
     slices = tuple(file for file in files if file.kind == "dicom")
-    grouped = group_files(pictures, wanted) if wanted else None
+    grouped = None if not wanted else _as_described(pictures, wanted) if told else group_files(pictures, wanted)
     apart = [] if grouped is None else _known_apart(archive, grouped)
     if grouped is None or (told and apart):
         remarks = (
@@ -53,6 +57,20 @@ def choose_sources(archive: Archive, source: Path, *, exclude: Sequence[str], ch
     return ChosenSources(
         named=_taken_together(grouped, wanted, told=told), slices=slices, remarks=_remarks(grouped, wanted, apart, told=told)
     )
+
+
+def _as_described(files: Sequence[FoundFile], channels: Sequence[Channel]) -> GroupedFiles | None:
+    """Group what ``dataset.json`` is about, so that no file is lost that nobody has spoken of; None where the names are not nnU-Net's.
+
+    A folder may count its cases in four digits as well: then there are numbers that no channel has, and each file is one scan.
+    """
+    numbers = [int(found.group(1)) if (found := _NUMBERED.search(stem_of(file.name))) else -1 for file in files]
+    if len(channels) == 1:
+        return group_files(files, channels) if files and set(numbers) == {0} else None
+    if any(number >= len(channels) for number in numbers):
+        return GroupedFiles(scans=tuple(whole_scan(file) for file in files), beside=())
+    grouped = group_files(files, channels)
+    return GroupedFiles(scans=(*grouped.scans, *map(whole_scan, grouped.beside)), beside=())
 
 
 def _taken_together(grouped: GroupedFiles, channels: Sequence[Channel], *, told: bool) -> tuple[FileSource, ...]:

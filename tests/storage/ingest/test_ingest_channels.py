@@ -194,6 +194,26 @@ def test_one_channel_of_nnunet_is_called_without_its_number(archive: Archive, tm
     assert [(record.id, record.channels) for record in archive.cases()] == [("case_1", ())]
 
 
+@pytest.mark.parametrize("names", [["MRI"], ["T2", "ADC"]])
+def test_cases_that_are_counted_in_four_digits_are_no_channels(
+    archive: Archive, tmp_path: Path, write_nifti: WriteNifti, names: list[str]
+) -> None:
+    for n in range(4):
+        write_nifti(tmp_path / "imagesTr" / f"amos_{n:04d}.nii.gz", values(n, (5, 6, 7, len(names))))
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {str(n): name for n, name in enumerate(names)}}))
+    assert ingest(archive, tmp_path / "imagesTr").added == 4
+    assert archive["amos_0002"].record.shape_czyx[0] == len(names)
+
+
+def test_what_dataset_json_does_not_speak_of_is_refused_by_name_and_never_passed_over(
+    archive: Archive, raw: Path, write_nifti: WriteNifti
+) -> None:
+    write_nifti(raw / "case_1_late.nii.gz", values(7))
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "t1", "1": "t2"}}))
+    assert ingest(archive, raw).added == 2
+    assert "case_1_late.nii.gz: expected are the channels t1 (..._0000), t2 (..._0001)" in problems(archive)["channel-count-mismatch"]
+
+
 def test_an_archive_that_holds_the_files_apart_goes_on_so_unless_channels_are_named(archive: Archive, raw: Path) -> None:
     ingest(archive, raw)
     (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "t1", "1": "t2"}}))
