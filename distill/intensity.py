@@ -91,8 +91,9 @@ class IntensitySpec(BaseModel):
     pt: ModalityIntensity = AUTOMATIC
     us: ModalityIntensity = AUTOMATIC
     other: ModalityIntensity = AUTOMATIC
-    channels: Annotated[str, Field(pattern=r"^(windows|adjacent|channel:[0-9]+)$")] = "windows"
-    """``windows``: as the windows say. ``adjacent``: the slice below, the slice, the slice above. ``channel:N``: only channel ``N``, from 0."""
+    channels: Annotated[str, Field(pattern=r"^(windows|adjacent|channel:[A-Za-z0-9][A-Za-z0-9._-]*)$")] = "windows"
+    """``windows``: as the windows say. ``adjacent``: the slice below, the slice, the slice above. ``channel:N``: only channel ``N``, a name or a
+    number from 0."""
 
     @model_validator(mode="after")
     def _adjacent_takes_all_three(self) -> Self:
@@ -105,20 +106,49 @@ class IntensitySpec(BaseModel):
 
     def rule_for(self, record: CaseRecord) -> "WindowRule":
         """Return what this means for one case; nothing is checked against its voxels yet."""
-        key = record.modality.lower()
-        only = self.channels.startswith("channel:") and int(self.channels.removeprefix("channel:")) == 0 and record.shape_czyx[0] == 1
-        channels = "windows" if only else self.channels  # the first of one channel is all of them
+        shown = _shown_channel(record, self.channels)
+        channels = self.channels if shown is None else f"channel:{shown}"
+        if shown == 0 and record.shape_czyx[0] == 1:
+            channels = "windows"  # the first of one channel is all of them
+        modality = modality_of(record, shown)
+        key = modality.lower()
         chosen = cast("ModalityIntensity", getattr(self, key if key in {"ct", "mr", "pt", "us"} else "other"))
         if chosen.windows:
             name = "ct-soft-tissue" if key == "ct" and chosen.windows == (CT_SOFT_TISSUE_HU,) else "fixed-windows"
             return WindowRule(name=name, windows=chosen.windows, channels=channels)
         if chosen.percentiles is not None:
             return WindowRule(name="percentiles-of-non-zero", percentiles=chosen.percentiles, channels=channels)
-        if record.modality == "CT":
+        if modality == "CT":
             return WindowRule(name="ct-soft-tissue", windows=(CT_SOFT_TISSUE_HU,), channels=channels)
-        if record.dtype == "uint8" and record.shape_czyx[0] == 3:
+        if record.dtype == "uint8" and record.shape_czyx[0] == 3 and not record.channels:
             return WindowRule(name="as-is", windows=((0.0, 255.0),), channels=channels)
         return WindowRule(name="percentiles-of-non-zero", percentiles=PERCENTILES, channels=channels)
+
+
+def _shown_channel(record: CaseRecord, channels: str) -> int | None:
+    """Return the one channel that is shown; None for a picture of all of them, and for one that the case does not have.
+
+    Channels that somebody named are no colours, and neither are two, or more than three: of these the first is shown where nobody says another.
+    """
+    names = [channel.name for channel in record.channels]
+    if channels.startswith("channel:"):
+        word = channels.removeprefix("channel:")
+        if word in names:
+            return names.index(word)
+        return int(word) if word.isdecimal() and int(word) < record.shape_czyx[0] else None
+    return 0 if channels == "windows" and (len(names) > 1 or record.shape_czyx[0] not in {1, 3}) else None
+
+
+def modality_of(record: CaseRecord, shown: int | None) -> str:
+    """Return the modality of the channel that is shown, or of the case where it has none of its own."""
+    own = record.channels[shown].modality if shown is not None and record.channels else "unknown"
+    return record.modality if own == "unknown" else own
+
+
+def seen_channel(record: CaseRecord, spec: IntensitySpec) -> int | None:
+    """Return which channel a teacher is shown; None where it is the only one, or several at once."""
+    named = re.fullmatch(r"channel:([0-9]+)", spec.rule_for(record).channels)
+    return int(named.group(1)) if named else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +193,8 @@ class Window:
 def intensity_inputs(spec: IntensitySpec, record: CaseRecord) -> dict[str, WindowRule]:
     """Return what a label's fingerprint takes in of ``spec``: nothing for a case to which it does what the default does."""
     rule = spec.rule_for(record)
+    if rule.channels.startswith("channel:"):
+        return {"intensity": rule}  # what is shown of several channels by default was another thing before channels had names
     return {} if rule == DEFAULT.rule_for(record) else {"intensity": rule}
 
 
@@ -203,12 +235,15 @@ def _source(record: CaseRecord, rule: WindowRule) -> Literal["all", "adjacent"] 
         PlanError: if the case does not have them.
     """
     count = record.shape_czyx[0]
-    if named := re.fullmatch(r"channel:([0-9]+)", rule.channels):
-        index = int(named.group(1))
-        if index >= count:
-            message = f"case {record.id}: intensity.channels is {rule.channels!r}, but the case has {count} channel(s), counted from 0. Name one of them."
+    if rule.channels.startswith("channel:"):
+        word = rule.channels.removeprefix("channel:")
+        if not word.isdecimal() or int(word) >= count:
+            names = f": {', '.join(channel.name for channel in record.channels)}" if record.channels else ", counted from 0"
+            message = (
+                f"case {record.id}: intensity.channels is {rule.channels!r}, but the case has {count} channel(s){names}. Name one of them."
+            )
             raise PlanError(message)
-        return index
+        return int(word)
     if count > 1 and (rule.channels == ADJACENT or len(rule.windows) == 3):
         asked = "adjacent slices" if rule.channels == ADJACENT else "three windows"
         message = f"case {record.id}: {asked} fill the three channels of a picture, but the case has {count} channels of its own. Say channels: channel:0, or windows."

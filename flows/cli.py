@@ -90,6 +90,10 @@ def ingest(
     modality: Annotated[str | None, typer.Option(help="DICOM's code for all of them: CT, MR, US, ..., or other.")] = None,
     patient_from: Annotated[str | None, typer.Option(help="Regular expression; its first group is the patient in a file's name.")] = None,
     split: Annotated[Path | None, typer.Option(help="CSV with columns case,part: archive, calibration or test.", exists=True)] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(help="Files of one case, one for each channel: t1=_0000,t2=_0001. By default as nnU-Net's dataset.json says."),
+    ] = None,
     catalog: CatalogUrl = None,
 ) -> None:
     """Copy scans into an archive; made if it is not there. Safe to run again.
@@ -99,7 +103,10 @@ def ingest(
     from flows.imports import ingest_folder
 
     raise typer.Exit(
-        _shown(ingest_folder(source, archive, modality=modality, patient_from=patient_from, split=split, catalog=catalog), archive)
+        _shown(
+            ingest_folder(source, archive, modality=modality, patient_from=patient_from, split=split, catalog=catalog, channels=channels),
+            archive,
+        )
     )
 
 
@@ -189,6 +196,9 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the label files, one per scan, in its geometry.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     nifti: Annotated[bool, typer.Option("--nifti", help="Write NIfTI for pictures and DICOM too.")] = False,
+    channels: Annotated[
+        str | None, typer.Option(help="Of several channels, what the files of each end in, if not as in training: t1=-t1n,t2=-t2w.")
+    ] = None,
     catalog: CatalogUrl = None,
 ) -> None:
     """Use a student on new scans; it needs no prompts.
@@ -199,13 +209,15 @@ def predict(
     Folders are searched with all below them. DICOM series become DICOM SEG that refers to its slices, and so names the patient: for your eyes only.
     The files go by pseudonyms; a private list beside the folder says which is which.
 
+    A student of several channels takes the files of a case together (case_0000.nii.gz, case_0001.nii.gz), and answers with case.nii.gz.
+
     With an archive instead of files, its cases get the label set student/NAME: samdistill predict results/students/compact archive.zarr
 
     With an archive instead of a student, the student that 'samdistill students promote' chose is asked: samdistill predict archive.zarr scans/ -o labels/
     """
     from flows.showcase import predict_anywhere
 
-    raise typer.Exit(predict_anywhere(student, files or [], out, device=device, nifti=nifti, catalog=catalog))
+    raise typer.Exit(predict_anywhere(student, files or [], out, device=device, nifti=nifti, catalog=catalog, channels=channels))
 
 
 @app.command()

@@ -31,6 +31,7 @@ from flows.results import (
 )
 from flows.round_units import student_units
 from storage import Archive, ArchiveNotFoundError, fingerprint
+from storage.ingest.described import description_of
 from storage.ingest.discover import walk
 from storage.store import catalog_url_of
 
@@ -147,6 +148,9 @@ def _inputs(recipe: Recipe) -> Iterator[Path]:
     for source in (recipe.ingest.images, recipe.ingest.prompts, gold, recipe.ingest.split):
         if source is not None:
             yield from _files(source, recipe)
+    told = description_of(recipe.ingest.images)
+    if told.parent != recipe.ingest.images and told.is_file():
+        yield told
     if recipe.ingest.prompts is not None:
         yield from _masks(recipe.ingest.prompts)
 

@@ -14,22 +14,30 @@ from storage.wording import check_modality, check_pattern
 
 
 def ingest_folder(
-    source: Path, archive_url: str, *, modality: str | None, patient_from: str | None, split: Path | None, catalog: str | None
+    source: Path,
+    archive_url: str,
+    *,
+    modality: str | None,
+    patient_from: str | None,
+    split: Path | None,
+    catalog: str | None,
+    channels: str | None = None,
 ) -> StageResult:
     """Copy scans into an archive, and set their parts if a split is given; what cannot work is said before there is an archive."""
+    from flows.recipe_channels import channels_from_words
     from flows.sources import check_source, set_parts
     from storage.ingest import ingest as ingest_scans
 
     started = time.monotonic()
-    modality, patient_from = check_modality(modality), check_pattern(patient_from)
+    modality, patient_from, wanted = check_modality(modality), check_pattern(patient_from), channels_from_words(channels)
     found = check_source(source, archive_url, catalog=catalog)
     place = local_path(archive_url)
     if place is not None:
         check_writable(place, "the archive")
     archive = Archive.open_or_create(archive_url, catalog=catalog)
     with BARS.shown():
-        summary = ingest_scans(archive, source, modality=modality, patient_from=patient_from, progress=Follow("ingest"))
-    notes = [*([found] if found else []), *(set_parts(archive, split) if split is not None else [])]
+        summary = ingest_scans(archive, source, modality=modality, patient_from=patient_from, channels=wanted, progress=Follow("ingest"))
+    notes = [*([found] if found else []), *summary.remarks, *(set_parts(archive, split) if split is not None else [])]
     return StageResult(
         stage="ingest",
         done=summary.added + summary.replaced,

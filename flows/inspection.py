@@ -94,6 +94,8 @@ def _archive(path: str, catalog: str | None) -> Inspection:
         facts[f"cases in part {part}"] = sum(record.part == part for record in records)
     facts["patients"] = len({record.patient for record in records})
     facts["modalities"] = ", ".join(sorted({record.modality for record in records}))
+    if named := {tuple(channel.name for channel in record.channels) for record in records if record.channels}:
+        facts["channels"] = "; ".join(sorted(map(", ".join, named)))
     outdated = find_outdated(archive)
     gone: dict[Stage, tuple[str, ...]] = {"refine": outdated.refined, "train": outdated.students, "evaluate": outdated.reports}
     label_sets = Counter(archive.catalog.count_label_sets()) - Counter({PSEUDO_SET: len(outdated.refined)})
@@ -239,6 +241,7 @@ def _network(card: StudentCard) -> dict[str, JsonValue]:
         return {"agreement with its teacher on held-out patients (Dice)": agreement, **facts(card.promptable)}
     return {
         "agreement with held-out pseudo-labels (Dice)": agreement,
+        **({"channels": card.channel_words} if card.channels else {}),
         "network": "2.5d" if card.plan.neighbours else card.plan.dimensions,
         **(
             {}

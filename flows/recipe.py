@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 
 from distill.intensity import IntensitySpec
 from flows.places import resolve_catalog
+from flows.recipe_channels import ChannelsKey
 from flows.recipe_evaluate import UNTRAINED, EvaluateBlock
 from flows.recipe_parts import Address, Block, ClassId, Name, RecipePath, SourcePath
 from flows.recipe_prompts import PromptsBlock, check_looked_for, check_prompting_labels
@@ -85,6 +86,9 @@ class IngestBlock(Block):
     """Shell patterns of names to leave out, such as ``gold/*``."""
     patient_from: Annotated[str | None, AfterValidator(check_pattern)] = None
     """A regular expression whose first group is the patient in a file's name; without it every file is its own patient."""
+    channels: ChannelsKey = None
+    """What the files of one case are, where each channel is a file: ``{t1: _0000, t2: _0001}``, or names alone for nnU-Net's numbers; without it
+    what nnU-Net's ``dataset.json`` says. Empty takes each file for a case."""
     prompts: SourcePath | None = None
     gold: GoldBlock | None = None
     split: SourcePath | None = None

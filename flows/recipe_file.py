@@ -22,6 +22,7 @@ results: ./results                     # students and reports go here
 ingest:
   images: ./images                     # folder of NIfTI, DICOM, PNG, JPEG or TIFF
   modality: MR                         # CT, MR, US, ...
+  # channels: {t1: _0000, t2: _0001}   # where each channel of a case is a file: what their names end in
   # patient_from: "^(P[0-9]+)"         # finds the patient in a file's name; without it each file is its own patient
   prompts: ./weak_prompts.json         # boxes and points, see docs/prompts.md
   # gold: {path: ./gold, map: {1: 1}}  # expert labels for calibration and test cases, if there are any

@@ -76,7 +76,14 @@ def print_report(recipe_file: Path) -> None:
 
 
 def predict_anywhere(
-    student: Path, sources: Sequence[Path], out: Path | None, *, device: str, nifti: bool = False, catalog: str | None = None
+    student: Path,
+    sources: Sequence[Path],
+    out: Path | None,
+    *,
+    device: str,
+    nifti: bool = False,
+    catalog: str | None = None,
+    channels: str | None = None,
 ) -> int:
     """Segment scans in files into a folder, or the cases of one archive (whose catalog may be named) into a label set of it.
 
@@ -87,6 +94,7 @@ def predict_anywhere(
         device: Where to compute.
         nifti: Write NIfTI for all.
         catalog: Of the archive.
+        channels: What the files of each channel end in, where that is not as the student knows it: ``t1=_0000,t2=_0001``.
 
     Raises:
         StageError: if files are given without a folder to write to, or an archive beside other things, or no student is promoted.
@@ -110,7 +118,7 @@ def predict_anywhere(
     if out is None:
         message = "say where the labels go: add -o FOLDER (only an archive takes them itself)."
         raise StageError(message)
-    return predict_to_files(student, sources, out, device=device, nifti=nifti)
+    return predict_to_files(student, sources, out, device=device, nifti=nifti, channels=channels)
 
 
 def predict_to_archive(student: Path, archive: Path, *, device: str, catalog: str | None = None) -> int:
@@ -131,15 +139,19 @@ def predict_to_archive(student: Path, archive: Path, *, device: str, catalog: st
     return OK
 
 
-def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device: str, nifti: bool = False) -> int:
+def predict_to_files(
+    student: Path, files: Sequence[Path], out: Path, *, device: str, nifti: bool = False, channels: str | None = None
+) -> int:
     """Segment scans with a student, list those that could not be, and files that are no scans.
 
     Raises:
         StageError: if the folder cannot be written to.
     """
+    from flows.recipe_channels import channels_from_words
     from students import load_student
     from students.files import FilePrediction, predict_files
 
+    wanted = channels_from_words(channels)
     check_writable(out, "the labels")
     model = load_student(student, device=device)
     follow, seen = Follow("predict"), iter(range(1, sys.maxsize))
@@ -148,7 +160,7 @@ def predict_to_files(student: Path, files: Sequence[Path], out: Path, *, device:
         follow(next(seen), total)
 
     with BARS.shown():
-        found = predict_files(model, files, out, note, nifti_only=nifti)
+        found = predict_files(model, files, out, note, nifti_only=nifti, channels=wanted)
     for record in found.scans:
         if record.problem:
             show_error(record.problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.console import Follow
 from flows.errors import StageError
 from flows.recipe import ClassBlock, IngestBlock
+from flows.recipe_channels import channels_of
 from flows.results import OTHER_CASES, StageResult, counted
 from storage import Archive, ArchiveNotFoundError, ClassInfo, IngestError
 from storage.ingest import PromptSummary, check_any, import_labels, import_parts, import_prompts, ingest
@@ -52,9 +53,15 @@ def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBl
     """
     started = time.monotonic()
     summary = ingest(
-        archive, block.images, modality=block.modality, patient_from=block.patient_from, exclude=block.exclude, progress=follow
+        archive,
+        block.images,
+        modality=block.modality,
+        patient_from=block.patient_from,
+        exclude=block.exclude,
+        channels=channels_of(block.channels),
+        progress=follow,
     )
-    notes: list[str] = []
+    notes = list(summary.remarks)
     if block.split is not None:
         notes += set_parts(archive, block.split)
     if block.gold is not None:

@@ -4,7 +4,7 @@ Start at :class:`Archive`. This room knows nothing of models and imports neither
 """
 
 from storage.archive import Archive
-from storage.case import IGNORE, CaseRecord, ClassInfo, Geometry, LabelHistory, Part, Prompt
+from storage.case import IGNORE, CaseRecord, Channel, ClassInfo, Geometry, LabelHistory, Part, Prompt
 from storage.catalog import Catalog
 from storage.errors import (
     ArchiveError,
@@ -38,6 +38,7 @@ __all__ = [
     "CaseRecord",
     "Catalog",
     "CatalogError",
+    "Channel",
     "ClassInfo",
     "Geometry",
     "IngestError",

@@ -58,6 +58,24 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One of several images of the same place: an MR sequence, or PET beside CT."""
+
+    name: str
+    """Letters, digits, ``.``, ``_`` and ``-``."""
+    modality: str = "unknown"
+    """DICOM's code of this channel alone."""
+    suffix: str = ""
+    """What its file's name ends in, before the ending: ``_0000``; one file may also hold all channels."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that cannot be written in a recipe."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            message = f"a channel is called {self.name!r}: write 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit."
+            raise InvalidCaseError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
     """Everything the catalog knows about one case before anyone labels it."""
 
@@ -74,12 +92,20 @@ class CaseRecord:
     """Allow-listed facts for subgroups (``sex``, ``age_years``, ``vendor``); never names, dates or free text."""
     fingerprint: str = ""
     """Hash of the pixels and geometry; label work depends on it."""
+    channels: tuple[Channel, ...] = ()
+    """What each channel is, in the order of the pixels; empty where nobody said, and for one channel or a colour picture."""
 
     def __post_init__(self) -> None:
         """Validate the id and the shape once."""
         check_case_id(self.id)
         if len(self.shape_czyx) != 4 or min(self.shape_czyx) < 1:
             message = f"case {self.id}: shape_czyx must be four positive sizes, but is {self.shape_czyx}."
+            raise InvalidCaseError(message)
+        names = [channel.name for channel in self.channels]
+        if names and (len(names) != self.shape_czyx[0] or len(set(names)) < len(names)):
+            message = (
+                f"case {self.id}: {self.shape_czyx[0]} channel(s) need as many different names, but they are called {', '.join(names)}."
+            )
             raise InvalidCaseError(message)
 
 

@@ -9,13 +9,14 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.orm import InstrumentedAttribute
 
-from storage.case import CaseRecord, Geometry
+from storage.case import CaseRecord, Channel, Geometry
 from storage.errors import CaseNotFoundError
 from storage.tables import CaseRow
 
 KEYS_PER_QUERY = 500
 """Ids in one IN (...); SQLite's oldest limit is 999 variables."""
 _GEOMETRY = TypeAdapter(Geometry)
+_CHANNELS = TypeAdapter(tuple[Channel, ...])
 
 
 def case_row(record: CaseRecord) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def case_row(record: CaseRecord) -> dict[str, Any]:
         "geometry": _GEOMETRY.dump_python(record.geometry, mode="json"),
         "attributes": dict(record.attributes),
         "fingerprint": record.fingerprint,
+        "channels": _CHANNELS.dump_python(record.channels, mode="json"),
         "ready": True,
     }
 
@@ -50,6 +52,7 @@ def case_record(row: Mapping[Any, Any]) -> CaseRecord:
         part=row["part"],
         attributes=row["attributes"],
         fingerprint=row["fingerprint"],
+        channels=_CHANNELS.validate_python(tuple(row["channels"] or ())),
     )
 
 

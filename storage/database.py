@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from storage.errors import CatalogError
 from storage.tables import Base
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every schema revision this code knows, oldest first; a test compares them with ``storage/migrations/versions``."""
 
 BUSY_TIMEOUT_MS = 60_000

@@ -47,6 +47,8 @@ class CaseRow(Base):
     attributes: Mapped[dict[str, Any]] = mapped_column(JSON)
     fingerprint: Mapped[str] = mapped_column(String(64))
     ready: Mapped[bool]
+    channels: Mapped[list[dict[str, str]] | None] = mapped_column(JSON)
+    """Names of several channels; NULL in rows of before these were kept."""
 
 
 class PromptRow(Base):

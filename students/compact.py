@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from storage import Archive, ClassInfo, fingerprint
 from students.errors import StudentFileError, WorkerError
-from students.learnt_cases import FoundCases, beside_marks, find_cases, hint_marks
+from students.learnt_cases import FoundCases, beside_marks, find_cases, hint_marks, named_channels
 from students.lesson import Lesson
 from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
@@ -186,6 +186,7 @@ def _prepare(
         cases=[(r.id, r.fingerprint, o.history.fingerprint, weights.get(r.id, 1.0)) for r, o in zip(found.labeled, labels, strict=True)],
         label_set=label_set,
         **unknown,
+        **({"channels": [each.name for each in channels]} if (channels := named_channels(found.every)) else {}),
         **beside_marks(archive, found),
         **hint_marks(archive, found, spec),
     )
@@ -307,4 +308,5 @@ def _card(spec: StudentSpec, plan: NetworkPlan, found: FoundCases, split: tuple[
         history=(),
         gold_cases=tuple(record.id for record in found.gold),
         unlabeled_cases=tuple(record.id for record in found.unlabeled),
+        channels=named_channels(found.every),
     )

@@ -117,7 +117,7 @@ def _seconds(answer: Callable[[], object], device: torch.device) -> float:
 def student_cost(student: Student, archive: Archive, case: str) -> Cost:
     """Measure a student on one case, reading not included."""
     stored = archive[case]
-    image, spacing, hints = stored.read(), stored.spacing_zyx_mm, student.hints_of(stored)
+    image, spacing, hints = student.image_of(stored), stored.spacing_zyx_mm, student.hints_of(stored)
 
     def answer() -> object:
         return student.predict(image, spacing, hints=hints)

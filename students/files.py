@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from storage.case import Geometry
+from storage.case import Channel, Geometry
 from storage.errors import IngestError, InvalidCaseError
 from storage.export.dicom_seg import MadeBy, obstacle, write_dicom_seg
 from storage.export.nifti import write_nifti
@@ -60,6 +60,7 @@ def predict_files(
     *,
     largest_component: bool = False,
     nifti_only: bool = False,
+    channels: Sequence[Channel] | None = None,
 ) -> FilePredictions:
     """Segment NIfTI, DICOM, PNG, JPEG and TIFF scans, each with the geometry it came with.
 
@@ -74,10 +75,16 @@ def predict_files(
         progress: Called after each scan, with the number of all.
         largest_component: As in `Student.predict`.
         nifti_only: Write NIfTI for pictures and DICOM series too.
+        channels: Where the files of each channel are called otherwise here than those that the student learnt from: the same channels with
+            other suffixes. A scan of several channels answers as ``NAME``, without what tells its files apart.
 
     Returns:
         One record per scan, in the order of their names, those that could not be segmented among them with the reason.
+
+    Raises:
+        VolumeError: if ``channels`` are not those of the student.
     """
+    seen = _seen_channels(student, channels)
     # Absolute and without dots, since it must have a name: the private list is called after it.
     folder = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links, and absolute() keeps "."
     done: list[FilePrediction] = []
@@ -89,11 +96,11 @@ def predict_files(
 
     taken: set[Path] = set()
     with quiet_readers():
-        found = find_scans(paths, folder)
+        found = find_scans(paths, folder, seen)
         total = len(found.refused) + len(found.scans)
         for source, reason in found.refused:
             note(FilePrediction(source=source, output=None, problem=reason, seconds=0.0))
-        given = {scan.path.resolve() for scan in found.scans if scan.path is not None}
+        given = {path.resolve() for scan in found.scans if scan.path is not None for path in (scan.path, *scan.others)}
         for scan in found.scans:
             note(_predict_scan(student, scan, taken, given, largest_component=largest_component, nifti_only=nifti_only))
     return FilePredictions(
@@ -102,6 +109,25 @@ def predict_files(
         unnamed=tuple(sorted(found.unnamed.items())),
         private_list=found.private_list,
     )
+
+
+def _seen_channels(student: Student, channels: Sequence[Channel] | None) -> tuple[Channel, ...]:
+    """Return the channels that files are looked for, in the order in which the student sees them.
+
+    Raises:
+        VolumeError: if others are named than the student sees.
+    """
+    own = student.card.channels
+    if channels is None:
+        return own
+    count = student.card.plan.image_channels
+    by_name = {channel.name: channel for channel in channels}
+    if not own and len(channels) == count:
+        return tuple(channels)
+    if sorted(by_name) != sorted(channel.name for channel in own):
+        message = f"student {student.name} sees {student.card.channel_words}, but {', '.join(by_name) or 'none'} are named. Name the same, with what their files end in."
+        raise VolumeError(message)
+    return tuple(by_name[channel.name] for channel in own)
 
 
 def _predict_scan(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from storage import Archive, CaseRecord
+from storage import Archive, CaseRecord, Channel
 from students.errors import TrainingError
 from students.gold import check_gold, split_off_gold
 from students.spec import StudentSpec
@@ -46,12 +46,28 @@ def check_channels(records: Sequence[CaseRecord]) -> None:
     """Refuse cases that no one network can look at.
 
     Raises:
-        TrainingError: if their numbers of channels differ.
+        TrainingError: if their numbers of channels differ, or what these are called.
     """
     channels = {record.shape_czyx[0] for record in records}
     if len(channels) > 1:
         message = f"cases have different numbers of channels {sorted(channels)}: train one student for each."
         raise TrainingError(message)
+    called: dict[tuple[str, ...], str] = {}
+    for record in records:
+        called.setdefault(tuple(channel.name for channel in record.channels), record.id)
+    called.pop((), None)
+    if len(called) > 1:
+        (one, first), (other, second), *_ = called.items()
+        message = (
+            f"case {first} has the channels {', '.join(one)}, but case {second} {', '.join(other)}: a network takes each for the same in all cases. "
+            "Ingest them with the same ingest.channels."
+        )
+        raise TrainingError(message)
+
+
+def named_channels(records: Sequence[CaseRecord]) -> tuple[Channel, ...]:
+    """Return what the channels of the cases are; empty where nobody named them."""
+    return next((record.channels for record in records if record.channels), ())
 
 
 def chosen_records(

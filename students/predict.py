@@ -135,7 +135,7 @@ class Student:
         channels = self.card.plan.image_channels
         if image.ndim != 4 or image.shape[0] != channels:
             message = (
-                f"student {self.name} needs z y x or c z y x with {channels} channel(s), but the volume has shape {volume.shape}. "
+                f"student {self.name} needs z y x or c z y x with {self.card.channel_words}, but the volume has shape {volume.shape}. "
                 "Give images of the kind it was trained on (a grey picture saved in colour has 3 channels)."
             )
             raise VolumeError(message)
@@ -164,9 +164,24 @@ class Student:
         """Segment one case of an archive, with the hints that it carries if the student sees hints.
 
         Raises:
-            VolumeError: as for `predict`, or if the case does not carry the label set that the student sees.
+            VolumeError: as for `predict`, or if the case does not carry the label set that the student sees, or lacks one of its channels.
         """
-        return self.predict(stored.read(), stored.spacing_zyx_mm, hints=self.hints_of(stored))
+        return self.predict(self.image_of(stored), stored.spacing_zyx_mm, hints=self.hints_of(stored))
+
+    def image_of(self, stored: Case) -> np.ndarray:
+        """Return the channels of a case in the order in which the student knows them, where both have names for them.
+
+        Raises:
+            VolumeError: if the case lacks one.
+        """
+        wanted, there = ([channel.name for channel in each] for each in (self.card.channels, stored.record.channels))
+        if not wanted or not there or wanted == there:
+            return stored.read()
+        lacking = [name for name in wanted if name not in there]
+        if lacking:
+            message = f"case {stored.id} has the channels {', '.join(there)}, but student {self.name} sees {', '.join(wanted)}: {', '.join(lacking)} is missing."
+            raise VolumeError(message)
+        return np.asarray(stored.read()[[there.index(name) for name in wanted]])
 
     def hints_of(self, stored: Case) -> Float32[np.ndarray, "k z y x"] | None:
         """Return what a case shows this student beside the image; None for a student that sees the image alone.

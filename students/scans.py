@@ -9,11 +9,13 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from storage.case import Channel
 from storage.errors import IngestError, InvalidCaseError
+from storage.ingest.channels import ScanFiles, group_files, read_scan
 from storage.ingest.dicom import read_series
 from storage.ingest.dicom_attributes import keyed_hash, load_or_make_key
 from storage.ingest.dicom_headers import DicomSeries, SliceHeader, group_series, read_header
@@ -43,7 +45,9 @@ class Scan:
     read: Callable[[], SourceCase]
     """Raises `IngestError` with a reason that a person can act on."""
     path: Path | None = None
-    """The file; None for a series."""
+    """The file, the first of several channels; None for a series."""
+    others: tuple[Path, ...] = ()
+    """The files of the other channels."""
     series: DicomSeries | None = None
     """The series; None for a file."""
 
@@ -63,15 +67,18 @@ class FoundScans:
     """Says which DICOM pseudonym is which file; None where there is no DICOM."""
 
 
-def find_scans(paths: Iterable[str | Path], out: Path) -> FoundScans:
+def find_scans(paths: Iterable[str | Path], out: Path, channels: Sequence[Channel] = ()) -> FoundScans:
     """List the scans under folders and among files, without reading voxels.
 
     Args:
         paths: Files, and folders that are searched with all that is below them; what is reached twice counts once. Hidden files and
             ``.zarr`` folders are left alone, and so is ``out`` where it lies inside such a folder: answers are no scans.
         out: The folder for answers, absolute; it mirrors the folders of the scans.
+        channels: What the student sees, where somebody named it: files of one folder that are named alike, but for what each channel's files
+            end in, are then one scan. What goes by the name of a scan and is none of its channels is passed over.
     """
     found, seen = FoundScans(), set[Path]()
+    pictures: dict[Path, list[FoundFile]] = {}
     slices: list[FoundFile] = []
     private: list[tuple[str, Path]] = []
     for path in _once(map(Path, paths)):
@@ -93,7 +100,12 @@ def find_scans(paths: Iterable[str | Path], out: Path) -> FoundScans:
         else:
             found.passed_over += [other.relative_to(path).as_posix() for other in others]
         slices += [file for file in files if file.kind == "dicom"]
-        found.scans += [_file_scan(file, out) for file in files if file.kind != "dicom"]
+        named = [file for file in files if file.kind != "dicom"]
+        found.scans += [] if channels else [_file_scan(file, out) for file in named]
+        for file in named:
+            pictures.setdefault(file.path.parent.resolve(), []).append(file)
+    for together in pictures.values() if channels else ():
+        _add_channels(together, out, found, channels)
     _add_series(slices, out, found, private)
     return found
 
@@ -153,6 +165,30 @@ def _key_file(out: Path) -> Path:
     return out.parent / (out.name + ".dicom-key")
 
 
+def _add_channels(files: Sequence[FoundFile], out: Path, found: FoundScans, channels: Sequence[Channel]) -> None:
+    """Take those files of a folder together that are channels of one scan."""
+    grouped = group_files(files, channels)
+    found.passed_over += [file.name for file in grouped.beside]
+    found.scans += [_channel_scan(scan, channels, out) for scan in grouped.scans]
+
+
+def _channel_scan(scan: ScanFiles, channels: Sequence[Channel], out: Path) -> Scan:
+    first, *others = scan.files
+    name = scan.name if scan.whole is None else scan.whole.name
+
+    def read_channels(_: Path, naming: Naming) -> SourceCase:
+        return read_scan(scan, channels, naming)
+
+    return Scan(
+        name=name,
+        target=out / scan.name,
+        picture=all(file.kind == "image" for file in scan.files),
+        read=partial(_read_named, read_channels, replace(first, name=name), Naming(case="scan", patient="scan")),
+        path=first.path,
+        others=tuple(file.path for file in others),
+    )
+
+
 def _file_scan(file: FoundFile, out: Path) -> Scan:
     reader = read_nifti if file.kind == "nifti" else read_image
     ending = next(e for e in ENDINGS if file.name.lower().endswith(e))
@@ -169,7 +205,7 @@ def _read_named(reader: Callable[[Path, Naming], SourceCase], file: FoundFile, n
     try:
         return reader(file.path, naming)
     except (IngestError, InvalidCaseError) as error:
-        said = str(error).removeprefix(f"case {naming.case}: ").removeprefix(f"{file.path.name}: ")
+        said = str(error).removeprefix(f"case {naming.case}: ").removeprefix(f"case {naming.case}, ").removeprefix(f"{file.path.name}: ")
         reason = error.reason if isinstance(error, IngestError) else "invalid-case"
         raise IngestError(reason, f"{file.name}: {said}") from error
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from storage.case import ClassInfo
+from storage.case import Channel, ClassInfo
 from students.frozen import Frozen, Growing
 from students.learning import Learning
 from students.origins import Exported, NnunetRecord, PromptableRecord
@@ -178,7 +178,7 @@ class RoundsNote(Frozen):
 class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds", "channels"})
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -210,6 +210,15 @@ class StudentCard(Growing):
     """None for a student as training left it."""
     rounds: RoundsNote | None = None
     """None for a student that was not chosen among those of several rounds."""
+    channels: tuple[Channel, ...] = ()
+    """What each channel of the images is, and how its files are told apart; empty where nobody named them."""
+
+    @property
+    def channel_words(self) -> str:
+        """Number and names of the channels: ``2 channels (t1, t2)``."""
+        count = self.plan.image_channels
+        names = f" ({', '.join(channel.name for channel in self.channels)})" if self.channels else ""
+        return f"{count} channel{'' if count == 1 else 's'}{names}"
 
 
 class Cost(Frozen):

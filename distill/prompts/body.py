@@ -24,9 +24,10 @@ _BLANKET = np.ones((3, 3), np.uint8)
 """What is thinner than this is no part of the patient: sheets, and the rim of a table."""
 
 
-def grey_volume(volume_czyx: np.ndarray) -> np.ndarray:
-    """Return ``(z, y, x)`` float32: the one channel as it is, or the mean of several."""
-    grey: np.ndarray = volume_czyx[0].astype(np.float32) if len(volume_czyx) == 1 else volume_czyx.mean(axis=0, dtype=np.float32)
+def grey_volume(volume_czyx: np.ndarray, shown: int | None = None) -> np.ndarray:
+    """Return ``(z, y, x)`` float32: the one channel as it is, that which the teacher is shown, or the mean of colours."""
+    only = 0 if len(volume_czyx) == 1 else shown
+    grey: np.ndarray = volume_czyx.mean(axis=0, dtype=np.float32) if only is None else volume_czyx[only].astype(np.float32)
     return np.asarray(np.nan_to_num(grey))
 
 

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from distill.automatic import Candidate
 from distill.errors import PlanError
+from distill.intensity import DEFAULT, IntensitySpec, seen_channel
 from distill.prompts.everything_options import TRAITS, EverythingOptions, Look
 from distill.prompts.nameless import masks_by_slice, piece_of
 from distill.prompts.ontology import Choice, Expectation, assign, expect, shared
@@ -69,7 +70,7 @@ class EverythingSource:
         expected = self.expectations(subject)
         if not expected:
             return []
-        around = Surroundings(subject.record, subject.volume_czyx)
+        around = Surroundings(subject.record, subject.volume_czyx, subject.shown)
         prompts: list[Prompt] = []
         for z, candidates in masks_by_slice(self.teacher, subject, self.options.grid):
             pieces = [piece_of(each, z) for each in candidates]
@@ -102,7 +103,7 @@ def make_everything(context: SourceContext, options: EverythingOptions | None) -
     """
     options = options or EverythingOptions()
     looks = looks_of(options.classes, context.classes)
-    exemplars = read_exemplars(context.archive, context.classes, options.exemplars) if options.exemplars else []
+    exemplars = read_exemplars(context.archive, context.classes, options.exemplars, context.plan.intensity) if options.exemplars else []
     if not looks and not exemplars:
         message = (
             "the source everything knows of no class what it looks like. Say it under prompts.everything.classes, such as "
@@ -127,7 +128,7 @@ def looks_of(given: Mapping[str, Look], classes: Sequence[ClassInfo]) -> dict[in
     return {known[name]: look for name, look in given.items()}
 
 
-def read_exemplars(archive: Archive, classes: Sequence[ClassInfo], count: int) -> list[Exemplar]:
+def read_exemplars(archive: Archive, classes: Sequence[ClassInfo], count: int, intensity: IntensitySpec = DEFAULT) -> list[Exemplar]:
     """Return what the gold of so many calibration cases says, evenly over all of them in order of name.
 
     Raises:
@@ -140,12 +141,12 @@ def read_exemplars(archive: Archive, classes: Sequence[ClassInfo], count: int) -
         )
         raise PlanError(message)
     chosen = sorted({int(n) for n in np.linspace(0, len(records) - 1, count).round()})
-    return [_exemplar(archive, records[n], classes) for n in chosen]
+    return [_exemplar(archive, records[n], classes, intensity) for n in chosen]
 
 
-def _exemplar(archive: Archive, record: CaseRecord, classes: Sequence[ClassInfo]) -> Exemplar:
+def _exemplar(archive: Archive, record: CaseRecord, classes: Sequence[ClassInfo], intensity: IntensitySpec) -> Exemplar:
     case = archive[record.id]
-    around, gold = Surroundings(record, case.read()), case.labels(GOLD).read()
+    around, gold = Surroundings(record, case.read(), seen_channel(record, intensity)), case.labels(GOLD).read()
     rows = {info.id: [around.traits(piece) for piece in _pieces(gold, info.id)] for info in classes}
     return Exemplar(patient=record.patient, traits={key: np.stack(found) for key, found in rows.items() if found})
 

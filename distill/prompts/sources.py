@@ -37,6 +37,11 @@ class Subject:
     stored: tuple[Prompt, ...] = ()
     """Every prompt that is known about the case, whoever made it."""
 
+    @property
+    def shown(self) -> int | None:
+        """Which channel the teacher is shown; None where there is one, or a picture of all."""
+        return self.window.source if isinstance(self.window.source, int) else None
+
     def picture(self, z: int) -> np.ndarray:
         """Return slice ``z`` as the teacher sees it, ``(H, W, 3)`` uint8."""
         return picture_of(self.volume_czyx, z, self.window)

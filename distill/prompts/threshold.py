@@ -14,6 +14,7 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import expand_labels, watershed
 
 from distill.errors import PlanError
+from distill.intensity import modality_of
 from distill.prompts.body import body_mask, grey_volume, otsu_cuts
 from distill.prompts.pieces import pieces_of, prompts_of, rim_contrast
 from distill.prompts.presets import PRESETS, ThresholdOptions, ThresholdRule
@@ -39,8 +40,8 @@ class ThresholdSource:
         due = [(info.id, rule) for info in subject.classes if (rule := self.rules.get(info.id)) and _speaks_of(rule, subject.record)]
         if not due:
             return []
-        grey = grey_volume(subject.volume_czyx)
-        body = body_mask(grey, subject.record.modality)
+        grey = grey_volume(subject.volume_czyx, subject.shown)
+        body = body_mask(grey, modality_of(subject.record, subject.shown))
         found: list[Prompt] = []
         for class_id, rule in due:
             found += _prompts(subject.record, class_id, rule, grey, find_pieces(subject.record, grey, body, rule))

@@ -5,6 +5,7 @@ import math
 import cv2
 import numpy as np
 
+from distill.intensity import modality_of
 from distill.prompts.body import BodyFrame, body_frame, body_mask, grey_volume
 from distill.prompts.everything_options import TRAITS
 from distill.prompts.pieces import Piece, rim_contrast
@@ -17,10 +18,10 @@ RANK_STEPS = 1001
 class Surroundings:
     """A case as masks are measured against it: native intensities, the body and its frame."""
 
-    def __init__(self, record: CaseRecord, volume_czyx: np.ndarray) -> None:
-        """Find the body of a volume of native intensities."""
-        self.grey = grey_volume(volume_czyx)
-        self.body = body_mask(self.grey, record.modality)
+    def __init__(self, record: CaseRecord, volume_czyx: np.ndarray, shown: int | None = None) -> None:
+        """Find the body of a volume of native intensities, in the channel that the teacher is shown where there are several."""
+        self.grey = grey_volume(volume_czyx, shown)
+        self.body = body_mask(self.grey, modality_of(record, shown))
         self.frame: BodyFrame = body_frame(record, self.body)
         self.ranks = np.percentile(self.grey[self.body], np.linspace(0, 100, RANK_STEPS)) if self.body.any() else np.zeros(RANK_STEPS)
         spacing = record.geometry.spacing_zyx_mm

@@ -34,15 +34,20 @@ _UNITS = {0: "unknown", 1: "metre", 2: "millimetre", 3: "micrometre"}
 NiftiHeader = nib.Nifti1Header | nib.Nifti2Header
 
 
-def read_nifti(path: Path, naming: Naming) -> SourceCase:
+def read_nifti(path: Path, naming: Naming, volumes: int = 1) -> SourceCase:
     """Read one NIfTI file as a case.
+
+    Args:
+        path: The file.
+        naming: What the case is called.
+        volumes: So many along the fourth dimension are channels of one scan; any other number above 1 is a time series.
 
     Raises:
         IngestError: with the slug ``zero-bytes``, ``truncated-gzip``, ``truncated-file``, ``not-nifti``, ``bad-spacing``,
             ``bad-affine``, ``unsupported-units``, ``time-series``, ``not-a-volume``, ``nan-volume``, ``empty-volume``,
             ``unsupported-dtype`` or ``unreadable``.
     """
-    loaded = _load(path)
+    loaded = _load(path, volumes)
     geometry = Geometry(
         spacing_zyx_mm=_spacing_zyx_mm(loaded.header, path.name),
         affine=_rows(loaded.affine),
@@ -75,13 +80,13 @@ class _Loaded:
     voxels_czyx: np.ndarray
 
 
-def _load(path: Path) -> _Loaded:
+def _load(path: Path, volumes: int = 1) -> _Loaded:
     check_not_empty(path, path.name)
     with _reading(path) as stream:
         header = raw_header(stream, path.name)
         _spacing_zyx_mm(header, path.name)
         image = _image_class(header).from_stream(stream)
-        _check_dimensions(image.shape, path.name)
+        _check_dimensions(image.shape, path.name, volumes)
         affine = _checked_affine(image.affine, path.name)
         voxels = _to_czyx(_values(image))
         _drain(stream)
@@ -190,22 +195,29 @@ def _header_fields(header: NiftiHeader) -> dict[str, float | int | list[float]]:
     }
 
 
-def _check_dimensions(shape: tuple[int, ...], label: str) -> None:
-    """Accept planes, volumes and volumes with vector components; refuse what runs over time."""
+def _check_dimensions(shape: tuple[int, ...], label: str, volumes: int) -> None:
+    """Accept planes, volumes, volumes with vector components and as many volumes as there are channels; refuse what runs over time."""
     if len(shape) < 2 or 0 in shape:
         message = f"{label}: the array has the shape {shape}, which is no image of two or three dimensions."
         raise IngestError("not-a-volume", message)
-    if len(shape) > 3 and shape[3] > 1:
-        message = (
-            f"{label}: the file holds {shape[3]} volumes over time (shape {shape}). Split it into one file per time point, "
-            "for example with nibabel.four_to_three, and ingest those that you want."
-        )
+    if len(shape) > 3 and shape[3] > 1 and (shape[3] != volumes or any(n > 1 for n in shape[4:])):
+        message = f"{label}: the file holds {shape[3]} volumes (shape {shape}){_cure(volumes)}"
         raise IngestError("time-series", message)
     if len(shape) > 4 and (shape[4] > _VECTOR_LIMIT or any(n > 1 for n in shape[5:])):
         message = (
             f"{label}: the shape {shape} has more than {_VECTOR_LIMIT} values per voxel. Save the ones you want as files of their own."
         )
         raise IngestError("not-a-volume", message)
+
+
+def _cure(volumes: int) -> str:
+    """Say what to do about a file with more volumes than were expected."""
+    if volumes > 1:
+        return f", but {volumes} channels are named. Name as many channels as there are volumes."
+    return (
+        ". If they are channels of one scan, as MR sequences are, name them in this order: ingest: {channels: [t1, t2]}. If they are points in time, "
+        "split the file, for example with nibabel.four_to_three, and ingest those that you want."
+    )
 
 
 def _values(image: nib.Nifti1Image) -> np.ndarray:

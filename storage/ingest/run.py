@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 from storage.archive import Archive
-from storage.case import check_case_id
+from storage.case import Channel, check_case_id
 from storage.errors import IngestError, InvalidCaseError, LedgerError
 from storage.heartbeat import beating
 from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping
 from storage.ingest.dicom_attributes import load_or_make_key
-from storage.ingest.discover import find_files
 from storage.ingest.source import SourceCase, quiet_readers
+from storage.ingest.sources import ChosenSources, choose_sources
 from storage.ingest.tasks import Task, dicom_tasks, file_tasks
 from storage.store import local_path
 from storage.wording import check_modality, check_pattern
@@ -45,15 +45,18 @@ class IngestSummary:
     """Slug -> how many of ``problems``."""
     notes: tuple[str, ...] = ()
     """What was put right on the way in."""
+    remarks: tuple[str, ...] = ()
+    """How files were taken together as channels of one case, where they were."""
 
 
-def ingest(
+def ingest(  # noqa: PLR0913 - all but archive and source by name
     archive: Archive,
     source: Path,
     *,
     modality: str | None = None,
     patient_from: str | None = None,
     exclude: Sequence[str] = (),
+    channels: Sequence[Channel] | None = None,
     workers: int = 2,
     progress: Progress | None = None,
     dicom_key: bytes | None = None,
@@ -67,22 +70,25 @@ def ingest(
         patient_from: Regular expression whose first group is the patient in a case id; by default each case is a patient.
             DICOM files say themselves whose they are.
         exclude: Shell patterns of relative names to leave out, such as ``gold/*``.
+        channels: What the files of one case are, in this order, if they are one for each channel (``storage.ingest.channels``); by default
+            what ``dataset.json`` of nnU-Net or the Decathlon says; an empty list takes each file by itself.
         workers: Threads. Each holds one volume.
         progress: Called with (finished, total) after each unit.
         dicom_key: Secret behind DICOM pseudonyms; by default a file beside the archive that only its owner can read.
 
     Raises:
-        IngestError: ``source-not-found``, ``unknown-modality``, ``bad-pattern``, ``no-dicom-key`` or ``bad-dicom-key``. A bad file raises nothing: see ``catalog.problems()``.
+        IngestError: ``source-not-found``, ``unknown-modality``, ``bad-pattern``, ``bad-channels``, ``no-dicom-key`` or ``bad-dicom-key``. A bad file raises nothing: see ``catalog.problems()``.
     """
     modality, patient_from = check_modality(modality), check_pattern(patient_from)
     book = Bookkeeping(archive)
     try:
         with quiet_readers():
-            tasks, sources = _plan(archive, book, Path(source), modality, patient_from, exclude, dicom_key)
+            chosen = choose_sources(archive, Path(source), exclude=exclude, channels=channels)
+            tasks, sources = _plan(archive, book, Path(source), chosen, modality, patient_from, dicom_key)
             due = set(archive.ledger.plan(STAGE, {task.unit: task.fingerprint for task in tasks}))
             waves = [[t for t in tasks if t.unit in due and t.contender == late] for late in (False, True)]
             outcomes = _work(archive, book, waves, workers, progress)
-        return _summary(book, tasks, due, outcomes, sources)
+        return with_changes(_summary(book, tasks, due, outcomes, sources), remarks=chosen.remarks)
     finally:
         book.close()
 
@@ -108,18 +114,16 @@ def _plan(
     archive: Archive,
     book: Bookkeeping,
     source: Path,
+    chosen: ChosenSources,
     modality: str | None,
     patient_from: str | None,
-    exclude: Sequence[str],
     dicom_key: bytes | None,
 ) -> tuple[list[Task], set[str]]:
     """Turn the files into tasks, and return them with the names under which problems of this source are kept."""
-    files = find_files(source, exclude=exclude)
     known = {unit: seen.fingerprint for unit, seen in book.seen(STAGE).items()}
     root = source if source.is_dir() else source.parent
-    named = [file for file in files if file.kind != "dicom"]
-    tasks, sources = file_tasks(named, root, archive, book, known, modality=modality, patient_from=patient_from)
-    slices = [file for file in files if file.kind == "dicom"]
+    tasks, sources = file_tasks(chosen.named, root, archive, book, known, modality=modality, patient_from=patient_from)
+    slices = chosen.slices
     # Without slices there may still be problems of some that are gone.
     if slices or dicom_key or _has_key(archive):
         key = dicom_key or load_or_make_key(dicom_key_path(archive))

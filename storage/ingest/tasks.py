@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from storage.archive import Archive
+from storage.case import Channel
 from storage.errors import IngestError
 from storage.ingest.bookkeeping import Bookkeeping, source_name
+from storage.ingest.channels import ScanFiles, read_scan
 from storage.ingest.dicom import read_series
 from storage.ingest.dicom_attributes import keyed_hash
 from storage.ingest.dicom_headers import DicomSeries, SliceHeader, group_series, read_header
@@ -38,8 +40,49 @@ class Task:
     """Another source has this case id already: only the same content may pass."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSource:
+    """One file, or the files of one case's channels, before it is known what the case is called in the archive."""
+
+    name: str
+    """Below the source folder."""
+    case: str
+    path: str
+    """Name under which a problem is recorded."""
+    state: str
+    """Changes when one of the files does."""
+    read: Callable[[Naming], SourceCase]
+
+
+def single_source(file: FoundFile, case: str | None = None) -> FileSource:
+    """Return a file that is a case by itself."""
+    reader = read_nifti if file.kind == "nifti" else read_image
+    return FileSource(
+        name=file.name,
+        case=case or case_id_from_name(file.name),
+        path=source_name(file.path),
+        state=file.state,
+        read=partial(reader, file.path),
+    )
+
+
+def channel_source(scan: ScanFiles, channels: Sequence[Channel]) -> FileSource:
+    """Return the files of one case with several channels."""
+    file = scan.files[0]
+    return FileSource(
+        name=scan.name if scan.whole is None else scan.whole.name,
+        case=case_id_from_name(scan.name.rpartition("/")[2]),
+        path=source_name(file.path if scan.whole is not None else file.path.parent / scan.name.rpartition("/")[2]),
+        state=fingerprint(
+            files=sorted((each.name, each.state) for each in scan.files),
+            channels=[(each.name, each.modality, each.suffix) for each in channels],
+        ),
+        read=partial(read_scan, scan, channels),
+    )
+
+
 def file_tasks(
-    files: Sequence[FoundFile],
+    sources: Sequence[FileSource],
     root: Path,
     archive: Archive,
     book: Bookkeeping,
@@ -48,10 +91,10 @@ def file_tasks(
     modality: str | None,
     patient_from: str | None,
 ) -> tuple[list[Task], set[str]]:
-    """Make a task of each NIfTI file and picture; one without a usable name is a problem at once.
+    """Make a task of each source; one without a usable name is a problem at once.
 
     Args:
-        files: What was found.
+        sources: What was found.
         root: The folder that names are relative to.
         archive: Asked whether a case is there.
         book: Where problems go.
@@ -63,20 +106,20 @@ def file_tasks(
         The tasks, and the names of all sources.
     """
     tasks: list[Task] = []
-    by_case: dict[str, list[FoundFile]] = {}
-    for file in files:
-        by_case.setdefault(case_id_from_name(file.name), []).append(file)
+    by_case: dict[str, list[FileSource]] = {}
+    for source in sources:
+        by_case.setdefault(source.case, []).append(source)
     for case, rivals in sorted(by_case.items()):
-        owners = {file.name: fingerprint(path=str(root.absolute() / file.name))[:_OWNER_DIGITS] for file in rivals}
+        owners = {source.name: fingerprint(path=str(root.absolute() / source.name))[:_OWNER_DIGITS] for source in rivals}
         first = _owner(case, owners, known, archive)
-        for file in rivals:
+        for source in rivals:
             try:
                 naming = Naming(case=case, patient=patient_of(case, patient_from), modality=modality or "unknown")
             except IngestError as error:
-                book.replace_problem(source_name(file.path), "", error.reason, str(error))
+                book.replace_problem(source.path, "", error.reason, str(error))
                 continue
-            tasks.append(_file_task(file, naming, owners[file.name], contender=file.name != first))
-    return tasks, {source_name(file.path) for file in files}
+            tasks.append(_file_task(source, naming, owners[source.name], contender=source.name != first))
+    return tasks, {source.path for source in sources}
 
 
 def dicom_tasks(
@@ -119,16 +162,15 @@ def _owner(case: str, owners: Mapping[str, str], known: Mapping[str, str], archi
     return min(owners)
 
 
-def _file_task(file: FoundFile, naming: Naming, owner: str, *, contender: bool) -> Task:
-    reader = read_nifti if file.kind == "nifti" else read_image
-    state = fingerprint(state=file.state, patient=naming.patient, modality=naming.modality)
+def _file_task(source: FileSource, naming: Naming, owner: str, *, contender: bool) -> Task:
+    state = fingerprint(state=source.state, patient=naming.patient, modality=naming.modality)
     return Task(
         unit=f"{naming.case[:100]}~{owner}" if contender else naming.case,
         case=naming.case,
         fingerprint=f"{owner}.{state}",
-        source=source_name(file.path),
+        source=source.path,
         row="",
-        read=partial(reader, file.path, naming),
+        read=partial(source.read, naming),
         contender=contender,
     )
 

@@ -41,6 +41,7 @@ class Converter:
     names: Mapping[str, int] = field(default_factory=dict)
     """Ids of class names, for rows without an id."""
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
+    _suffixes: set[str] | None = None
     _missed: int = 0
     """Rows so far whose case is not in the archive."""
     _renamed: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -84,11 +85,18 @@ class Converter:
         """
         if case not in self._records:
             names = dict.fromkeys((case, case_id_from_name(_last_part(case))))
-            self._records[case] = next(filter(None, map(self.archive.catalog.find_case, names)), None)
+            self._records[case] = next(filter(None, map(self.archive.catalog.find_case, names)), None) or self._by_channel(list(names)[-1])
         record = self._records[case]
         if record is None:
             raise IngestError("unknown-case", self._no_such_case(case))
         return record
+
+    def _by_channel(self, name: str) -> CaseRecord | None:
+        """Find the case of which this is the file of one channel, as people draw on ``case_0000.nii.gz``."""
+        if self._suffixes is None:
+            self._suffixes = {channel.suffix for record in self.archive.cases() for channel in record.channels if channel.suffix}
+        found = (self.archive.catalog.find_case(name.removesuffix(each)) for each in sorted(self._suffixes) if name.endswith(each))
+        return next((record for record in found if record is not None and record.channels), None)
 
     def _no_such_case(self, case: str) -> str:
         """Say that there is no such case; what it may be called instead is looked for only so often, as that takes longer than all else."""

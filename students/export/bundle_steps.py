@@ -36,6 +36,8 @@ class Prepared(MapTransform):
     def prepare(self, image: MetaTensor) -> MetaTensor:
         """Return one image prepared; what its file said stays with it."""
         voxels = np.asarray(image.array)
+        if str(image.meta.get("original_channel_dim")) == "0":  # several files, which LoadImaged stacks along a new first axis
+            voxels = np.moveaxis(voxels, 0, -1)
         first_three = (*voxels.shape, 1, 1)[:3]
         scan = np.ascontiguousarray(voxels.reshape((*first_three, -1), order="F").T)
         # The header's own voxel size, as samdistill reads it; an affine may say otherwise.

@@ -184,7 +184,7 @@ def _millimetres(card: StudentCard) -> str:
 def _technical(card: StudentCard) -> str:
     plan, rule = card.plan, card.plan.normalisation
     rows: Mapping[str, str] = {
-        "input": f"{plan.image_channels} channel(s), axes z y x, {_millimetres(card)} mm (z y x)",
+        "input": f"{card.channel_words}, axes z y x, {_millimetres(card)} mm (z y x)",
         "intensities": f"per channel: clipped to percentiles {rule.low_percentile:g} and {rule.high_percentile:g} of the voxels that are not zero, then mean 0, deviation 1",
         "output": "logits of background and of each class, in the order above",
         "window": f"{' x '.join(map(str, plan.patch_zyx))} voxels, half overlapping, Gaussian weights",

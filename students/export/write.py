@@ -183,7 +183,7 @@ def facts(card: StudentCard) -> dict[str, str]:
         "student": card.name,
         "fingerprint": card.fingerprint,
         "outputs": f"logits of 0 background, {classes}",
-        "input": f"normalised per channel as student.json says, axes {card.plan.dimensions} z y x, spacing {spacing} mm",
+        "input": f"{card.channel_words}, normalised per channel as student.json says, axes {card.plan.dimensions} z y x, spacing {spacing} mm",
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from storage import ClassInfo
+from storage import Channel, ClassInfo
 from students.frozen import Frozen
 from students.spec import NnunetPreset, StudentSpec
 
@@ -77,7 +77,9 @@ class Job(Frozen):
     classes: tuple[ClassInfo, ...]
     cases: tuple[JobCase, ...]
     channels: tuple[str, ...]
-    """Of each image channel the modality; nnU-Net normalises CT otherwise than the rest."""
+    """What nnU-Net is told of each image channel: its name or modality. CT it normalises otherwise than the rest."""
+    named_channels: tuple[Channel, ...] = ()
+    """The channels as the archive has them; empty where nobody named them."""
     flat: bool
     """Every case is a single slice: their distance means nothing, and nnU-Net is told so."""
     spec: StudentSpec

@@ -14,7 +14,7 @@ from typing import Unpack
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
 from students.compact import TrainedStudent, finished_card
 from students.errors import WorkerError
-from students.learnt_cases import check_channels, chosen_records
+from students.learnt_cases import check_channels, chosen_records, named_channels
 from students.lesson import Lesson
 from students.nnunet.job import JOB, LOG, Job, JobCase, Places, write_json
 from students.process import Progress, accident_words, run_process
@@ -75,18 +75,28 @@ def _job(
         cases=[(r.id, r.fingerprint, own, weights.get(r.id, 1.0)) for r, own in zip(records, labels, strict=True)],
         label_set=label_set,
         **heard,
+        **({"channels": [(each.name, each.modality) for each in named]} if (named := named_channels(records)) else {}),
     )
-    modalities = {record.modality for record in records}
     return Job(
         fingerprint=mark,
         archive=archive.url,
         label_set=label_set,
         classes=classes,
         cases=tuple(JobCase(id=record.id, patient=record.patient, weight=weights.get(record.id, 1.0)) for record in records),
-        channels=(modalities.pop() if len(modalities) == 1 else "mixed",) * records[0].shape_czyx[0],
+        channels=_told_channels(records),
+        named_channels=named,
         flat=all(record.shape_czyx[1] == 1 for record in records),
         spec=spec,
     )
+
+
+def _told_channels(records: Sequence[CaseRecord]) -> tuple[str, ...]:
+    """Return what nnU-Net is told of each channel: its name, or ``CT``, by which it chooses how to normalise; without names the modality of all."""
+    named = named_channels(records)
+    if named:
+        return tuple("CT" if each.modality == "CT" else each.name for each in named)
+    modalities = {record.modality for record in records}
+    return (modalities.pop() if len(modalities) == 1 else "mixed",) * records[0].shape_czyx[0]
 
 
 def _prepare(job: Job, places: Places) -> bool:

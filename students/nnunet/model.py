@@ -63,6 +63,7 @@ def _card(trained: Trained, job: Job, found: Survey) -> StudentCard:
         stopped="steps" if trainer.current_epoch >= trainer.num_epochs else "budget",
         history=history,
         nnunet=_record(trained, job, found),
+        channels=job.named_channels,
     )
 
 

@@ -1,5 +1,6 @@
 """What a teacher is shown of native intensities, and what is said about a wrong wish."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from distill.planes import _turn
 from distill.teachers.conv_encoder import ConvSamConfig, build_conv_sam
 from distill.teachers.pretrain import PretrainPlan, write_teacher
 from distill.wavefront import AskSettings, CaseWork
-from storage import Archive, CaseRecord, ClassInfo, Geometry, Prompt
+from storage import Archive, CaseRecord, Channel, ClassInfo, Geometry, Prompt
 
 GEOMETRY = Geometry(
     spacing_zyx_mm=(1.0, 1.0, 1.0), affine=((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -55,7 +56,7 @@ def as_it_was(volume: np.ndarray, z: int, low: float, high: float) -> np.ndarray
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
 def test_without_a_word_from_the_recipe_pictures_are_what_they_were(dtype: type) -> None:
-    volume = np.random.default_rng(0).integers(0, 250, (2, 4, 5, 6)).astype(dtype)
+    volume = np.random.default_rng(0).integers(0, 250, (1, 4, 5, 6)).astype(dtype)
     low, high = np.percentile(volume[volume != 0].astype(np.float64), (0.5, 99.5))
     assert np.array_equal(shown(volume, 2), as_it_was(volume, 2, float(low), float(high)))
 
@@ -281,3 +282,47 @@ def test_the_first_channel_of_a_case_with_one_is_the_default_and_relabels_nothin
     assert intensity_inputs(spec(channels="channel:0"), record_of(one)) == {}
     assert intensity_inputs(spec(channels="channel:0"), record_of(two))
     assert choose_window(record_of(one), one, spec(channels="channel:0")) == choose_window(record_of(one), one)
+
+
+# Channels with names, and what of several is shown.
+def with_channels(volume: np.ndarray, *channels: Channel, modality: str = "MR") -> CaseRecord:
+    return replace(record_of(volume, modality), channels=channels)
+
+
+def test_of_several_channels_the_first_is_shown_by_its_own_percentiles_whatever_the_others_hold() -> None:
+    first = np.random.default_rng(0).integers(1, 250, (1, 4, 5, 6)).astype(np.float32)
+    volume = np.concatenate([first, 1e4 * first])
+    window = choose_window(record_of(volume), volume)
+    assert (window.high, window.history()["window_channels"]) == (choose_window(record_of(first), first).high, "channel:0")
+    assert np.array_equal(shown(volume, 1), shown(first, 1))
+
+
+def test_three_named_channels_are_no_colours() -> None:
+    volume = np.random.default_rng(0).integers(1, 250, (3, 4, 5, 6), dtype=np.uint8)
+    named = with_channels(volume, Channel(name="t1"), Channel(name="t2"), Channel(name="flair"))
+    assert choose_window(named, volume).source == 0
+    assert np.array_equal(picture_of(volume, 1, choose_window(named, volume)), shown(volume[:1], 1))
+    assert choose_window(record_of(volume, "unknown"), volume).rule == "as-is"
+
+
+def test_a_channel_is_chosen_by_its_name_and_one_that_is_not_there_is_refused_with_those_that_are() -> None:
+    volume = np.random.default_rng(0).integers(1, 250, (2, 4, 5, 6)).astype(np.int16)
+    named = with_channels(volume, Channel(name="t1"), Channel(name="flair"))
+    assert choose_window(named, volume, spec(channels="channel:flair")) == choose_window(named, volume, spec(channels="channel:1"))
+    with pytest.raises(PlanError, match=r"'channel:t2', but the case has 2 channel\(s\): t1, flair"):
+        choose_window(named, volume, spec(channels="channel:t2"))
+
+
+def test_each_channel_is_shown_as_its_own_modality_asks() -> None:
+    volume = np.concatenate([hounsfield(), 3 * hounsfield()])
+    named = with_channels(volume, Channel(name="ct", modality="CT"), Channel(name="pet", modality="PT"), modality="CT")
+    assert choose_window(named, volume).rule == "ct-soft-tissue"
+    assert choose_window(named, volume, spec(channels="channel:pet")).rule == "percentiles-of-non-zero"
+    assert choose_window(named, volume, spec(pt={"windows": [[0, 9]]}, channels="channel:pet")).high == 9
+    assert picture_of(volume, 1, choose_window(named, volume, spec(ct={"windows": ["soft-tissue", "lung", "bone"]}))).std(axis=2).max() > 0
+
+
+def test_labels_of_several_channels_are_made_anew_since_another_thing_is_shown() -> None:
+    assert intensity_inputs(spec(), record_of(np.ones((2, 3, 5, 6), np.float32)))
+    assert intensity_inputs(spec(), record_of(np.ones((1, 3, 5, 6), np.float32))) == {}
+    assert intensity_inputs(spec(), record_of(np.ones((3, 3, 5, 6), np.uint8))) == {}

@@ -3,6 +3,7 @@
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ class FakeStudent:
     """Answers nothing but background."""
 
     name = "fake"
+    card = SimpleNamespace(channels=())
 
     def predict(self, volume: np.ndarray, _spacing: object, *, largest_component: bool = False) -> Prediction:
         assert not largest_component

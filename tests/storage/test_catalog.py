@@ -360,7 +360,7 @@ class TestSchema:
         Catalog(url)
         with database.begin() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0006.*upgrade this one"):
+        with pytest.raises(CatalogError, match=r"has schema 9999, but this version .* only up to 0007.*upgrade this one"):
             Catalog(url)
 
     def test_many_that_open_a_new_catalog_at_once_all_get_it(self, url: str) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from distill.quality import dice_per_class
-from storage import IGNORE, Archive, CaseRecord, ClassInfo, Geometry, LabelHistory
+from storage import IGNORE, Archive, CaseRecord, Channel, ClassInfo, Geometry, LabelHistory
 from students import load_student
 from students.checkpoint import read_card
 from students.compact import TrainedStudent
@@ -217,6 +217,7 @@ def two_channels(tmp_path_factory: pytest.TempPathFactory) -> Archive:
             geometry=Geometry(spacing_zyx_mm=spacing, affine=affine),
             part="test" if n == 6 else "archive",
             fingerprint=str(n),
+            channels=(Channel(name="outline", suffix="_0000"), Channel(name="half", suffix="_0001")),
         )
         ids = np.select([mask & lower, mask], [7, 3], 0).astype(np.uint8)
         history = LabelHistory(label_set="gold", classes=TWO, made_by="test", fingerprint=str(n))
@@ -231,6 +232,9 @@ def test_channels_axes_and_classes_keep_their_order_through_nnunet(two_channels:
     assert done.card.nnunet is not None
     assert (done.card.nnunet.ignored, done.card.agreement, done.card.validation_cases) == (False, None, ())
     assert done.card.plan.spacing_zyx_mm == (0.8, 1.0, 3.0)
+    assert [channel.name for channel in done.card.channels] == ["outline", "half"]
+    assert json.loads((done.path / "nnunet" / "dataset.json").read_text())["channel_names"] == {"0": "outline", "1": "half"}
+    assert done.card.nnunet.normalisation == ("ZScoreNormalization", "ZScoreNormalization")
     assert done.card.plan.strides[1] == (2, 2, 1), "the thick axis is halved last, and it is x"
     case = two_channels["case6"]
     found, wanted = load_student(done.path, device="cpu").predict(case.read(), case.spacing_zyx_mm), case.labels("gold").read()

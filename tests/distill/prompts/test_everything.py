@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from distill import load_teacher
 from distill.errors import PlanError
-from distill.intensity import choose_window
+from distill.intensity import IntensitySpec, choose_window
 from distill.prompts.everything import EverythingSource, Exemplar, make_everything, read_exemplars
 from distill.prompts.everything_options import TRAITS, EverythingOptions, Look
 from distill.prompts.ontology import Expectation, assign, expect, shared
@@ -57,7 +57,10 @@ def scene() -> np.ndarray:
 
 def source_for(options: EverythingOptions | None = None, archive: Archive | None = None, **looks: Look) -> EverythingSource:
     options = options or EverythingOptions(classes=looks or LOOKS)
-    return make_everything(SimpleNamespace(classes=(DISC, BAR), teacher=PointingTeacher(), archive=archive), options)  # type: ignore[arg-type]
+    return make_everything(
+        SimpleNamespace(classes=(DISC, BAR), teacher=PointingTeacher(), archive=archive, plan=SimpleNamespace(intensity=IntensitySpec())),
+        options,
+    )  # type: ignore[arg-type]
 
 
 class TestEverything(SourceContract):  # type: ignore[misc,valid-type]
