@@ -22,6 +22,7 @@ from students.errors import GoldLeakError
 from students.figures import measured, nan_for_none
 from students.findings import FailureDetection, GoldCurve, OwnCalibration
 from students.gold_curve import Scored, gold_curve
+from students.lesion_sizes import lesions_by_size
 from students.outcome import evaluation_doubts, unequal_trainings
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
@@ -82,7 +83,9 @@ def evaluate(
         rounds=student.card.rounds,
         hints=student.card.spec.hints,
         warnings=(
-            *evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
+            *evaluation_doubts(
+                tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card), arms=_asked_as(plan), curve=curve
+            ),
             *unequal_trainings(student.card, _rivals(plan)),
         ),
         spacing_known=spacing_known(records),
@@ -99,6 +102,7 @@ def evaluate(
             groups_of(archive, records, plan.teacher),
             "ml" if spacing_known(records) is True else "1000 px",
         ),
+        lesion_sizes=lesions_by_size(comparisons, student.card.classes, _volume_unit(records)),
         gold_curve=curve,
     )
 
@@ -176,9 +180,14 @@ def _curve(
     return gold_curve(scored, patient, dices_of(full) if full else None, plan.curve_missing)
 
 
+def _asked_as(plan: EvaluationPlan) -> dict[str, str]:
+    """Return how recipes name the arms, by their lines of the table."""
+    return {f"{arm.name} - gold": arm.asked_as for arm in plan.arms if arm.asked_as}
+
+
 def _rivals(plan: EvaluationPlan) -> dict[str, StudentCard]:
-    """Return the cards of all other students of the report, by their names in it."""
-    arms = {arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
+    """Return the cards of all other students of the report, by the names of arms in recipes, and those of the curve by their own."""
+    arms = {arm.asked_as or arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
     return arms | {each.path.name: read_card(each.path) for each in plan.curve}
 
 
@@ -192,6 +201,11 @@ def spacing_known(records: Sequence[CaseRecord]) -> bool | Literal["mixed"]:
     """Tell whether voxel sizes are known of all, of none, or of some of the cases."""
     known = {record.geometry.spacing_known for record in records}
     return "mixed" if len(known) > 1 else known.pop()
+
+
+def _volume_unit(records: Sequence[CaseRecord]) -> str:
+    """Return in what the volumes of lesions are told."""
+    return {True: "mm3", False: "px", "mixed": "mm3 or px"}[spacing_known(records)]
 
 
 def unseen_cases(archive: Archive, student: Student | PromptedStudent, plan: EvaluationPlan) -> list[CaseRecord]:

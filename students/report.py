@@ -6,6 +6,7 @@ from pathlib import Path
 from distill.quality import TRUSTED_PATIENTS, few_words
 from storage import IGNORE, Archive, Case
 from students.figures import Measured
+from students.findings import LesionsOfSize
 from students.pictures import Outline, overlay_png
 from students.plots import bland_altman, strip_plot
 from students.report_parts import confidence_parts, curve_svg, group_parts, p_words
@@ -88,6 +89,7 @@ class Section:
     strip: str
     volumes: str
     pictures: tuple[Picture, ...]
+    lesions: tuple[LesionsOfSize, ...]
 
 
 def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> Path:
@@ -133,7 +135,7 @@ def cell(measured: Measured, metric: str, digits: int) -> str:
         return "n/a"
     scale = 100 if metric == "volume_bias" else 1
     mean, low, high = (f"{value * scale:.{digits}f}" for value in (measured.mean, measured.low, measured.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low},\u00a0{high}]"  # broken before the interval where there is no room, never within it
 
 
 def cost_words(cost: Cost) -> tuple[str, ...]:
@@ -161,6 +163,7 @@ def _section(evaluation: Evaluation, archive: Archive, class_id: int, units: Uni
         strip=strip_plot(against_gold, class_id),
         volumes=bland_altman(evaluation.comparisons[0], class_id, units.volume, units.per_ml),
         pictures=_gallery(evaluation, archive, class_id),
+        lesions=tuple(each for each in evaluation.lesion_sizes if each.class_id == class_id),
     )
 
 
