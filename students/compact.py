@@ -14,6 +14,7 @@ from students.errors import StudentFileError, TrainingError, WorkerError
 from students.gold import check_gold, split_off_gold
 from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
+from students.units import spacing_known
 
 if TYPE_CHECKING:  # torch stays out until `train` is called
     from students.data import PatchSource
@@ -415,4 +416,5 @@ def _card(spec: StudentSpec, plan: NetworkPlan, found: _Found, split: tuple[list
         history=(),
         gold_cases=tuple(record.id for record in found.gold),
         unlabeled_cases=tuple(record.id for record in found.unlabeled),
+        spacing_known=spacing_known(found.every),
     )

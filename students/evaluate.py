@@ -7,7 +7,6 @@ side by side, case by case.
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from students.promptable.answers import PromptedStudent
 from students.results import Comparison, Difference, Evaluation, Hindsight
 from students.significance import dices_of, paired_differences, relative_dice
 from students.spec import Cost, Shape, StudentCard
+from students.units import spacing_known, units_of
 
 __all__ = ["Arm", "EvaluationPlan", "conventions", "evaluate", "resolved", "spacing_known", "unseen_cases"]
 
@@ -66,6 +66,8 @@ def evaluate(
     calibration, failures = _own_confidence(bench, own, comparisons[0])
     full = _full_supervision(plan, comparisons)
     labels = hindsight.before_ignoring if hindsight else None
+    known = spacing_known(records)
+    units = units_of(known)
     return Evaluation(
         student=student.name,
         trained_on=student.card.label_set,
@@ -88,7 +90,7 @@ def evaluate(
             ),
             *unequal_trainings(student.card, _rivals(plan)),
         ),
-        spacing_known=spacing_known(records),
+        spacing_known=known,
         conventions=conventions(plan.shapes.values()),
         shapes={class_id: shape for class_id, shape in plan.shapes.items() if shape != "organ"},
         arms=tuple(arm.asked_as for arm in plan.arms if arm.asked_as),
@@ -100,9 +102,9 @@ def evaluate(
             comparisons,
             student.card.classes,
             groups_of(archive, records, plan.teacher),
-            "ml" if spacing_known(records) is True else "1000 px",
+            units.thousand,
         ),
-        lesion_sizes=lesions_by_size(comparisons, student.card.classes, _volume_unit(records)),
+        lesion_sizes=lesions_by_size(comparisons, student.card.classes, units.small),
         gold_curve=curve,
     )
 
@@ -195,17 +197,6 @@ def _full_supervision(plan: EvaluationPlan, comparisons: Sequence[Comparison]) -
     """Return the comparison of the arm that learnt from all gold of the archive part; the arms come last."""
     of_arms = comparisons[len(comparisons) - len(plan.arms) :]
     return next((found for arm, found in zip(plan.arms, of_arms, strict=True) if arm.is_full_supervision), None)
-
-
-def spacing_known(records: Sequence[CaseRecord]) -> bool | Literal["mixed"]:
-    """Tell whether voxel sizes are known of all, of none, or of some of the cases."""
-    known = {record.geometry.spacing_known for record in records}
-    return "mixed" if len(known) > 1 else known.pop()
-
-
-def _volume_unit(records: Sequence[CaseRecord]) -> str:
-    """Return in what the volumes of lesions are told."""
-    return {True: "mm3", False: "px", "mixed": "mm3 or px"}[spacing_known(records)]
 
 
 def unseen_cases(archive: Archive, student: Student | PromptedStudent, plan: EvaluationPlan) -> list[CaseRecord]:

@@ -12,29 +12,13 @@ from students.plots import bland_altman, strip_plot
 from students.report_parts import confidence_parts, curve_svg, group_parts, p_words
 from students.results import ClassResult, Comparison, Evaluation
 from students.spec import Cost
+from students.units import Units, units_of
 
 _GOLD, _STUDENT, _TEACHER = (255, 196, 0), (0, 190, 255), (255, 80, 160)
 """Outlines: apart in lightness as well as in hue, so that colour-blind readers can tell them."""
 
 Column = tuple[str, str, str, int]
 """Name of the metric, heading, explanation, and digits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
-    """In what lengths and volumes are shown."""
-
-    length: str
-    volume: str
-    per_ml: float
-    """Units of volume in a millilitre."""
-
-
-MILLIMETRES = Units(length="mm", volume="ml", per_ml=1.0)
-PIXELS = Units(length="px", volume="px", per_ml=1000.0)
-"""For cases without a spacing: one pixel was taken for a millimetre."""
-MIXED = Units(length="mm or px", volume="ml or 1000 px", per_ml=1.0)
-"""For cases of both kinds in one table."""
 
 
 def columns_in(units: Units, tolerance: float) -> tuple[Column, ...]:
@@ -107,7 +91,7 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
     environment = Environment(
         loader=PackageLoader("students"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    units = MIXED if evaluation.spacing_known == "mixed" else MILLIMETRES if evaluation.spacing_known else PIXELS
+    units = units_of(evaluation.spacing_known)
     page = environment.get_template("report.html").render(
         e=evaluation,
         columns=columns_in(units, evaluation.tolerance_mm),

@@ -267,7 +267,9 @@ class RoundsNote(Frozen):
 class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds", "spacing_known"}
+    )
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -299,6 +301,8 @@ class StudentCard(Growing):
     """None for a student as training left it."""
     rounds: RoundsNote | None = None
     """None for a student that was not chosen among those of several rounds."""
+    spacing_known: bool | Literal["mixed"] = True
+    """False where no case that it learnt from has a known voxel size: one pixel was taken for a millimetre, so the spacing of the plan is in pixels."""
 
 
 class Cost(Frozen):

@@ -17,6 +17,7 @@ from students.export.compare import check_faithful, multiple_of, random_patch, s
 from students.results import Evaluation
 from students.runtime import OnnxNetwork, read_script
 from students.spec import Exported, ExportFormat, StudentCard
+from students.units import units_of
 
 _USE = "`samdistill predict FOLDER SCANS -o LABELS`, where `FOLDER` is the one that this page lies in."
 
@@ -182,7 +183,7 @@ def facts(card: StudentCard) -> dict[str, str]:
         "student": card.name,
         "fingerprint": card.fingerprint,
         "outputs": f"logits of 0 background, {classes}",
-        "input": f"normalised per channel as student.json says, axes {card.plan.dimensions} z y x, spacing {spacing} mm",
+        "input": f"normalised per channel as student.json says, axes {card.plan.dimensions} z y x, spacing {spacing} {units_of(card.spacing_known).length}",
     }
 
 

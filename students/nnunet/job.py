@@ -80,6 +80,8 @@ class Job(Frozen):
     """Of each image channel the modality; nnU-Net normalises CT otherwise than the rest."""
     flat: bool
     """Every case is a single slice: their distance means nothing, and nnU-Net is told so."""
+    spacing_known: bool | Literal["mixed"] = True
+    """Of all cases, of none, or of some."""
     spec: StudentSpec
 
 

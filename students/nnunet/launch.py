@@ -17,6 +17,7 @@ from students.errors import WorkerError
 from students.nnunet.job import JOB, LOG, Job, JobCase, Places, write_json
 from students.process import Progress, accident_words, run_process
 from students.spec import NnunetSpec, StudentSpec
+from students.units import spacing_known
 
 TRAINER = "1"
 """Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
@@ -90,6 +91,7 @@ def _job(
         cases=tuple(JobCase(id=record.id, patient=record.patient, weight=weights.get(record.id, 1.0)) for record in records),
         channels=(modalities.pop() if len(modalities) == 1 else "mixed",) * records[0].shape_czyx[0],
         flat=all(record.shape_czyx[1] == 1 for record in records),
+        spacing_known=spacing_known(records),
         spec=spec,
     )
 

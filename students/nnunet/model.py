@@ -62,6 +62,7 @@ def _card(trained: Trained, job: Job, found: Survey) -> StudentCard:
         stopped="steps" if trainer.current_epoch >= trainer.num_epochs else "budget",
         history=history,
         nnunet=_record(trained, job, found),
+        spacing_known=job.spacing_known,
     )
 
 

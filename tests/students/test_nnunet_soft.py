@@ -162,5 +162,6 @@ def test_a_checkpoint_that_cannot_be_read_is_told_of_with_what_is_done_instead(
     trainer: Any = _Trainer(tmp_path, readable)
     assert _restored(trainer, said.append) == resumed
     assert [each.phase for each in said] == ([f"{files[0]} cannot be read: training {instead}"] if instead else [])
-    assert (instead in trainer.log) and (not instead or f"{tmp_path / files[0]} cannot be read (EOFError: Ran out of input)" in trainer.log)
+    assert instead in trainer.log
+    assert not instead or f"{tmp_path / files[0]} cannot be read (EOFError: Ran out of input)" in trainer.log
     assert (tmp_path / files[0]).exists() == (not instead), "a damaged one is removed"
