@@ -17,7 +17,7 @@ def ingest_folder(
     source: Path, archive_url: str, *, modality: str | None, patient_from: str | None, split: Path | None, catalog: str | None
 ) -> StageResult:
     """Copy scans into an archive, and set their parts if a split is given; what cannot work is said before there is an archive."""
-    from flows.sources import check_source, set_parts
+    from flows.sources import check_source, patients_told, set_parts
     from storage.ingest import ingest as ingest_scans
 
     started = time.monotonic()
@@ -37,7 +37,7 @@ def ingest_folder(
         quarantined=summary.problems,
         seconds=time.monotonic() - started,
         output=archive.url,
-        tally=summary.reasons,
+        tally={**(patients_told(archive, patient_from) if summary.added + summary.replaced else {}), **summary.reasons},
         note="; ".join(notes),
     )
 

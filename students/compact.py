@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from storage import Archive, CaseRecord, ClassInfo, fingerprint
 from students.errors import StudentFileError, TrainingError, WorkerError
 from students.gold import check_gold, split_off_gold
+from students.held_out import tell_of_other_patients
 from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
 from students.units import spacing_known
@@ -332,6 +333,8 @@ def _train(
     from students.train import Training
 
     _, held_out = split
+    if not found.gold:
+        tell_of_other_patients(asked.spec, {record.patient for record in found.labeled if record.id in frozenset(held_out)})
     run = Training(
         asked.spec,
         plan,

@@ -104,6 +104,7 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
         outlines=[("gold", _GOLD), ("student", _STUDENT), ("teacher", _TEACHER)],
         cost=cost_words,
         few=few_words,
+        each_alone=all(score.patient == score.case for score in evaluation.comparisons[0].scores),
         trusted=TRUSTED_PATIENTS,
     )
     partial = target.with_name(target.name + ".partial")
