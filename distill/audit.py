@@ -273,9 +273,8 @@ def _of_a_part(each: ClassAudit) -> list[str]:
     for row in each.parts:
         if row.judged is not None and row.judged < LEAST_JUDGED:
             said.append(
-                f"in {row.part} cases the Dice of kept masks is about {row.judged:.0%} of what experts drew; the rest lies on slices that nobody asked about, "
-                "or where the teacher is not believed, and is ignored. Prompt the object from end to end (docs/prompts.md), "
-                "or have masks carried on, if they are not: prompts: {source: [weak, propagate]}."
+                f"in {row.part} cases the Dice of kept masks is about {row.judged:.0%} of what experts drew; the rest was not asked about or not believed, and is ignored. "
+                "Prompt the object from end to end, or have masks carried on: prompts: {source: [weak, propagate]}."
             )
         if row.part == "archive" and row.ignored is not None and row.ignored >= MOSTLY:
             said.append(

@@ -1,6 +1,8 @@
 """What a person sees while and after a run: bars, tables, one-line errors. Knows nothing of what is computed."""
 
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,11 @@ LOG_EVERY_S = 10.0
 """A log that is silent for longer looks like one of a process that hangs."""
 _UNDER = "\n" + " " * 9
 """A new line, below the words after the name of a stage."""
+_LEAST_PIECE = 40
+"""Columns of a sentence, however narrow the terminal is."""
+_KEPT = "\0"
+"""Stands for a space within a path, where no line is broken."""
+_BEFORE_WARNING = re.compile(r"(?:;| \||,)? WARNING:")
 STEPS = {"ingest": "files", "scans": "scans", "predict": "scans", "evaluate": "steps"}
 """What stages count, as far as it is no cases."""
 
@@ -143,11 +150,12 @@ def _show_stages(summary: RunSummary) -> None:
         table.add_row(result.stage, *counts, as_text(result.seconds))
     OUT.print(table)
     for result in summary.stages:
-        parts = [part for part in (shortest(result.output), result.remark) if part]
+        parts = [part for part in (shortest(result.output).replace(" ", _KEPT), result.remark) if part]
         if parts:
             # A warning that stands between other notes is not read.
-            said = " | ".join(parts).replace("; WARNING:", "\nWARNING:").replace(" | WARNING:", "\nWARNING:")
-            said = "\n".join(_broken(line) for line in said.split("\n")).replace("\n", _UNDER)
+            said = _BEFORE_WARNING.sub("\nWARNING:", " | ".join(parts))
+            broken = "\n".join(_broken(line) for line in said.split("\n")).split("\n")
+            said = _UNDER.join(piece for line in broken for piece in _wrapped(line)).replace(_KEPT, " ")
             OUT.print(f"[bold]{result.stage:<9}[/]{escape(said)}", soft_wrap=True, highlight=False)
 
 
@@ -157,6 +165,13 @@ def _broken(line: str) -> str:
         return line
     result, bar, notes = line.rpartition(" | ")
     return result + bar + notes.replace("; ", "\n")
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a line in pieces that fit the terminal under the stage's name; where nobody looks at one, and what is to be typed, stays whole."""
+    if not OUT.is_terminal or line.startswith("To do:"):
+        return [line]
+    return textwrap.wrap(line, max(OUT.width - len(_UNDER), _LEAST_PIECE), break_long_words=False, break_on_hyphens=False) or [line]
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -171,6 +186,31 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     OUT.print(table)
 
 
+def show_fitting(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, dropped_first: Sequence[str]) -> tuple[str, ...]:
+    """Print one table whose words are never broken: where there is no room for all columns, some are left out.
+
+    Args:
+        title: On a line of its own.
+        header: Of every column.
+        rows: Their cells, text without markup.
+        dropped_first: Headings of the columns that may be left out, the first one first.
+
+    Returns:
+        The headings that were left out.
+    """
+    widths = {head: max(len(head), *(len(row[n]) for row in rows)) for n, head in enumerate(header)}
+    shown = set(header) - set(dropped_first)
+    for head in reversed(dropped_first):  # a narrow column may still fit where a wide one that is worth more does not
+        if sum(widths[each] + 3 for each in (*shown, head)) + 1 <= OUT.width:
+            shown.add(head)
+    table = Table(*(Column(head, no_wrap=True, overflow="fold") for head in header if head in shown))
+    OUT.print(f"[italic]{escape(title)}[/]", soft_wrap=True, highlight=False)
+    for row in rows:
+        table.add_row(*(escape(cell) for head, cell in zip(header, row, strict=True) if head in shown))
+    OUT.print(table)
+    return tuple(head for head in header if head not in shown)
+
+
 def show_next(commands: Sequence[str]) -> None:
     """Print what a person may type next, as the program was called."""
     OUT.print("\nNext:")
@@ -179,8 +219,8 @@ def show_next(commands: Sequence[str]) -> None:
 
 
 def warn(message: str) -> None:
-    """Print one sentence on stderr while or before bars are drawn, above them."""
-    ERR.print(message, soft_wrap=True, markup=False, highlight=False)
+    """Print one sentence on stderr while or before bars are drawn, above them; a terminal breaks it between words."""
+    ERR.print(message, soft_wrap=not ERR.is_terminal, markup=False, highlight=False)
 
 
 def show_error(message: str) -> None:

@@ -25,7 +25,7 @@ def ingest_folder(
 ) -> StageResult:
     """Copy scans into an archive, and set their parts if a split is given; what cannot work is said before there is an archive."""
     from flows.recipe_channels import channels_from_words
-    from flows.sources import check_source, set_parts
+    from flows.sources import check_source, patients_told, set_parts
     from storage.ingest import ingest as ingest_scans
 
     started = time.monotonic()
@@ -45,7 +45,7 @@ def ingest_folder(
         quarantined=summary.problems,
         seconds=time.monotonic() - started,
         output=archive.url,
-        tally=summary.reasons,
+        tally={**(patients_told(archive, patient_from) if summary.added + summary.replaced else {}), **summary.reasons},
         note="; ".join(notes),
     )
 

@@ -250,7 +250,7 @@ def _network(card: StudentCard) -> dict[str, JsonValue]:
         ),
         **({} if card.rounds is None else {"rounds": _chosen(card.rounds)}),
         **({} if card.nnunet is None else {"nnU-Net": _nnunet(card.nnunet)}),
-        "spacing_zyx_mm": list(card.plan.spacing_zyx_mm),
+        f"spacing_zyx_{'mm' if card.spacing_known else 'px'}": list(card.plan.spacing_zyx_mm),
     }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch stays out until a student is judged
 
 ALL_ARMS = "all"
 """Every arm that the archive has something for."""
-_REPORT = "2"
+_REPORT = "3"
 """Raised whenever a report from the same inputs would say other things, so that it is written anew."""
 
 

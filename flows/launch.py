@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.devices import AUTO, CPU, resolve_devices
-from distill.errors import CheckpointError, PromptError
+from distill.errors import CheckpointError, PlanError, PromptError
 from distill.teachers.foreign import check_foreign, is_foreign
 from flows.console import BARS, warn
-from flows.errors import FlowError
+from flows.errors import FlowError, StageError
 from flows.places import check_writable
 from flows.recipe import Recipe
 from flows.recipe_file import load_recipe
@@ -92,8 +92,8 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
     """Fail in seconds over what would otherwise fail after the first stage.
 
     Raises:
-        StageError: if archive or results cannot be written, or the archive is not there and would not be made.
-        DistillError: if the teacher cannot be loaded or asked (``check_teacher``), or a device is not here.
+        StageError: if archive or results cannot be written, the archive is not there and would not be made, or the student's device is not here.
+        DistillError: if the teacher cannot be loaded or asked (``check_teacher``), or its device is not here.
     """
     from storage.store import local_path
 
@@ -108,6 +108,23 @@ def check_before(recipe: Recipe, chosen: Sequence[Stage]) -> None:
     draws_again = "train" in chosen and recipe.rounds.most > 1 and recipe.in_round(2).round.asks_teacher
     if "label" in chosen or draws_again:
         check_teacher(recipe)
+    check_student_device(recipe, chosen)
+
+
+def check_student_device(recipe: Recipe, chosen: Sequence[Stage]) -> None:
+    """Look for the devices on which these stages train; a promptable student is trained where its teacher is asked.
+
+    Raises:
+        StageError: if one is not here.
+    """
+    trains = "train" in chosen or ("refine" in chosen and "student" in recipe.refine.semantic)
+    if not trains or recipe.student.kind == "promptable" or recipe.student.device in {AUTO, CPU}:
+        return
+    try:
+        resolve_devices(recipe.student.device)
+    except PlanError as error:
+        message = f"student.{error}"
+        raise StageError(message) from error
 
 
 def check_teacher(recipe: Recipe) -> None:

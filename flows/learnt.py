@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from flows.places import shortest
 from flows.recipe import Recipe
 from flows.results import FIRST, Round, counted
 from storage import Archive, CaseRecord
@@ -127,8 +128,8 @@ def _corrected(archive: Archive, recipe: Recipe, found: Material, follow: Follow
     by = f" by {mean:.2f} of Dice on average" if changed else ""
     if mean > _MUCH_CHANGED:
         by += (
-            f". WARNING: that is much: either the teacher errs nearly everywhere, or students of the gold have hardly learnt. Look at some of them ('samdistill export {recipe.archive} "
-            f"--labels {own} --images -o look'), and raise student.gold.witness_budget (now {recipe.student.gold.witness_budget if recipe.student.gold else 0:g} s), or leave student.gold.correct out"
+            f". WARNING: that is much: look at some ('samdistill export {shortest(recipe.archive)} --labels {own} --images -o look'), and raise "
+            f"student.gold.witness_budget (now {recipe.student.gold.witness_budget if recipe.student.gold else 0:g} s), or leave student.gold.correct out"
         )
     note = f"{counted(len(done.cases), 'pseudo-label', 'pseudo-labels')} corrected by students of the gold, which changed them{by}"
     return replace(found, label_set=own, labeled=done.cases, note=note)

@@ -9,8 +9,10 @@ work itself is in ``flows.stages``, ``flows.teaching`` and ``flows.judging`` and
 ledger, so that any of these may be killed and called again.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import State, Task, flow, task
@@ -46,6 +48,18 @@ def _is_passing_database_fault(error: DBAPIError) -> bool:
         return True
     name: str = getattr(error.orig, "sqlite_errorname", "")
     return isinstance(error, OperationalError) and not name.startswith(_LASTING_SQLITE)
+
+
+def timed(stage: Callable[P, StageResult]) -> Callable[P, StageResult]:
+    """Give a stage the time that it took as a whole: rounds, thresholds, second opinions and reports among it."""
+
+    @wraps(stage)
+    def with_time(*args: P.args, **kwargs: P.kwargs) -> StageResult:
+        started = time.monotonic()
+        result = stage(*args, **kwargs)
+        return replace(result, seconds=time.monotonic() - started)
+
+    return with_time
 
 
 def patient_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -118,6 +132,7 @@ def evaluate_student(recipe_file: str, arms: tuple[str, ...] = ()) -> StageResul
 
 @flow(name="ingest", flow_run_name="ingest {recipe_file}")
 @guarded
+@timed
 def ingest(recipe_file: str) -> StageResult:
     """Fill the archive."""
     return ingest_sources(recipe_file)
@@ -125,6 +140,7 @@ def ingest(recipe_file: str) -> StageResult:
 
 @flow(name="label", flow_run_name="label {recipe_file}")
 @guarded
+@timed
 def label(recipe_file: str) -> StageResult:
     """Have prompts proposed, where the recipe says by whom, say whose labels are replaced, and let the teacher draw every prompted case."""
     shards = stages.shards_to_label(load_recipe(recipe_file), stages.SHARD_CASES)
@@ -135,6 +151,7 @@ def label(recipe_file: str) -> StageResult:
 
 @flow(name="refine", flow_run_name="refine {recipe_file}")
 @guarded
+@timed
 def refine(recipe_file: str) -> StageResult:
     """Hear second opinions, set thresholds, then keep what can be believed; without what another run is at, nothing is.
 
@@ -158,6 +175,7 @@ def refine(recipe_file: str) -> StageResult:
 
 @flow(name="train", flow_run_name="train {recipe_file}")
 @guarded
+@timed
 def train(recipe_file: str) -> StageResult:
     """Teach the student; where the recipe asks for several rounds, one after the other, and the best one is kept."""
     trained = train_student(recipe_file)
@@ -168,6 +186,7 @@ def train(recipe_file: str) -> StageResult:
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe_file}")
 @guarded
+@timed
 def evaluate(recipe_file: str, arms: tuple[str, ...] = ()) -> StageResult:
     """Score it, and write the report; with these arms, where some are named instead of the recipe's."""
     return evaluate_student(recipe_file, arms)

@@ -82,9 +82,20 @@ def bring_in(archive: Archive, block: IngestBlock, classes: Mapping[int, ClassBl
         quarantined=refused,
         seconds=time.monotonic() - started,
         output=archive.url,
-        tally={"files or rows about cases that the archive does not hold": len(problems) - refused} if len(problems) > refused else {},
+        tally=(patients_told(archive, block.patient_from) if summary.added + summary.replaced else {})
+        | ({"files or rows about cases that the archive does not hold": len(problems) - refused} if len(problems) > refused else {}),
         note="; ".join(notes),
     )
+
+
+def patients_told(archive: Archive, patient_from: str | None) -> dict[str, int]:
+    """Count the patients, and say how they were told apart: scores, folds and splits by patient are worth no more than that."""
+    records = archive.cases()
+    patients, alone = len({record.patient for record in records}), sum(record.patient == record.id for record in records)
+    how = " (found in the names of files)" if patient_from is not None else ""
+    if patient_from is None and alone:
+        how = " (each file is one: ingest.patient_from is not given)" if alone == len(records) else f" ({alone:,} of one file each)"
+    return {f"{'patient' if patients == 1 else 'patients'}{how}": patients}
 
 
 def set_parts(archive: Archive, split: Path) -> list[str]:

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flows.console import OUT, show_next, show_table
-from flows.places import shortest, typed
+from flows.console import OUT, show_fitting, show_next, show_table
+from flows.places import program, shortest, typed
 from storage import StudentRecord
 from students.promptable.files import TEACHER_FILE
 
-_HEADS = ("student", "", "training", "round", "learnt from", "parameters", "agreement", "Dice", "teacher's", "trained", "program")
-_KNOWN = ("agreement", "dice", "teacher_dice")
+_HEADS = ("student", "Dice", "teacher's", "agreement", "learnt from", "round", "parameters", "trained", "training", "program")
+_DROPPED_FIRST = ("program", "training", "parameters", "trained", "round", "agreement", "learnt from", "teacher's")
+"""Columns for which a narrow terminal has no room; ``students show`` has them all."""
+_PROMOTED, _PROMOTED_BEFORE = " *", " (*)"
+_LONGEST_SET = 28
+"""Letters of the name of a label set in the list."""
 
 
 def show_students(records: Sequence[StudentRecord], archive: str, *, as_json: bool) -> None:
@@ -22,8 +26,11 @@ def show_students(records: Sequence[StudentRecord], archive: str, *, as_json: bo
     if not records:
         _say(f"{archive} has no student yet: 'samdistill run RECIPE' trains one.")
         return
-    rows = [(*_line(each), *(_score(each, metric) for metric in _KNOWN), each.trained_at[:10], each.code) for each in records]
-    show_table(f"students of {archive} (Dice with experts on test cases, means over classes)", _HEADS, rows)
+    _show_list(f"students of {archive} (Dice with experts on test cases, means over classes)", records)
+    for each in records:
+        if each.promoted:
+            _say(f"{'*' if each.is_promoted else '(*)'} promoted: {each.name}{_retrained(each)}")
+    _say(f"More of each: {program()} students show {typed(shortest(archive))} NAME")
     if not any(each.is_promoted for each in records):
         show_next((f"students promote {typed(shortest(archive))} {records[0].name}      to choose the one to use",))
 
@@ -52,8 +59,11 @@ def show_student(records: Sequence[StudentRecord], *, as_json: bool) -> None:
     }
     show_table(f"student {record.name}", ("what", "value"), [(name, str(value)) for name, value in facts.items()])
     if records[1:]:
-        rows = [(*_line(each), *(_score(each, metric) for metric in _KNOWN), each.trained_at[:10], each.code) for each in records[:-1]]
-        show_table("earlier trainings, whose weights are replaced", _HEADS, rows)
+        _show_list(
+            "earlier trainings, whose weights are replaced",
+            records[:-1],
+            dropped_first=("program", "parameters", "trained", "round", "learnt from"),
+        )
 
 
 def show_promoted(record: StudentRecord, before: StudentRecord | None, archive: str) -> None:
@@ -78,8 +88,33 @@ def _warn_if_worse(record: StudentRecord, before: StudentRecord) -> None:
             return
 
 
+def _show_list(title: str, records: Sequence[StudentRecord], dropped_first: Sequence[str] = _DROPPED_FIRST) -> None:
+    show_fitting(title, _HEADS, [_line(each) for each in records], dropped_first=dropped_first)
+
+
 def _line(record: StudentRecord) -> tuple[str, ...]:
-    return record.name, _promoted(record), str(record.revision), str(record.round), record.label_set, f"{record.parameters:,}"
+    mark = _PROMOTED if record.is_promoted else _PROMOTED_BEFORE if record.promoted else ""
+    taught = record.label_set if len(record.label_set) <= _LONGEST_SET else f"{record.label_set[: _LONGEST_SET - 3]}..."
+    return (
+        f"{record.name}{mark}",
+        _score(record, "dice"),
+        _score(record, "teacher_dice"),
+        _score(record, "agreement"),
+        taught,
+        str(record.round),
+        f"{record.parameters:,}",
+        record.trained_at[:10],
+        str(record.revision),
+        record.code,
+    )
+
+
+def _retrained(record: StudentRecord) -> str:
+    return (
+        ", which an archive's name stands for"
+        if record.is_promoted
+        else f", as training {record.promoted}, but it was trained again since: promote it anew"
+    )
 
 
 def _promoted(record: StudentRecord) -> str:

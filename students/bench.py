@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,9 +110,8 @@ class Bench:
         for info in self.classes:
             left, right = (a == info.id) & ~exclude, (b == info.id) & ~exclude
             found = quality.score_mask(left, right, stored.spacing_zyx_mm, tolerance_mm=self.plan.tolerance_mm)
-            values = {name: known(getattr(found, name)) for name in METRICS} | _of_shape(
-                self.plan.shapes.get(info.id, "organ"), left, right
-            )
+            values: dict[str, Any] = {name: known(getattr(found, name)) for name in METRICS}
+            values |= _of_shape(self.plan.shapes.get(info.id, "organ"), left, right, 1000 * ml)
             volumes = {"first_ml": round(float(left.sum()) * ml, 6), "second_ml": round(float(right.sum()) * ml, 6)}
             scores.append(CaseScore(case=case, patient=stored.record.patient, class_id=info.id, **values, **volumes))
         return scores
@@ -158,9 +158,11 @@ def resolved(labels: Labels) -> np.ndarray:
     return ids
 
 
-def _of_shape(shape: Shape, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float | None]:
+def _of_shape(shape: Shape, predicted: np.ndarray, gold: np.ndarray, voxel_mm3: float) -> dict[str, Any]:
     """Return what is measured of tubes or lesions beyond overlap and surface."""
     if shape == "tube":
         return {"cl_dice": known(cl_dice(predicted, gold))}
-    found = score_lesions(predicted, gold) if shape == "lesions" else None
-    return {name: known(getattr(found, name)) for name in SHAPE_METRICS[shape]}
+    if shape != "lesions":
+        return {}
+    found = score_lesions(predicted, gold, voxel_mm3=voxel_mm3)
+    return {name: known(getattr(found, name)) for name in SHAPE_METRICS[shape]} | {"lesions_by_decade": dict(found.by_decade)}

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Unpack
 
 from storage import Archive, ClassInfo, fingerprint
 from students.errors import StudentFileError, WorkerError
+from students.held_out import tell_of_other_patients
 from students.learnt_cases import FoundCases, beside_marks, find_cases, hint_marks, named_channels
 from students.lesson import Lesson
 from students.several import SharedJob, devices_of, train_on_devices
 from students.spec import NetworkPlan, StudentCard, StudentSpec, TrainProgress
+from students.units import spacing_known
 
 if TYPE_CHECKING:  # torch stays out until `train` is called
     from students.batches import BatchSource
@@ -224,6 +226,8 @@ def _train(
     from students.train import Training
 
     _, held_out = split
+    if not found.gold:
+        tell_of_other_patients(asked.spec, {record.patient for record in found.labeled if record.id in frozenset(held_out)})
     run = Training(
         asked.spec,
         plan,
@@ -309,4 +313,5 @@ def _card(spec: StudentSpec, plan: NetworkPlan, found: FoundCases, split: tuple[
         gold_cases=tuple(record.id for record in found.gold),
         unlabeled_cases=tuple(record.id for record in found.unlabeled),
         channels=named_channels(found.every),
+        spacing_known=spacing_known(found.every),
     )

@@ -7,7 +7,6 @@ side by side, case by case.
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from students.errors import GoldLeakError
 from students.figures import measured, nan_for_none
 from students.findings import FailureDetection, GoldCurve, OwnCalibration
 from students.gold_curve import Scored, gold_curve
+from students.lesion_sizes import lesions_by_size
 from students.outcome import evaluation_doubts, unequal_trainings
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
@@ -29,6 +29,7 @@ from students.promptable.answers import PromptedStudent
 from students.results import Comparison, Difference, Evaluation, Hindsight
 from students.significance import dices_of, paired_differences, relative_dice
 from students.spec import Cost, Shape, StudentCard
+from students.units import spacing_known, units_of
 
 __all__ = ["Arm", "EvaluationPlan", "conventions", "evaluate", "resolved", "spacing_known", "unseen_cases"]
 
@@ -65,6 +66,8 @@ def evaluate(
     calibration, failures = _own_confidence(bench, own, comparisons[0])
     full = _full_supervision(plan, comparisons)
     labels = hindsight.before_ignoring if hindsight else None
+    known = spacing_known(records)
+    units = units_of(known)
     return Evaluation(
         student=student.name,
         trained_on=student.card.label_set,
@@ -82,10 +85,12 @@ def evaluate(
         rounds=student.card.rounds,
         hints=student.card.spec.hints,
         warnings=(
-            *evaluation_doubts(tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card)),
+            *evaluation_doubts(
+                tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card), arms=_asked_as(plan), curve=curve
+            ),
             *unequal_trainings(student.card, _rivals(plan)),
         ),
-        spacing_known=spacing_known(records),
+        spacing_known=known,
         conventions=conventions(plan.shapes.values()),
         shapes={class_id: shape for class_id, shape in plan.shapes.items() if shape != "organ"},
         arms=tuple(arm.asked_as for arm in plan.arms if arm.asked_as),
@@ -97,8 +102,9 @@ def evaluate(
             comparisons,
             student.card.classes,
             groups_of(archive, records, plan.teacher),
-            "ml" if spacing_known(records) is True else "1000 px",
+            units.thousand,
         ),
+        lesion_sizes=lesions_by_size(comparisons, student.card.classes, units.small),
         gold_curve=curve,
     )
 
@@ -176,9 +182,14 @@ def _curve(
     return gold_curve(scored, patient, dices_of(full) if full else None, plan.curve_missing)
 
 
+def _asked_as(plan: EvaluationPlan) -> dict[str, str]:
+    """Return how recipes name the arms, by their lines of the table."""
+    return {f"{arm.name} - gold": arm.asked_as for arm in plan.arms if arm.asked_as}
+
+
 def _rivals(plan: EvaluationPlan) -> dict[str, StudentCard]:
-    """Return the cards of all other students of the report, by their names in it."""
-    arms = {arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
+    """Return the cards of all other students of the report, by the names of arms in recipes, and those of the curve by their own."""
+    arms = {arm.asked_as or arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
     return arms | {each.path.name: read_card(each.path) for each in plan.curve}
 
 
@@ -186,12 +197,6 @@ def _full_supervision(plan: EvaluationPlan, comparisons: Sequence[Comparison]) -
     """Return the comparison of the arm that learnt from all gold of the archive part; the arms come last."""
     of_arms = comparisons[len(comparisons) - len(plan.arms) :]
     return next((found for arm, found in zip(plan.arms, of_arms, strict=True) if arm.is_full_supervision), None)
-
-
-def spacing_known(records: Sequence[CaseRecord]) -> bool | Literal["mixed"]:
-    """Tell whether voxel sizes are known of all, of none, or of some of the cases."""
-    known = {record.geometry.spacing_known for record in records}
-    return "mixed" if len(known) > 1 else known.pop()
 
 
 def unseen_cases(archive: Archive, student: Student | PromptedStudent, plan: EvaluationPlan) -> list[CaseRecord]:

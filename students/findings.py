@@ -111,6 +111,23 @@ class Gap(Frozen):
     note: str = ""
 
 
+class LesionsOfSize(Frozen):
+    """How many of gold's lesions of one size were found, of one class."""
+
+    class_id: int
+    class_name: str
+    size: str
+    """Bounds of the volume, such as ``100 to 1,000 mm3``."""
+    lesions: int
+    """In all test cases together ..."""
+    found: int
+    """... and those that a drawn piece of the student belongs to."""
+    sensitivity: Measured
+    """Share found in a case, as mean over patients who have such lesions."""
+    teacher: Measured | None
+    """The same of the teacher, where it drew the cases."""
+
+
 class Breakdown(Frozen):
     """The student's scores by groups of cases."""
 

@@ -64,6 +64,7 @@ def gold_curve(
 
 def _row(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[str, str], full: Dices | None) -> CurveRow:
     first, means = own[0], _over_seeds([each.dices for each in own])
+    tested = sorted({case for each in own for case, _ in each.dices})
     update = _against(own, alone, patient) if first.student.taught == "mixed" else {}
     if full is not None:
         update["share_of_full"] = measured(ratio_interval(means, _over_seeds([full]), patient))
@@ -72,7 +73,7 @@ def _row(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[str, s
         patients=first.student.patients,
         gold_cases=first.gold_cases,
         students=tuple(each.name for each in own),
-        dice=measured(patient_interval(list(means.values()), [patient[case] for case in means])),
+        dice=measured(patient_interval([means.get(case, np.nan) for case in tested], [patient[case] for case in tested])),
         between_seeds=_between(own, patient),
         scores={case: known(value) for case, value in means.items()},
     ).model_copy(update=update)
@@ -84,8 +85,9 @@ def _against(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[st
     if not seeds:
         return {}
     mine, theirs = (_over_seeds([each.dices for each in runs if each.student.seed in seeds]) for runs in (own, alone))
-    cases = [case for case in mine if case in theirs]
-    found = compare_paired([mine[case] for case in cases], [theirs[case] for case in cases], [patient[case] for case in cases])
+    cases = sorted({case for each in own for case, _ in each.dices})
+    pairs = [[each.get(case, np.nan) for case in cases] for each in (mine, theirs)]
+    found = compare_paired(*pairs, [patient[case] for case in cases])
     return {"minus_gold": measured(found.difference), "p": found.p}
 
 

@@ -1,11 +1,12 @@
 """What a person should know of a training or a score at one glance: why it ended, and what speaks against using the student."""
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from students.findings import GoldCurve
 from students.promptable.words import agreement_doubt, lost_doubt
 from students.results import Comparison, Evaluation
+from students.shortfall import below_arms, below_teacher, curve_shortfall, paired_on_shared
 from students.spec import StudentCard
 
 _FEW_PASSES = 5.0
@@ -21,18 +22,21 @@ _WIDE_MARGIN = 0.10
 """Dice by which a student may stay behind the labels it learnt from: on new patients a little is lost always."""
 
 _TEACHER_BELOW = (
-    "So is the teacher ({:.3f}), so longer training cannot mend it: try another checkpoint, or other prompts. "
-    "Ellipses need a box on every case, though, and the student needs none."
+    "So is the teacher ({:.3f}): try another checkpoint, or other prompts, as longer training cannot mend it. "
+    "Ellipses need a box on every case, the student none."
 )
 
 _MOSTLY_IGNORED = 0.5
 _UNASKED = (
-    "{:.0%} of the voxels of its training cases are ignored, since nobody asked about them or the teacher is not believed there: prompt objects from end to end, or have "
-    "masks carried on (prompts: {{source: [weak, propagate]}}). Longer training cannot mend that."
+    "{:.0%} of the voxels of its training cases are ignored: prompt objects from end to end, or have masks carried on "
+    "(prompts: {{source: [weak, propagate]}}). Longer training cannot mend that."
 )
 
 _UNEQUAL = 2.0
 """From this factor between the steps of two trainings on, what sets them apart may be the steps alone."""
+
+_NAMED = 4
+"""As many names fit into a warning that is read."""
 
 _REASONS = {"budget": "the time budget was spent", "steps": "all steps were made", "early": "agreement no longer rose"}
 
@@ -78,11 +82,18 @@ def training_doubts(card: StudentCard) -> tuple[str, ...]:
 
 
 def evaluation_doubts(
-    comparisons: tuple[Comparison, ...], labels: Comparison | None, card: StudentCard, ellipses: str, ignored: float = 0.0
+    comparisons: tuple[Comparison, ...],
+    labels: Comparison | None,
+    card: StudentCard,
+    ellipses: str,
+    ignored: float = 0.0,
+    *,
+    arms: Mapping[str, str] | None = None,
+    curve: GoldCurve | None = None,
 ) -> tuple[str, ...]:
     """Return what the scores say against the student, class by class, before what its training says.
 
-    Student, teacher and ellipses are compared on the cases that both have a Dice for; the labels are those of other cases by nature.
+    Student, teacher and arms are compared on the cases that both have a Dice for; the labels are those of other cases by nature.
 
     Args:
         comparisons: Of the evaluation, the student's first.
@@ -90,24 +101,34 @@ def evaluation_doubts(
         card: The student's.
         ellipses: Label set of the ellipses in the boxes, the baseline that needs no model.
         ignored: Mean share of the voxels of the training cases that nobody learns from.
+        arms: Name of a comparison -> name of its arm in recipes.
+        curve: Of gold alone, and of gold beside pseudo-labels.
     """
-    found = []
+    found: list[str] = []
     longer = _longer(card) if ignored < _MOSTLY_IGNORED else _UNASKED.format(ignored)
     drawn = next((c for c in comparisons if c.first == ellipses and c.role == "arm"), None)
     teacher = next((c for c in comparisons if c.role == "teacher"), None)
     for result in comparisons[0].classes:
         name, own = result.class_name, result.metrics["dice"].mean
         taught = None if labels is None else _dice_by_class(labels)[name]
-        pair = _on_shared_cases(comparisons[0], drawn, result.class_id)
-        if pair and pair[0] < pair[1]:
-            above = _on_shared_cases(teacher, drawn, result.class_id)
-            as_good = above is not None and pair[0] >= above[0] - _WIDE_MARGIN
-            remedy = _TEACHER_BELOW.format(above[0]) if above and as_good and above[0] < above[1] and ignored < _MOSTLY_IGNORED else longer
-            found.append(f"{name}: the student (Dice {pair[0]:.3f}) is worse than ellipses in the boxes ({pair[1]:.3f}). {remedy}")
+        pair = paired_on_shared(comparisons[0], drawn, result.class_id)
+        if pair and pair.own < pair.theirs:
+            above = paired_on_shared(teacher, drawn, result.class_id)
+            as_good = above is not None and pair.own >= above.own - _WIDE_MARGIN
+            below_too = above is not None and as_good and above.own < above.theirs and ignored < _MOSTLY_IGNORED
+            remedy = _TEACHER_BELOW.format(above.own) if above and below_too else longer
+            worse = f"the student (Dice {pair.own:.3f}) is worse than ellipses in the boxes ({pair.theirs:.3f}): {pair.words}"
+            found.append(f"{name}: {worse}. {remedy}")
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
             found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {longer}")
-    lost = lost_doubt(comparisons, _longer(card)) if card.promptable else ()
-    return (*found, *lost, *training_doubts(card))
+    little = passes(card) < _ENOUGH_PASSES or ignored >= _MOSTLY_IGNORED
+    first = (*below_arms(comparisons, arms or {}, card, longer if little else ""), *curve_shortfall(curve))
+    behind = (
+        lost_doubt(comparisons, _longer(card))
+        if card.promptable
+        else below_teacher(comparisons, card, longer if little and not found else "")
+    )
+    return (*first, *found, *behind, *training_doubts(card))
 
 
 def unequal_trainings(card: StudentCard, others: Mapping[str, StudentCard]) -> tuple[str, ...]:
@@ -117,15 +138,25 @@ def unequal_trainings(card: StudentCard, others: Mapping[str, StudentCard]) -> t
         card: The student's.
         others: By the name that the report gives them.
     """
-    found = []
+    few: list[str] = []
+    many: list[str] = []
     for name, other in others.items():
         fewer, more = sorted((card, other), key=lambda each: each.steps)
         if fewer.stopped == "budget" and fewer.steps * _UNEQUAL < more.steps and fewer.spec.kind == more.spec.kind:
-            found.append(
-                f"{name} was trained for {other.steps:,} steps and the student for {card.steps:,}, as time was up: the two are not comparable. "
-                "Train both with the same budget, on a machine that is not busy with other work."
-            )
-    return tuple(found)
+            (few if fewer is other else many).append(f"{name} ({other.steps:,})")
+    pairs = ((few, "less than half of"), (many, "more than twice"))
+    return tuple(
+        f"{_some(named)} had {words} the student's {card.steps:,} steps, as time was up: not comparable with it. "
+        "Train with one budget, on a machine that is not busy."
+        for named, words in pairs
+        if named
+    )
+
+
+def _some(named: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return ", ".join(named[:_NAMED]) + more
 
 
 def evaluation_note(evaluation: Evaluation) -> str:
@@ -135,22 +166,6 @@ def evaluation_note(evaluation: Evaluation) -> str:
 
 def _dice_by_class(comparison: Comparison) -> dict[str, float | None]:
     return {result.class_name: result.metrics["dice"].mean for result in comparison.classes}
-
-
-def _on_shared_cases(first: Comparison | None, second: Comparison | None, class_id: int) -> tuple[float, float] | None:
-    """Return the Dice of both, as means over patients, on the cases that have one in both; None where there are none."""
-    if first is None or second is None:
-        return None
-    others = {score.case: score.dice for score in second.scores if score.class_id == class_id}
-    by_patient: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for score in first.scores:
-        other = others.get(score.case)
-        if score.class_id == class_id and score.dice is not None and other is not None:
-            by_patient[score.patient].append((score.dice, other))
-    if not by_patient:
-        return None
-    one, two = (math.fsum(math.fsum(p[side] for p in pairs) / len(pairs) for pairs in by_patient.values()) for side in (0, 1))
-    return one / len(by_patient), two / len(by_patient)
 
 
 def _longer(card: StudentCard) -> str:

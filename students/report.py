@@ -6,34 +6,19 @@ from pathlib import Path
 from distill.quality import TRUSTED_PATIENTS, few_words
 from storage import IGNORE, Archive, Case
 from students.figures import Measured
+from students.findings import LesionsOfSize
 from students.pictures import Outline, overlay_png
 from students.plots import bland_altman, strip_plot
 from students.report_parts import confidence_parts, curve_svg, group_parts, p_words
 from students.results import ClassResult, Comparison, Evaluation
 from students.spec import Cost
+from students.units import Units, units_of
 
 _GOLD, _STUDENT, _TEACHER = (255, 196, 0), (0, 190, 255), (255, 80, 160)
 """Outlines: apart in lightness as well as in hue, so that colour-blind readers can tell them."""
 
 Column = tuple[str, str, str, int]
 """Name of the metric, heading, explanation, and digits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
-    """In what lengths and volumes are shown."""
-
-    length: str
-    volume: str
-    per_ml: float
-    """Units of volume in a millilitre."""
-
-
-MILLIMETRES = Units(length="mm", volume="ml", per_ml=1.0)
-PIXELS = Units(length="px", volume="px", per_ml=1000.0)
-"""For cases without a spacing: one pixel was taken for a millimetre."""
-MIXED = Units(length="mm or px", volume="ml or 1000 px", per_ml=1.0)
-"""For cases of both kinds in one table."""
 
 
 def columns_in(units: Units, tolerance: float) -> tuple[Column, ...]:
@@ -88,6 +73,7 @@ class Section:
     strip: str
     volumes: str
     pictures: tuple[Picture, ...]
+    lesions: tuple[LesionsOfSize, ...]
 
 
 def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> Path:
@@ -105,7 +91,7 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
     environment = Environment(
         loader=PackageLoader("students"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    units = MIXED if evaluation.spacing_known == "mixed" else MILLIMETRES if evaluation.spacing_known else PIXELS
+    units = units_of(evaluation.spacing_known)
     page = environment.get_template("report.html").render(
         e=evaluation,
         columns=columns_in(units, evaluation.tolerance_mm),
@@ -118,6 +104,7 @@ def write_report(evaluation: Evaluation, archive: Archive, path: str | Path) -> 
         outlines=[("gold", _GOLD), ("student", _STUDENT), ("teacher", _TEACHER)],
         cost=cost_words,
         few=few_words,
+        each_alone=all(score.patient == score.case for score in evaluation.comparisons[0].scores),
         trusted=TRUSTED_PATIENTS,
     )
     partial = target.with_name(target.name + ".partial")
@@ -133,7 +120,7 @@ def cell(measured: Measured, metric: str, digits: int) -> str:
         return "n/a"
     scale = 100 if metric == "volume_bias" else 1
     mean, low, high = (f"{value * scale:.{digits}f}" for value in (measured.mean, measured.low, measured.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low},\u00a0{high}]"  # broken before the interval where there is no room, never within it
 
 
 def cost_words(cost: Cost) -> tuple[str, ...]:
@@ -161,6 +148,7 @@ def _section(evaluation: Evaluation, archive: Archive, class_id: int, units: Uni
         strip=strip_plot(against_gold, class_id),
         volumes=bland_altman(evaluation.comparisons[0], class_id, units.volume, units.per_ml),
         pictures=_gallery(evaluation, archive, class_id),
+        lesions=tuple(each for each in evaluation.lesion_sizes if each.class_id == class_id),
     )
 
 

@@ -9,7 +9,16 @@ from pydantic import Field
 from distill import quality
 from storage import ClassInfo
 from students.figures import Measured
-from students.findings import SHAPE_METRICS, Breakdown, FailureDetection, GoldCurve, OwnCalibration, PairedDifference, Relative
+from students.findings import (
+    SHAPE_METRICS,
+    Breakdown,
+    FailureDetection,
+    GoldCurve,
+    LesionsOfSize,
+    OwnCalibration,
+    PairedDifference,
+    Relative,
+)
 from students.frozen import Frozen
 from students.spec import Cost, RoundsNote, Shape
 
@@ -40,6 +49,8 @@ class CaseScore(Frozen):
     """Of lesions, as the two that follow."""
     lesion_sensitivity: float | None = None
     false_lesions: float | None = None
+    lesions_by_decade: dict[int, tuple[int, int]] | None = None
+    """Decade of volume in mm3 -> gold's lesions in it, and those that were found."""
 
 
 class ClassResult(Frozen):
@@ -134,6 +145,8 @@ class Evaluation(Frozen):
     calibration: tuple[OwnCalibration, ...] = ()
     failure_detection: tuple[FailureDetection, ...] = ()
     breakdown: Breakdown | None = None
+    lesion_sizes: tuple[LesionsOfSize, ...] = ()
+    """Of classes that are lesions: which sizes are found."""
     gold_curve: GoldCurve | None = None
     hints: str | None = None
     """Label set that the student sees beside the image."""

@@ -1,6 +1,7 @@
 """The student against every other line of the table: tests class by class, and its Dice as a part of full supervision's."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,7 +33,9 @@ def paired_differences(comparisons: Sequence[Comparison], classes: Sequence[Clas
             cases = [case for case, class_id in theirs if class_id == info.id and (case, class_id) in mine]
             if cases:
                 own, taught = ([dices[case, info.id] for case in cases] for dices in (mine, theirs))
-                found.append((other.name.removesuffix(" - gold"), info, compare_paired(own, taught, [patient[case] for case in cases])))
+                test = compare_paired(own, taught, [patient[case] for case in cases])
+                missing = sum(class_id == info.id for _, class_id in mine) - len(cases)
+                found.append((other.name.removesuffix(" - gold"), info, _with_missing(test, missing)))
     adjusted = holm([test.p for _, _, test in found])
     return tuple(
         PairedDifference(
@@ -46,6 +49,11 @@ def paired_differences(comparisons: Sequence[Comparison], classes: Sequence[Clas
         )
         for (name, info, test), p in zip(found, adjusted, strict=True)
     )
+
+
+def _with_missing(test: PairedTest, missing: int) -> PairedTest:
+    """Count the cases that only the student has answered for among those left out."""
+    return replace(test, difference=replace(test.difference, excluded=test.difference.excluded + missing))
 
 
 def relative_dice(student: Comparison, full: Comparison, classes: Sequence[ClassInfo]) -> tuple[Relative, ...]:
@@ -70,10 +78,12 @@ def _means(mine: Dices, theirs: Dices, class_ids: Sequence[int]) -> tuple[dict[s
 def ratio_interval(first: Mapping[str, float], second: Mapping[str, float], patient: Mapping[str, str], *, seed: int = 0) -> Interval:
     """Return the ratio of two means over patients, with its bootstrap interval: each draw takes both figures of a patient.
 
+    Cases that have no patient's figure in both are left out, and counted.
+
     Args:
         first: Figure of each case.
         second: Of the same cases.
-        patient: Of each case.
+        patient: Of each case that was to be compared.
         seed: Same seed, same interval.
     """
     cases = sorted(set(first) & set(second))
@@ -84,4 +94,5 @@ def ratio_interval(first: Mapping[str, float], second: Mapping[str, float], pati
     drawn = np.random.default_rng(seed).integers(0, pairs.shape[1], size=(BOOTSTRAP_DRAWS, pairs.shape[1]))
     above, below = pairs[0][drawn].mean(axis=1), pairs[1][drawn].mean(axis=1)
     low, high = np.quantile(above[below > 0] / below[below > 0], [0.025, 0.975])
-    return Interval(mean=float(pairs[0].mean() / pairs[1].mean()), low=float(low), high=float(high), patients=pairs.shape[1])
+    ratio, left_out = float(pairs[0].mean() / pairs[1].mean()), len(patient) - len(cases)
+    return Interval(mean=ratio, low=float(low), high=float(high), patients=pairs.shape[1], excluded=left_out)

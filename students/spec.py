@@ -178,7 +178,9 @@ class RoundsNote(Frozen):
 class StudentCard(Growing):
     """``student.json``: where this student came from and how to use it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds", "channels"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"gold_cases", "unlabeled_cases", "nnunet", "promptable", "exported", "rounds", "channels", "spacing_known"}
+    )
     format_version: Literal[1] = 1
     name: str
     spec: StudentSpec
@@ -212,6 +214,8 @@ class StudentCard(Growing):
     """None for a student that was not chosen among those of several rounds."""
     channels: tuple[Channel, ...] = ()
     """What each channel of the images is, and how its files are told apart; empty where nobody named them."""
+    spacing_known: bool | Literal["mixed"] = True
+    """False where no case that it learnt from has a known voxel size: one pixel was taken for a millimetre, so the spacing of the plan is in pixels."""
 
     @property
     def channel_words(self) -> str:

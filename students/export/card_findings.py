@@ -1,6 +1,6 @@
 """What an evaluation found beyond its table of scores, as paragraphs of a model card."""
 
-from students.findings import CurveRow, FailureDetection, Gap, OwnCalibration
+from students.findings import CurveRow, FailureDetection, Gap, LesionsOfSize, OwnCalibration
 from students.report_parts import p_words
 from students.results import Evaluation, Measured
 
@@ -16,6 +16,7 @@ def findings(report: Evaluation) -> str:
             f"{test.class_name}: Dice minus that of {test.other} {_signed(test.difference)}, p {p_words(test.p_adjusted)} (Wilcoxon over patients, Holm)."
             for test in report.tests
         ),
+        *map(_lesions, report.lesion_sizes),
         *map(_calibration, report.calibration),
         *map(_failures, report.failure_detection),
         *(_gap(gap) for gap in (report.breakdown.gaps if report.breakdown else ())),
@@ -40,6 +41,10 @@ def _signed(measured: Measured) -> str:
     if measured.mean is None or measured.low is None or measured.high is None:
         return "not known"
     return f"{measured.mean:+.3f} ({measured.low:+.3f} to {measured.high:+.3f})"
+
+
+def _lesions(row: LesionsOfSize) -> str:
+    return f"{row.class_name}, lesions of {row.size}: {row.found} of {row.lesions} found, per patient {_interval(row.sensitivity)}."
 
 
 def _calibration(found: OwnCalibration) -> str:

@@ -11,11 +11,19 @@ from students.outcome import stop_words, training_doubts
 from students.promptable.words import facts
 from students.results import Comparison, Evaluation, Measured
 from students.spec import RoundsNote, StudentCard
+from students.units import units_of
 
 FILE = "MODEL_CARD.md"
 
-_METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)", "volume_bias": "volume bias"}
+_METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 ({})", "volume_bias": "volume bias"}
 _OF_SHAPES = {"cl_dice": "clDice", "lesion_f1": "lesion F1", "lesion_sensitivity": "lesions found", "false_lesions": "false lesions"}
+
+
+_UNKNOWN_SIZES: dict[bool | str, str] = {
+    True: "",
+    False: " Pixel sizes were not known, so lengths are in pixels (px).",
+    "mixed": " Voxel sizes were not known of all scans: lengths are in pixels there.",
+}
 
 
 def read_report(path: str | Path) -> Evaluation:
@@ -59,7 +67,14 @@ def model_card(card: StudentCard, report: Evaluation | None = None, *, use: str 
             _promptable_technical(card, card.promptable),
         ]
     else:
-        parts = [_head(card), f"## Use\n\n{use}" if use else "", _training(card), _scores(report), _limits(card, report), _technical(card)]
+        parts = [
+            _head(card),
+            f"## Use\n\n{use}" if use else "",
+            _training(card),
+            _scores(report),
+            _limits(card, report),
+            _technical(card, report),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -139,9 +154,13 @@ def _scores(report: Evaluation | None) -> str:
     if report is None:
         return "## How good it is\n\nNobody has scored it against experts: agreement with labels made by a program is no measure of that."
     there = {name for each in report.comparisons for found in each.classes for name in found.metrics}
-    metrics = _METRICS | {name: words for name, words in _OF_SHAPES.items() if name in there}
+    length = units_of(report.spacing_known).length
+    metrics = {name: words.format(length) for name, words in _METRICS.items()} | {
+        name: words for name, words in _OF_SHAPES.items() if name in there
+    }
     rows = [row for each in report.comparisons if each.role in {"student", "teacher", "agreement", "arm"} for row in _rows(each, metrics)]
-    unit = "" if report.spacing_known is True else " Voxel sizes were not known of all scans: lengths are in pixels there."
+    tolerance = f" NSD is within {report.tolerance_mm:g} {length}."
+    unit = tolerance + _UNKNOWN_SIZES[report.spacing_known]
     table = _table(("comparison", "class", "cases", *metrics.values()), rows)
     more = f"\n\n{found}" if (found := findings(report)) else ""
     return f"## How good it is\n\nOn {len(report.cases)} test cases that no step had seen. {report.conventions}{unit}\n\n{table}{more}{_cost(report)}"
@@ -162,7 +181,10 @@ def _interval(measured: Measured | None) -> str:
 
 
 def _cost(report: Evaluation) -> str:
-    rows = [(each.name, f"{each.seconds_per_case:.2f} s", f"{each.device}, {each.threads} threads") for each in report.costs]
+    rows = [
+        (each.name, f"{each.seconds_per_case:.2f} s", f"{each.device}, {each.threads} {'thread' if each.threads == 1 else 'threads'}")
+        for each in report.costs
+    ]
     return f"\n\n{_table(('who', 'per case', 'on'), rows)}" if rows else ""
 
 
@@ -170,21 +192,23 @@ def _limits(card: StudentCard, report: Evaluation | None) -> str:
     warnings = report.warnings if report is not None else training_doubts(card)
     known = [
         "It answers for every scan, also of another organ, modality or quality than it has seen, and does not say so.",
-        f"It looks at scans at {_millimetres(card)} mm; what is smaller than a few such voxels it may miss.",
+        f"It looks at scans at {_spacing(card, report)}; what is smaller than a few such voxels it may miss.",
         "Errors that its teacher makes everywhere it may have learnt.",
         *(f"WARNING: {warning}" for warning in warnings),
     ]
     return "## Limits\n\n" + "\n".join(f"- {each}" for each in known)
 
 
-def _millimetres(card: StudentCard) -> str:
-    return " x ".join(f"{each:.3g}" for each in card.plan.spacing_zyx_mm)
+def _spacing(card: StudentCard, report: Evaluation | None) -> str:
+    """Return the size of a voxel as the network sees it; cards of before do not say that it is in pixels, but their scores do."""
+    known = report.spacing_known if report is not None and card.spacing_known is True else card.spacing_known
+    return f"{' x '.join(f'{each:.3g}' for each in card.plan.spacing_zyx_mm)} {units_of(known).length}"
 
 
-def _technical(card: StudentCard) -> str:
+def _technical(card: StudentCard, report: Evaluation | None) -> str:
     plan, rule = card.plan, card.plan.normalisation
     rows: Mapping[str, str] = {
-        "input": f"{card.channel_words}, axes z y x, {_millimetres(card)} mm (z y x)",
+        "input": f"{card.channel_words}, axes z y x, {_spacing(card, report)} (z y x)",
         "intensities": f"per channel: clipped to percentiles {rule.low_percentile:g} and {rule.high_percentile:g} of the voxels that are not zero, then mean 0, deviation 1",
         "output": "logits of background and of each class, in the order above",
         "window": f"{' x '.join(map(str, plan.patch_zyx))} voxels, half overlapping, Gaussian weights",

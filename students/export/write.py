@@ -18,6 +18,7 @@ from students.origins import Exported, ExportFormat
 from students.results import Evaluation
 from students.runtime import OnnxNetwork, read_script
 from students.spec import StudentCard
+from students.units import units_of
 
 _USE = "`samdistill predict FOLDER SCANS -o LABELS`, where `FOLDER` is the one that this page lies in."
 
@@ -183,7 +184,7 @@ def facts(card: StudentCard) -> dict[str, str]:
         "student": card.name,
         "fingerprint": card.fingerprint,
         "outputs": f"logits of 0 background, {classes}",
-        "input": f"{card.channel_words}, normalised per channel as student.json says, axes {card.plan.dimensions} z y x, spacing {spacing} mm",
+        "input": f"{card.channel_words}, normalised per channel as student.json says, axes {card.plan.dimensions} z y x, spacing {spacing} {units_of(card.spacing_known).length}",
     }
 
 

@@ -82,6 +82,8 @@ class Job(Frozen):
     """The channels as the archive has them; empty where nobody named them."""
     flat: bool
     """Every case is a single slice: their distance means nothing, and nnU-Net is told so."""
+    spacing_known: bool | Literal["mixed"] = True
+    """Of all cases, of none, or of some."""
     spec: StudentSpec
 
 

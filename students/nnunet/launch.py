@@ -19,6 +19,7 @@ from students.lesson import Lesson
 from students.nnunet.job import JOB, LOG, Job, JobCase, Places, write_json
 from students.process import Progress, accident_words, run_process
 from students.spec import NnunetSpec, StudentSpec
+from students.units import spacing_known
 
 TRAINER = "1"
 """Raised whenever training from the same inputs gives other students, so that old ones are trained again."""
@@ -86,6 +87,7 @@ def _job(
         channels=_told_channels(records),
         named_channels=named,
         flat=all(record.shape_czyx[1] == 1 for record in records),
+        spacing_known=spacing_known(records),
         spec=spec,
     )
 

@@ -64,6 +64,7 @@ def _card(trained: Trained, job: Job, found: Survey) -> StudentCard:
         history=history,
         nnunet=_record(trained, job, found),
         channels=job.named_channels,
+        spacing_known=job.spacing_known,
     )
 
 

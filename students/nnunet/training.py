@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def train(job: Job, places: Places, say: Callable[[Advance], None]) -> Trained:
     fold = chosen_fold(job, json.loads((places.preprocessed / "splits_final.json").read_text(encoding="utf-8")))
     content = json.loads((places.preprocessed / "dataset.json").read_text(encoding="utf-8"))
     trainer = nnUNetTrainerArchive(plans | {"continue_training": False}, configuration, fold, content, best_device(job.spec.device))
-    resumed = _restored(trainer)
+    resumed = _restored(trainer, say)
     if not (Path(trainer.output_folder) / FINAL).exists():
         trainer.report = lambda step, loss: say(_advance(trainer, step, loss, resumed=resumed))
         trainer.run_training()
@@ -54,16 +53,24 @@ def agreement(trainer: nnUNetTrainerArchive) -> float | None:
     return None if trainer.fold == "all" or not values or values[-1] != values[-1] else round(float(values[-1]), 6)
 
 
-def _restored(trainer: nnUNetTrainerArchive) -> bool:
-    """Load the checkpoint of an interrupted training; one that cannot be read costs the work in it, not the run."""
+def _restored(trainer: nnUNetTrainerArchive, say: Callable[[Advance], None]) -> bool:
+    """Load the checkpoint of an interrupted training; one that cannot be read costs the work in it, not the run, and is told of."""
     trainer.initialize()
     for name in (FINAL, LATEST):
         path = Path(trainer.output_folder) / name
         if path.is_file():
-            with suppress(Exception):  # torch raises anything from EOFError to UnpicklingError
+            try:
                 trainer.load_checkpoint(str(path))
+            except Exception as error:  # noqa: BLE001 - torch raises anything from EOFError to UnpicklingError
+                path.unlink()
+                goes_on = name == FINAL and (path.parent / LATEST).is_file()
+                instead = f"goes on from {LATEST}" if goes_on else "begins anew, at epoch 0"
+                trainer.print_to_log_file(
+                    f"WARNING: {path} cannot be read ({type(error).__name__}: {error}). It is removed, and training {instead}."
+                )
+                say(Advance(phase=f"{name} cannot be read: training {instead}"))
+            else:
                 return True
-            path.unlink()
     return False
 
 

@@ -1,14 +1,17 @@
 """Metrics of tubes and of lesions: what they see that Dice does not, and what they say of nothing."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import label
+from scipy.optimize import linear_sum_assignment
 
-from distill.lesions import score_lesions
+from distill.lesions import decade_words, score_lesions
 from distill.quality import dice
 from distill.tubes import centre_line, cl_dice
 
@@ -113,3 +116,51 @@ def test_a_touch_is_no_find_and_diagonal_neighbours_are_one_lesion() -> None:
     diagonal = np.zeros((3, 4, 5), bool)
     diagonal[0, 1, 1] = diagonal[1, 2, 2] = True
     assert _count(diagonal) == 1
+
+
+def _by_dense_assignment(predicted: np.ndarray, gold: np.ndarray, least_iou: float) -> int:
+    """Count hits by the dense table of all pieces and all lesions."""
+    pieces, lesions = (label(mask, np.ones((3, 3, 3)))[0] for mask in (predicted, gold))
+    worth = np.zeros((pieces.max(), lesions.max()))
+    for piece in range(pieces.max()):
+        for lesion in range(lesions.max()):
+            one, other = pieces == piece + 1, lesions == lesion + 1
+            iou = (one & other).sum() / (one | other).sum()
+            worth[piece, lesion] = 1 + iou / 1000 if iou >= least_iou else 0
+    rows, columns = linear_sum_assignment(worth, maximize=True)
+    return int((worth[rows, columns] > 0).sum())
+
+
+@given(MASKS, MASKS, st.sampled_from([0.01, 0.1, 0.5]))
+def test_pairs_that_meet_are_matched_as_in_the_table_of_all_pairs(a: np.ndarray, b: np.ndarray, least_iou: float) -> None:
+    if a.any() and b.any():
+        found = score_lesions(a, b, least_iou=least_iou)
+        assert _count(a) - found.false_lesions == _by_dense_assignment(a, b, least_iou)
+
+
+def test_a_noisy_mask_of_ten_thousand_specks_takes_no_table_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    sparse = (slice(None, None, 2),) * 3
+    predicted, gold = (np.zeros((48, 64, 80), bool) for _ in range(2))
+    for mask in (predicted, gold):
+        mask[sparse] = rng.random(mask[sparse].shape) < 0.4
+    tracemalloc.start()
+    found = score_lesions(predicted, gold)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert min(predicted.sum(), gold.sum()) > 10_000
+    assert found.lesion_sensitivity == pytest.approx((predicted & gold).sum() / gold.sum())
+    assert peak < 64 * 2**20, "a table of 12,000 by 12,000 numbers would take more than a gigabyte"
+
+
+def test_lesions_are_counted_by_the_decade_of_their_volume() -> None:
+    gold = np.zeros((4, 20, 40), bool)
+    gold[0, 0, 0] = True  # 0.5 mm3
+    gold[1:3, 4:9, 4:6] = True  # 20 voxels: 10 mm3, the beginning of a decade
+    gold[1:3, 4:14, 20:30] = True  # 200 voxels: 100 mm3
+    drawn = np.zeros_like(gold)
+    drawn[1:3, 4:14, 20:30] = True
+    found = score_lesions(drawn, gold, voxel_mm3=0.5)
+    assert found.by_decade == {-1: (1, 0), 1: (1, 0), 2: (1, 1)}
+    assert [decade_words(each, "mm3") for each in found.by_decade] == ["0.1 to 1 mm3", "10 to 100 mm3", "100 to 1,000 mm3"]
+    assert score_lesions(drawn, np.zeros_like(gold)).by_decade == {}

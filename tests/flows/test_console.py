@@ -124,6 +124,34 @@ def test_a_warning_begins_a_line_of_its_own_and_what_to_do_about_it_another(
     ]
 
 
+TERMINAL = {"force_terminal": True, "color_system": None, "legacy_windows": False}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_terminal_breaks_warnings_between_words_below_the_words_before(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "OUT", console.Console(width=width, **TERMINAL))
+    note = "scores 0.87. WARNING: organ: the student is below its gold alone, by much. Try this, then that, or the other. WARNING: organ: and below the teacher"
+    result = StageResult(
+        stage="evaluate", output="/a/folder with spaces that is never broken, however long/it is, on any terminal/r.html", note=note
+    )
+    console.show_summary(RunSummary(stages=(result,)))
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = (n for n, line in enumerate(lines) if line.startswith("evaluate "))
+    said = lines[first + 1 :] if "0.87" in lines[first + 1] else lines[first:]
+    assert all(len(line) <= width for line in said), said
+    assert [line for line in said if "WARNING" in line] == [line for line in said if line.startswith("         WARNING: organ:")]
+    assert " ".join(" ".join(lines[first:]).split()).endswith(note.replace(" WARNING", " WARNING"))
+    assert any("/a/folder with spaces that is never broken, however long/it is, on any terminal/r.html" in line for line in lines)
+
+
+def test_where_no_terminal_is_a_warning_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "WARNING: organ: " + "word " * 60 + "end"
+    console.show_summary(RunSummary(stages=(StageResult(stage="evaluate", note=f"scores 0.87 {long}"),)))
+    assert f"         {long}" in capsys.readouterr().out.splitlines()
+
+
 def test_notes_that_would_make_a_long_line_stand_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     short, long = (
         "a note of some length",

@@ -119,7 +119,8 @@ def test_rows_about_scans_that_were_left_out_are_counted_and_are_no_failure(
     recipe = load_recipe(write_recipe(RECIPE))
     found = stages.ingest(recipe)
     assert (found.quarantined, found.note) == (0, "")
-    assert found.remark == "5 files or rows about cases that the archive does not hold"
+    told = "2 patients (each file is one: ingest.patient_from is not given)"
+    assert found.remark == f"{told}, 5 files or rows about cases that the archive does not hold"
     assert next(each for each in standing(recipe) if each.stage == "ingest").quarantined == 0, "nor for a later run"
     assert len(inspect_path(recipe.archive).refused) == 5, "which they are can be looked up"
 
@@ -268,3 +269,23 @@ def test_inspect_says_whether_a_checkpoint_can_be_used(tmp_path: Path) -> None:
     save_file(tensors | {first: torch.full_like(tensors[first], float("nan"))}, broken, metadata=header)
     assert inspect_path("bundled").facts["can be used"] == "yes"
     assert "NaN" in inspect_path(str(broken)).facts["can be used"]
+
+
+@pytest.mark.parametrize(
+    ("patient_from", "told"),
+    [
+        pytest.param("", {"patients (each file is one: ingest.patient_from is not given)": 4}, id="from nothing"),
+        pytest.param("  patient_from: '^(P[0-9])'\n", {"patients (found in the names of files)": 2}, id="from names"),
+        pytest.param("  patient_from: '^(P)'\n", {"patient (found in the names of files)": 1}, id="from names that say too little"),
+    ],
+)
+def test_how_patients_were_told_apart_stands_in_the_line_of_ingest(
+    patient_from: str, told: dict[str, int], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n, name in enumerate(("P1-a", "P1-b", "P2-a", "P2-b")):
+        Image.fromarray(np.arange(16 * 18, dtype=np.uint8).reshape(16, 18) // (n + 1)).save(folder / f"{name}.png")
+    recipe = load_recipe(write_recipe(f"archive: a.zarr\nclasses: {{1: {{name: organ}}}}\ningest:\n  images: pictures\n{patient_from}"))
+    assert stages.ingest(recipe).tally == told
+    assert stages.ingest(recipe).tally == {}, "nothing new, nothing to say"

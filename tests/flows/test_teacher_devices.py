@@ -9,9 +9,11 @@ from distill import appoint
 from distill.engine import LabelPlan, _LabelRun
 from distill.errors import DistillError
 from flows import cli
-from flows.errors import RecipeError
+from flows.errors import RecipeError, StageError
+from flows.launch import check_student_device
 from flows.plans import label_plan
 from flows.recipe_file import load_recipe
+from storage import Archive
 
 WriteRecipe = Callable[[str], Path]
 RECIPE = "archive: a.zarr\nclasses: {{1: {{name: x}}}}\nteacher: {{{}}}\n"
@@ -78,3 +80,27 @@ def test_a_device_that_is_not_here_ends_a_run_before_anything_is_made(
     assert ended.value.code == 1
     assert "device cuda:63 is not here" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("student", "command"), [("device: cuda:63", "run"), ("device: [cpu, cuda:63]", "train"), ("kind: nnunet, device: cuda:63", "run")]
+)
+def test_a_student_whose_device_is_not_here_is_refused_before_anything_is_made(
+    student: str, command: str, write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(RECIPE.format("checkpoint: bundled, device: cpu") + f"ingest: {{images: .}}\nstudent: {{{student}}}\n")
+    if command == "train":
+        Archive.create(str(tmp_path / "a.zarr"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, str(path)])
+    assert ended.value.code == 1
+    assert "student.device cuda:63 is not here" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    assert command == "train" or not (tmp_path / "a.zarr").exists()
+
+
+def test_stages_that_train_nobody_ask_for_no_device_of_the_student(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(RECIPE.format("device: cpu") + "student: {device: cuda:63}\n"))
+    check_student_device(recipe, ("ingest", "label", "refine", "evaluate"))
+    with pytest.raises(StageError, match=r"student\.device cuda:63"):
+        check_student_device(recipe.model_copy(update={"refine": recipe.refine.model_copy(update={"semantic": ("student",)})}), ("refine",))

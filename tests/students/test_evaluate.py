@@ -42,7 +42,10 @@ def student(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Stude
 @pytest.fixture(scope="module")
 def evaluation(archive: Archive, student: Student) -> Evaluation:
     baselines.write_ellipse_labels(archive, ["test0", "test1"], CLASSES)
-    arms = (Arm(name="ellipse in <box>", label_set=baselines.LABEL_SET), Arm(name="itself", student=student.path))
+    arms = (
+        Arm(name="ellipse in <box>", label_set=baselines.LABEL_SET),
+        Arm(name="itself", student=student.path),
+    )
     return evaluate(archive, student, EvaluationPlan(teacher="teacher/r1", arms=arms))
 
 
@@ -171,7 +174,7 @@ def thorough(archive: Archive, student: Student) -> Evaluation:
 
 
 def test_tubes_and_lesions_are_measured_only_of_classes_that_are_some(
-    archive: Archive, student: Student, evaluation: Evaluation, thorough: Evaluation
+    archive: Archive, student: Student, evaluation: Evaluation, thorough: Evaluation, tmp_path: Path
 ) -> None:
     case = archive["test1"]
     pair = [case.labels(name).read() == 3 for name in (f"student/{student.name}", "gold")]
@@ -181,7 +184,14 @@ def test_tubes_and_lesions_are_measured_only_of_classes_that_are_some(
     assert set(evaluation.comparisons[0].classes[0].metrics) == set(quality.MaskScores.__slots__)
     assert "clDice" in thorough.conventions
     assert "clDice" not in evaluation.conventions
-    lesions = evaluate(archive, student, EvaluationPlan(cases=("test1",), shapes={3: "lesions"})).comparisons[0]
+    rival = Arm(name="net on gold", label_set="gold", asked_as="gold-alone")  # a stand-in that nobody can be above
+    judged = evaluate(archive, student, EvaluationPlan(cases=("test1",), shapes={3: "lesions"}, arms=(rival,)))
+    assert any("is below the same net trained on its gold alone (1.000)" in each for each in judged.warnings)
+    (row,) = judged.lesion_sizes
+    assert (row.lesions, row.size) == (1, "100 to 1,000 mm3")
+    page = write_report(judged, archive, tmp_path / "lesions.html").read_text(encoding="utf-8")
+    assert f"{row.found} of 1" in page
+    lesions = judged.comparisons[0]
     assert lesions.scores[0].lesion_f1 == pytest.approx(score_lesions(*pair).lesion_f1)
     assert lesions.classes[0].metrics["false_lesions"].mean == score_lesions(*pair).false_lesions
 

@@ -1,5 +1,6 @@
 """What gold is worth, patient by patient."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_full_supervision_is_what_the_share_is_of() -> None:
     assert found is not None
     assert found.rows[0].share_of_full is not None
     assert found.rows[0].share_of_full.mean == pytest.approx(0.535 / 0.9, abs=1e-6)
+
+
+def test_cases_without_a_dice_are_left_out_and_counted() -> None:
+    mixed, alone = scored("mixed", 1, 0, 0.7), scored("gold", 1, 0, 0.5)
+    empty = {("c7", 3): float("nan")}
+    found = gold_curve([replace(mixed, dices={**mixed.dices, **empty}), alone], PATIENT)
+    assert found is not None
+    gold, row = found.rows
+    assert (gold.dice.excluded, row.dice.excluded, row.dice.patients) == (0, 1, 7)
+    assert row.minus_gold is not None
+    assert (row.minus_gold.patients, row.minus_gold.excluded) == (7, 1)
 
 
 def test_where_nobody_asked_there_is_no_curve_and_what_is_missing_is_said() -> None:

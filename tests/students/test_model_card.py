@@ -116,3 +116,28 @@ def test_a_report_is_read_from_its_folder_and_refused_where_it_is_none(tmp_path:
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(StudentFileError, match=r"report\.json: this is no report"):
         read_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("known", "head", "looks"),
+    [
+        pytest.param(True, "HD95 (mm)", " mm; what", id="millimetres"),
+        pytest.param(False, "HD95 (px)", " px; what", id="pixels"),
+        pytest.param("mixed", "HD95 (mm or px)", " mm or px; what", id="some of both"),
+    ],
+)
+def test_lengths_are_in_pixels_where_nobody_knows_the_spacing(known: object, head: str, looks: str, make_student: MakeStudent) -> None:
+    card = read_card(make_student())
+    page = model_card(card, report(spacing_known=known))
+    assert f"| {head} |" in page
+    assert looks in page
+    assert ("mm" in page.replace("mm or px", "")) == (known is True)
+    assert ("px" in page) == (known is not True)
+
+
+def test_a_card_that_knows_of_pixels_says_so_without_a_report(make_student: MakeStudent) -> None:
+    card = read_card(make_student())
+    assert '"spacing_known"' not in card.model_dump_json(), "cards of students with a spacing read as before"
+    page = model_card(card.model_copy(update={"spacing_known": False}))
+    assert " px (z y x)" in page
+    assert " mm" not in page

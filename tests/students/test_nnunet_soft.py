@@ -21,6 +21,8 @@ from flows.recipe_file import load_recipe
 from students.learning import Learning
 from students.losses import segmentation_loss, targets_from_ids
 from students.nnunet.soft import SoftLoss, SoftTransforms, Together, prepared, with_soft_targets
+from students.nnunet.training import FINAL, LATEST, _restored
+from students.process import Advance
 
 SOFT = Learning(targets="soft")
 IGNORED = 3
@@ -124,3 +126,42 @@ def test_a_recipe_may_ask_an_nnunet_for_soft_targets_and_not_for_other_losses(tm
     assert asked("{kind: nnunet, targets: soft, confidence: 1}") == Learning(targets="soft", confidence=1.0)
     with pytest.raises(RecipeError, match="has loss, which is of kind: compact"):
         asked("{kind: nnunet, loss: gce}")
+
+
+class _Trainer:
+    """As much of a trainer as the loading of checkpoints asks."""
+
+    def __init__(self, folder: Path, readable: str) -> None:
+        self.output_folder, self.readable, self.log = str(folder), readable, ""
+
+    def initialize(self) -> None: ...
+
+    def load_checkpoint(self, path: str) -> None:
+        if not path.endswith(self.readable):
+            message = "Ran out of input"
+            raise EOFError(message)
+
+    def print_to_log_file(self, line: str) -> None:
+        self.log += line
+
+
+@pytest.mark.parametrize(
+    ("files", "readable", "resumed", "instead"),
+    [
+        pytest.param((FINAL, LATEST), LATEST, True, f"goes on from {LATEST}", id="the last one is damaged"),
+        pytest.param((LATEST,), "none", False, "begins anew, at epoch 0", id="the only one is damaged"),
+        pytest.param((LATEST,), LATEST, True, "", id="nothing is damaged"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_told_of_with_what_is_done_instead(
+    files: tuple[str, ...], readable: str, resumed: bool, instead: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    said: list[Advance] = []
+    trainer: Any = _Trainer(tmp_path, readable)
+    assert _restored(trainer, said.append) == resumed
+    assert [each.phase for each in said] == ([f"{files[0]} cannot be read: training {instead}"] if instead else [])
+    assert instead in trainer.log
+    assert not instead or f"{tmp_path / files[0]} cannot be read (EOFError: Ran out of input)" in trainer.log
+    assert (tmp_path / files[0]).exists() == (not instead), "a damaged one is removed"

@@ -121,31 +121,35 @@ def test_a_student_below_the_ellipses_where_both_are_is_a_warning_though_its_mea
 
 def test_a_student_below_the_ellipses_and_its_own_labels_is_two_warnings() -> None:
     lines = (line(0.376, "student", "student/s"), line(0.93, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
-    below, behind = evaluation_doubts(lines, line(0.9, "hindsight", "pseudo/r1"), card(), "baseline/ellipse")
-    assert "(Dice 0.376) is worse than ellipses in the boxes (0.912). Train longer: student.budget" in below
+    below, behind, _teacher = evaluation_doubts(lines, line(0.9, "hindsight", "pseudo/r1"), card(), "baseline/ellipse")
+    assert (
+        "(Dice 0.376) is worse than ellipses in the boxes (0.912): -0.536 [-0.536, -0.536], few patients. Train longer: student.budget"
+        in below
+    )
     assert "(Dice 0.376) is far below the labels it learnt from (0.900)" in behind
 
 
 def test_where_the_teacher_is_below_the_ellipses_too_no_longer_training_is_advised() -> None:
     lines = (line(0.87, "student", "student/s"), line(0.892, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
-    (doubt,) = evaluation_doubts(lines, line(0.9, "hindsight", "pseudo/r1"), card(), "baseline/ellipse")
+    doubt, of_teacher = evaluation_doubts(lines, line(0.9, "hindsight", "pseudo/r1"), card(), "baseline/ellipse")
     assert "So is the teacher (0.892)" in doubt
-    assert "Train longer" not in doubt
+    assert "Train longer" not in doubt + of_teacher
 
 
 def test_a_student_far_below_a_teacher_that_is_below_the_ellipses_is_to_be_trained_longer() -> None:
     lines = (line(0.41, "student", "student/s"), line(0.892, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
-    (doubt,) = evaluation_doubts(lines, None, card(), "baseline/ellipse")
-    assert "worse than ellipses in the boxes (0.912). Train longer: student.budget" in doubt
+    doubt, _teacher = evaluation_doubts(lines, None, card(), "baseline/ellipse")
+    assert "worse than ellipses in the boxes (0.912): -0.502" in doubt
+    assert "Train longer: student.budget" in doubt
 
 
 @pytest.mark.parametrize("teacher", [0.2, 0.95], ids=["a teacher below the ellipses", "a teacher above them"])
 def test_where_most_of_the_training_cases_is_ignored_that_is_said_instead(teacher: float) -> None:
     lines = (line(0.17, "student", "student/s"), line(teacher, "teacher", "teacher/r1"), line(0.215, "arm", "baseline/ellipse"))
-    (doubt,) = evaluation_doubts(lines, None, card(), "baseline/ellipse", ignored=0.91)
+    doubt, of_teacher = evaluation_doubts(lines, None, card(), "baseline/ellipse", ignored=0.91)
     assert "91% of the voxels of its training cases are ignored" in doubt
     assert "source: [weak, propagate]" in doubt
-    assert "Train longer" not in doubt
+    assert "Train longer" not in doubt + of_teacher
 
 
 def test_a_student_above_the_ellipses_and_near_its_labels_has_no_warning() -> None:
@@ -164,6 +168,14 @@ def test_a_student_above_the_ellipses_and_near_its_labels_has_no_warning() -> No
 )
 def test_students_that_had_other_time_to_learn_are_not_to_be_compared(steps: int, stopped: str, doubted: bool) -> None:
     own = card(steps=1000, stopped="budget")
-    found = unequal_trainings(own, {"full supervision": card(steps=steps, stopped=stopped)})
+    found = unequal_trainings(own, {"all-gold": card(steps=steps, stopped=stopped)})
     assert bool(found) == doubted
-    assert not doubted or f"full supervision was trained for {steps:,} steps and the student for 1,000" in found[0]
+    assert not doubted or found[0].startswith(
+        f"all-gold ({steps:,}) had {'less than half of' if steps < 1000 else 'more than twice'} the student's 1,000 steps"
+    )
+
+
+def test_many_such_trainings_are_one_warning_of_bounded_length() -> None:
+    (said,) = unequal_trainings(card(), {f"compact-mixed-{n}-seed-2": card(steps=10) for n in range(12)})
+    assert "compact-mixed-3-seed-2 (10) and 8 more had less than half" in said
+    assert len(said) < 280

@@ -75,3 +75,14 @@ def test_of_several_classes_the_mean_comes_first_and_each_class_after_it() -> No
     tests = paired_differences([pair[0], pair[1].model_copy(update={"role": "arm", "name": "full - gold"})], [ORGAN, shell])
     assert (tests[0].class_name, tests[0].p) == ("kernel", 1)
     assert tests[1].p_adjusted == pytest.approx(2 * (tests[1].p or 0))
+
+
+def test_cases_that_a_comparison_leaves_out_are_counted() -> None:
+    student = comparison({**around(0.8, 0), "p0": None})
+    teacher = comparison(
+        {case: value for case, value in around(0.7, 1).items() if case not in ("p1", "p2")}, name="teacher - gold", role="teacher"
+    )
+    (found,) = paired_differences([student, teacher], [ORGAN])
+    assert (found.difference.patients, found.difference.excluded) == (9, 3)
+    (ratio,) = relative_dice(student, teacher, [ORGAN])
+    assert (ratio.ratio.patients, ratio.ratio.excluded) == (9, 3)
