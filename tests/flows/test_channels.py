@@ -10,6 +10,7 @@ import pytest
 
 from flows import judging, showcase, stages, teaching
 from flows.errors import FlowError, RecipeError
+from flows.freshness import input_stamps
 from flows.imports import ingest_folder
 from flows.inspection import inspect_path
 from flows.recipe_channels import channels_from_words, channels_of
@@ -121,3 +122,8 @@ def test_a_command_line_names_channels_in_words(raw: Path, tmp_path: Path) -> No
     done = ingest_folder(raw / "imagesTr", str(tmp_path / "b.zarr"), channels="b=_0001,a=_0000", **options)  # type: ignore[arg-type]
     assert done.done == 6
     assert [each.name for each in Archive.open(str(tmp_path / "b.zarr"))["case0"].record.channels] == ["b", "a"]
+
+
+def test_what_describes_a_folder_from_above_is_an_input_of_the_run(raw: Path, write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(SMALLEST + "ingest: {images: ./raw/imagesTr}\n"))
+    assert str(raw / "dataset.json") in [stamp[0] for stamp in input_stamps(recipe)]
