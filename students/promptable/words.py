@@ -4,6 +4,7 @@ import math
 
 from students.origins import PromptableRecord
 from students.results import Comparison, Evaluation
+from students.shortfall import paired_on_shared
 from students.spec import StudentCard
 
 ENCODER = "image encoder of the {}, one picture"
@@ -51,7 +52,9 @@ def lost_doubt(comparisons: tuple[Comparison, ...], remedy: str) -> tuple[str, .
     share = share_of_dice(found["student"], found["teacher"]) if len(found) == 2 else None
     if share is None or share >= 1 - _MOST_LOST:
         return ()
-    return (f"the student keeps {share:.1%} of its teacher's Dice. {remedy}",)
+    pairs = [(info, paired_on_shared(found["student"], found["teacher"], info.class_id)) for info in found["student"].classes]
+    apart = ", ".join(f"{info.class_name} {pair.words}" for info, pair in pairs if pair is not None)
+    return (f"the student keeps {share:.1%} of its teacher's Dice: {apart}. {remedy}",)
 
 
 def agreement_doubt(card: StudentCard, remedy: str) -> tuple[str, ...]:

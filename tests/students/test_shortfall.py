@@ -8,6 +8,7 @@ import pytest
 
 from students.figures import Measured
 from students.findings import CurveRow, GoldCurve
+from students.promptable.words import lost_doubt
 from students.results import Comparison
 from students.shortfall import below_arms, below_teacher, curve_shortfall
 from students.spec import StudentCard
@@ -95,3 +96,10 @@ def test_the_numbers_of_gold_patients_at_which_pseudo_labels_did_harm_are_named(
     assert "3 (-0.002 [-0.012, +0.008], may be chance), 10 (-0.020 [-0.030, -0.010])" in said
     assert curve_shortfall(GoldCurve(rows=(row(1, None), row(1, 0.03)), seeds=(0,))) == ()
     assert curve_shortfall(None) == ()
+
+
+def test_what_a_promptable_student_loses_is_told_with_the_interval() -> None:
+    lines = [line(0.8, 0), line(0.9, 1, name="teacher - gold", role="teacher")]
+    (said,) = lost_doubt(tuple(lines), "Train longer.")
+    assert said.startswith("the student keeps 88.")
+    assert "teacher's Dice: kernel -0.10" in said
