@@ -86,8 +86,8 @@ def _against(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[st
         return {}
     mine, theirs = (_over_seeds([each.dices for each in runs if each.student.seed in seeds]) for runs in (own, alone))
     cases = sorted({case for each in own for case, _ in each.dices})
-    pairs = [[each.get(case, np.nan) for case in cases] for each in (mine, theirs)]
-    found = compare_paired(*pairs, [patient[case] for case in cases])
+    first, second = ([each.get(case, np.nan) for case in cases] for each in (mine, theirs))
+    found = compare_paired(first, second, [patient[case] for case in cases])
     return {"minus_gold": measured(found.difference), "p": found.p}
 
 
