@@ -17,7 +17,7 @@ from flows.results import PSEUDO_SET, TEACHER_SET
 from flows.review_list import as_shown, filter_words, is_refined
 from storage import IGNORE, Case, ClassInfo, Labels
 from students.filter_page import IGNORE_RGB, TEACHER_RGB
-from students.pictures import Shade
+from students.pictures import Shade, shown_image
 from students.review_sheet import JUDGED_RGB, Line, review_sheet
 
 
@@ -37,7 +37,8 @@ def write_sheet(desk: Desk, case_id: str, class_id: int | None, out: Path) -> No
     check_writable(out.parent, "the picture")
     shown = as_shown(desk, case, wanted)
     lines, shade = _lines(desk, case, wanted)
-    review_sheet(case.read()[0], lines, case.spacing_zyx_mm, title=[_title(desk, case, key) for key in wanted], shade=shade).save(out)
+    title = [_title(desk, case, key) for key in wanted]
+    review_sheet(shown_image(case, TEACHER_SET), lines, case.spacing_zyx_mm, title=title, shade=shade).save(out)
     desk.archive.catalog.record_listing(shown)
     words = f"{out}: the bold line is the mask to be judged, as refinement cuts it. Coordinates count pixels from 0."
     OUT.print(words, soft_wrap=True, highlight=False, markup=False)

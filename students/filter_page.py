@@ -12,7 +12,7 @@ from distill.cleaning import ClassRule
 from distill.quality import few_words
 from storage import IGNORE, Archive, Case
 from students.filter_plots import dot_plot, reliability_plot, risk_coverage_plot
-from students.pictures import Outline, Shade, strip_png
+from students.pictures import Outline, Shade, shown_image, strip_png
 
 GOLD_RGB, PSEUDO_RGB, TEACHER_RGB, IGNORE_RGB = (255, 196, 0), (0, 190, 255), (255, 80, 160), (180, 140, 255)
 REJECTED_RGB = (255, 255, 255)
@@ -197,4 +197,4 @@ def _picture(report: FilterReport, archive: Archive, shown: Shown, gold: str, ru
         rejected = judged_mask(case, case.labels(report.label_set), shown.class_id, rules.get(shown.class_id, ClassRule()))
         outlines.insert(1, Outline(name="rejected", rgb=REJECTED_RGB, ids=rejected.astype(np.uint8)))
     # Gold and pseudo-label under the teacher's line would hide each other where they agree, so the expert comes last.
-    return strip_png(case.read()[0], outlines, case.spacing_zyx_mm, shade, _SIDE_PX)
+    return strip_png(shown_image(case, report.source), outlines, case.spacing_zyx_mm, shade, _SIDE_PX)

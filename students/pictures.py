@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from distill.quality import surface
+from storage import Case
 
 _SIDE_PX = 300
 """Of each slice in the page."""
@@ -34,6 +35,17 @@ class Outline:
     name: str
     rgb: tuple[int, int, int]
     ids: UInt8[np.ndarray, "z y x"]
+
+
+def shown_image(case: Case, label_set: str) -> Shaped[np.ndarray, "z y x"]:
+    """Return the channel that whoever drew a label set was shown, to have its masks judged by what they were drawn on.
+
+    The first channel, where several were shown at once, nobody drew, or nobody said which one it was.
+    """
+    told = case.labels(label_set).history.parameters.get("window_channels") if label_set in case.label_sets() else None
+    word = told.removeprefix("channel:") if isinstance(told, str) else ""
+    channel = int(word) if word.isdecimal() and int(word) < case.record.shape_czyx[0] else 0
+    return np.asarray(case.image[channel])
 
 
 def grey(image_zyx: np.ndarray, window: tuple[slice, ...]) -> UInt8[np.ndarray, "z y x"]:

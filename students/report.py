@@ -7,7 +7,7 @@ from distill.quality import TRUSTED_PATIENTS, few_words
 from storage import IGNORE, Archive, Case
 from students.figures import Measured
 from students.findings import LesionsOfSize
-from students.pictures import Outline, overlay_png
+from students.pictures import Outline, overlay_png, shown_image
 from students.plots import bland_altman, strip_plot
 from students.report_parts import confidence_parts, curve_svg, group_parts, p_words
 from students.results import ClassResult, Comparison, Evaluation
@@ -180,4 +180,4 @@ def _overlay(evaluation: Evaluation, stored: Case) -> str:
             ids = stored.labels(label_set).read()
             ids[ids == IGNORE] = 0
             outlines.append(Outline(name=name, rgb=rgb, ids=ids))
-    return overlay_png(stored.read()[0], outlines, stored.spacing_zyx_mm)
+    return overlay_png(shown_image(stored, by_role.get("teacher", "")), outlines, stored.spacing_zyx_mm)

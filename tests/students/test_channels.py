@@ -21,6 +21,7 @@ from students.learnt_cases import check_channels
 from students.nnunet import launch
 from students.nnunet.dataset import Survey, lay_out
 from students.nnunet.job import Places
+from students.pictures import shown_image
 from students.predict import Student, predict_cases
 from students.spec import NnunetSpec, StudentSpec
 
@@ -236,3 +237,13 @@ def test_monais_command_line_draws_what_predict_draws_from_two_files(student: St
     (theirs,) = (tmp_path / "theirs").iterdir()
     drawn = np.asarray(nib.load(theirs).dataobj).T
     assert (drawn == student.predict(volume, (1.0, 1.0, 1.0)).labels).mean() > 0.999
+
+
+@pytest.mark.parametrize(("told", "channel"), [("channel:1", 1), ("channel:7", 0), ("adjacent", 0), (None, 0)])
+def test_masks_are_judged_on_the_channel_that_their_teacher_was_shown(archive: Archive, told: str | None, channel: int) -> None:
+    case = archive[add(archive, "one", 1).id]
+    image, ids = scene(1)
+    parameters = {} if told is None else {"window_channels": told}
+    case.write_labels(LabelHistory(label_set="teacher/r1", classes=CLASSES, made_by="test", fingerprint="t", parameters=parameters), ids)
+    assert np.array_equal(shown_image(archive[case.id], "teacher/r1"), image[channel])
+    assert np.array_equal(shown_image(archive[case.id], "teacher/r9"), image[0])
