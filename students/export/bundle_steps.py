@@ -58,7 +58,8 @@ class Restored(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Restore the logits under each key."""
         restored = dict(data)
-        meta = restored[self.image_key].meta
+        # Scans of several files have their channels first; labels have none, and a single slice of them could not be saved with that said.
+        meta = {**restored[self.image_key].meta, "original_channel_dim": float("nan")}
         x, y, z = (int(size) for size in (*np.asarray(meta["spatial_shape"]).tolist(), 1, 1)[:3])
         for key in self.key_iterator(restored):
             logits = resample(torch.as_tensor(restored[key]).float().cpu(), (z, y, x))

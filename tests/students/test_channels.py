@@ -226,8 +226,9 @@ def test_nnunet_reads_all_channels_and_its_data_set_names_them(archive: Archive,
     any(importlib.util.find_spec(name) is None for name in ("fire", "ignite")),
     reason="MONAI's command line needs fire and pytorch-ignite, which the extra dev brings.",
 )
-def test_monais_command_line_draws_what_predict_draws_from_two_files(student: Student, tmp_path: Path) -> None:
-    volume = np.concatenate([scene(seed)[0] for seed in (200, 201)], axis=1)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_monais_command_line_draws_what_predict_draws_from_two_files(student: Student, slices: int, tmp_path: Path) -> None:
+    volume = np.concatenate([scene(200 + n)[0] for n in range(slices)], axis=1)
     write(tmp_path / "in", "new", *volume)
     export_student(student.path, tmp_path / "bundle", "bundle")
     words = ["--meta_file", "configs/metadata.json", "--dataset_dir", "../in", "--output_dir", "../theirs"]
@@ -235,7 +236,7 @@ def test_monais_command_line_draws_what_predict_draws_from_two_files(student: St
     done = subprocess.run(asked, cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (theirs,) = (tmp_path / "theirs").iterdir()
-    drawn = np.asarray(nib.load(theirs).dataobj).T
+    drawn = np.asarray(nib.load(theirs).dataobj).reshape(volume.shape[:0:-1]).T
     assert (drawn == student.predict(volume, (1.0, 1.0, 1.0)).labels).mean() > 0.999
 
 
