@@ -31,7 +31,8 @@ from flows.round_folds import fold_plan
 from flows.round_guard import judged_by
 from storage import IGNORE, Archive
 from students.compact import train
-from students.spec import Relabel, StudentSpec
+from students.relabel import Relabel
+from students.spec import StudentSpec
 
 WAYS = get_args(Relabel)
 SHARE = 0.05

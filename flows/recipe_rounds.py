@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from flows.durations import seconds_from
 from flows.recipe_parts import Block
-from students.spec import Relabel
+from students.relabel import Relabel
 
 MOST_ROUNDS = 5
 """Published loops make two or three; more would take longer than they could tell, and are refused."""

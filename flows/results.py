@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from students.spec import Relabel
+from students.relabel import Relabel
 
 Stage = Literal["ingest", "label", "refine", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("ingest", "label", "refine", "train", "evaluate")

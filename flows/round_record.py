@@ -11,7 +11,8 @@ from flows.results import ROUNDS, StageResult, counted
 from flows.round_students import copy_student, folder_in_round, list_as, round_in
 from storage import Archive, fingerprint
 from students.drift import LEAST_PATIENTS, Drift
-from students.spec import Relabel, RoundsNote
+from students.relabel import Relabel
+from students.spec import RoundsNote
 
 
 class RoundEntry(BaseModel):

@@ -5,7 +5,7 @@ from typing import get_args
 from flows.recipe import Recipe
 from flows.recipe_rounds import MOST_ROUNDS
 from flows.results import CALIBRATE, FILTER, GUARD, MOST_TEACHERS, ROUNDS, Round, doubt_unit
-from students.spec import Relabel
+from students.relabel import Relabel
 
 Unit = tuple[str, str | None]
 """Stage, and unit where only one of it is meant."""

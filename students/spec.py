@@ -9,6 +9,7 @@ from storage.case import Channel, ClassInfo
 from students.frozen import Frozen, Growing
 from students.learning import Learning
 from students.origins import Exported, NnunetRecord, PromptableRecord
+from students.relabel import Relabel
 
 NO_LABEL = "no label"
 """In the place of a label set, for students that learn from images alone."""
@@ -156,10 +157,6 @@ class HistoryPoint(Frozen):
     lr: float
     agreement: float | None
     """Mean foreground Dice with the held-out pseudo-labels (not with gold); None without held-out cases."""
-
-
-Relabel = Literal["teacher", "student", "both", "mean"]
-"""Who labels anew in a later round: the teacher; students that never saw the case; the teacher where both agree; or the mean of both."""
 
 
 class RoundsNote(Frozen):

@@ -30,7 +30,8 @@ from students.checkpoint import read_card, weights_digest
 from students.drift import Drift, drift_of
 from students.folds import FoldPlan
 from students.predict import Prediction, Student
-from students.spec import Relabel, StudentSpec
+from students.relabel import Relabel
+from students.spec import StudentSpec
 
 WriteRecipe = Callable[[str], Path]
 CLASSES = (ClassInfo(id=1, name="organ"),)
