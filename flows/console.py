@@ -25,7 +25,9 @@ _UNDER = "\n" + " " * 9
 _LEAST_PIECE = 40
 """Columns of a sentence, however narrow the terminal is."""
 _KEPT = "\0"
-"""Stands for a space within a path, where no line is broken."""
+"""Stands for a space within a path or a command, where no line is broken."""
+_QUOTED = re.compile(r"(?<!\w)'[^']+'(?!\w)")
+"""What is to be typed, within a sentence; no apostrophe."""
 _BEFORE_WARNING = re.compile(r"(?:;| \||,)? WARNING:")
 STEPS = {"ingest": "files", "scans": "scans", "predict": "scans", "evaluate": "steps"}
 """What stages count, as far as it is no cases."""
@@ -171,6 +173,7 @@ def _wrapped(line: str) -> list[str]:
     """Return a line in pieces that fit the terminal under the stage's name; where nobody looks at one, and what is to be typed, stays whole."""
     if not OUT.is_terminal or line.startswith("To do:"):
         return [line]
+    line = _QUOTED.sub(lambda found: found[0].replace(" ", _KEPT), line)
     return textwrap.wrap(line, max(OUT.width - len(_UNDER), _LEAST_PIECE), break_long_words=False, break_on_hyphens=False) or [line]
 
 

@@ -146,6 +146,16 @@ def test_a_terminal_breaks_warnings_between_words_below_the_words_before(
     assert any("/a/folder with spaces that is never broken, however long/it is, on any terminal/r.html" in line for line in lines)
 
 
+def test_a_command_within_a_warning_is_never_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "OUT", console.Console(width=70, **TERMINAL))
+    command = "'samdistill export archive.zarr --labels corrected/x --images -o look'"
+    note = f"3 cases corrected. WARNING: the teacher's masks are far from the student's: look at some of them ({command}), and raise it"
+    console.show_summary(RunSummary(stages=(StageResult(stage="train", note=note),)))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(command in line for line in lines)
+    assert any("WARNING: the teacher's masks are far from the student's:" in line and len(line) <= 70 for line in lines)
+
+
 def test_where_no_terminal_is_a_warning_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     long = "WARNING: organ: " + "word " * 60 + "end"
     console.show_summary(RunSummary(stages=(StageResult(stage="evaluate", note=f"scores 0.87 {long}"),)))
