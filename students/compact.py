@@ -222,12 +222,14 @@ def _train(
     archive: Archive, found: FoundCases, split: tuple[list[str], list[str]], plan: NetworkPlan, asked: _Request, team: "Team | None" = None
 ) -> TrainedStudent:
     from students.checkpoint import save_student
+    from students.splits import split_by_name
     from students.team import ALONE
     from students.train import Training
 
     _, held_out = split
     if not found.gold:
-        tell_of_other_patients(asked.spec, {record.patient for record in found.labeled if record.id in frozenset(held_out)})
+        watched = {record.patient for record in found.labeled if record.id in frozenset(held_out)}
+        tell_of_other_patients(asked.spec, watched, split_by_name(found.labeled, asked.spec.held_out)[1])
     run = Training(
         asked.spec,
         plan,
