@@ -39,8 +39,8 @@ def train(job: Job, places: Places, say: Callable[[Advance], None]) -> Trained:
     configuration = configuration_name(job, PlansManager(plans).available_configurations)
     fold = chosen_fold(job, json.loads((places.preprocessed / "splits_final.json").read_text(encoding="utf-8")))
     content = json.loads((places.preprocessed / "dataset.json").read_text(encoding="utf-8"))
-    trainer = nnUNetTrainerArchive(plans | {"continue_training": False}, configuration, fold, content, best_device(job.spec.device))
-    resumed = _restored(trainer, say)
+    asked = plans | {"continue_training": False}
+    trainer, resumed = _restored(lambda: nnUNetTrainerArchive(asked, configuration, fold, content, best_device(job.spec.device)), say)
     if not (Path(trainer.output_folder) / FINAL).exists():
         trainer.report = lambda step, loss: say(_advance(trainer, step, loss, resumed=resumed))
         trainer.run_training()
@@ -53,9 +53,9 @@ def agreement(trainer: nnUNetTrainerArchive) -> float | None:
     return None if trainer.fold == "all" or not values or values[-1] != values[-1] else round(float(values[-1]), 6)
 
 
-def _restored(trainer: nnUNetTrainerArchive, say: Callable[[Advance], None]) -> bool:
-    """Load the checkpoint of an interrupted training; one that cannot be read costs the work in it, not the run, and is told of."""
-    trainer.initialize()
+def _restored(make: Callable[[], nnUNetTrainerArchive], say: Callable[[Advance], None]) -> tuple[nnUNetTrainerArchive, bool]:
+    """Return a trainer, and whether it goes on from a checkpoint; one that cannot be read costs the work in it, not the run, and is told of."""
+    trainer = _initialized(make)
     for name in (FINAL, LATEST):
         path = Path(trainer.output_folder) / name
         if path.is_file():
@@ -63,6 +63,7 @@ def _restored(trainer: nnUNetTrainerArchive, say: Callable[[Advance], None]) -> 
                 trainer.load_checkpoint(str(path))
             except Exception as error:  # noqa: BLE001 - torch raises anything from EOFError to UnpicklingError
                 path.unlink()
+                trainer = _initialized(make)  # the other one may have taken epoch and curves of what it could not read to the end
                 goes_on = name == FINAL and (path.parent / LATEST).is_file()
                 instead = f"goes on from {LATEST}" if goes_on else "begins anew, at epoch 0"
                 trainer.print_to_log_file(
@@ -70,8 +71,14 @@ def _restored(trainer: nnUNetTrainerArchive, say: Callable[[Advance], None]) -> 
                 )
                 say(Advance(phase=f"{name} cannot be read: training {instead}"))
             else:
-                return True
-    return False
+                return trainer, True
+    return trainer, False
+
+
+def _initialized(make: Callable[[], nnUNetTrainerArchive]) -> nnUNetTrainerArchive:
+    trainer = make()
+    trainer.initialize()
+    return trainer
 
 
 def _advance(trainer: nnUNetTrainerArchive, step: int, loss: float, *, resumed: bool) -> Advance:

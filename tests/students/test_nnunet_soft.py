@@ -1,7 +1,7 @@
 """Probabilities as nnU-Net's targets: moved with the image, silent where nobody knows, and the loss of class ids where they are certain."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -132,11 +132,12 @@ class _Trainer:
     """As much of a trainer as the loading of checkpoints asks."""
 
     def __init__(self, folder: Path, readable: str) -> None:
-        self.output_folder, self.readable, self.log = str(folder), readable, ""
+        self.output_folder, self.readable, self.log, self.current_epoch = str(folder), readable, "", 0
 
     def initialize(self) -> None: ...
 
     def load_checkpoint(self, path: str) -> None:
+        self.current_epoch = 40  # as nnU-Net's does, before it reads on
         if not path.endswith(self.readable):
             message = "Ran out of input"
             raise EOFError(message)
@@ -159,8 +160,10 @@ def test_a_checkpoint_that_cannot_be_read_is_told_of_with_what_is_done_instead(
     for name in files:
         (tmp_path / name).touch()
     said: list[Advance] = []
-    trainer: Any = _Trainer(tmp_path, readable)
-    assert _restored(trainer, said.append) == resumed
+    trainer: Any
+    trainer, goes_on = _restored(lambda: cast("Any", _Trainer(tmp_path, readable)), said.append)
+    assert goes_on == resumed
+    assert trainer.current_epoch == (40 if resumed else 0), "nothing of what could not be read is kept"
     assert [each.phase for each in said] == ([f"{files[0]} cannot be read: training {instead}"] if instead else [])
     assert instead in trainer.log
     assert not instead or f"{tmp_path / files[0]} cannot be read (EOFError: Ran out of input)" in trainer.log
