@@ -19,16 +19,17 @@ from students.checkpoint import read_card
 from students.cost import student_cost
 from students.errors import GoldLeakError
 from students.figures import measured, nan_for_none
-from students.findings import FailureDetection, GoldCurve, OwnCalibration
-from students.gold_curve import Scored, gold_curve
+from students.findings import FailureDetection, GoldCurve, OwnCalibration, Relative
+from students.gold_curve import FullSupervision, Scored, gold_curve
 from students.lesion_sizes import lesions_by_size
-from students.outcome import evaluation_doubts, unequal_trainings
+from students.outcome import evaluation_doubts
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
 from students.promptable.answers import PromptedStudent
 from students.results import Comparison, Difference, Evaluation, Hindsight
 from students.significance import dices_of, paired_differences, relative_dice
 from students.spec import Cost, Shape, StudentCard
+from students.unequal import are_unequal, unequal_note, unequal_trainings
 from students.units import spacing_known, units_of
 
 __all__ = ["Arm", "EvaluationPlan", "conventions", "evaluate", "resolved", "spacing_known", "unseen_cases"]
@@ -64,7 +65,7 @@ def evaluate(
     say("training labels are judged in hindsight, and costs measured")
     hindsight = _hindsight(bench, student, plan)
     calibration, failures = _own_confidence(bench, own, comparisons[0])
-    full = _full_supervision(plan, comparisons)
+    rivals = _rivals(plan)
     labels = hindsight.before_ignoring if hindsight else None
     known = spacing_known(records)
     units = units_of(known)
@@ -86,16 +87,23 @@ def evaluate(
         hints=student.card.spec.hints,
         warnings=(
             *evaluation_doubts(
-                tuple(comparisons), labels, student.card, ELLIPSES, _ignored(archive, student.card), arms=_asked_as(plan), curve=curve
+                tuple(comparisons),
+                labels,
+                student.card,
+                ELLIPSES,
+                _ignored(archive, student.card),
+                arms=_asked_as(plan),
+                unequal=[name for name, card in rivals.items() if are_unequal(student.card, card)],
+                curve=curve,
             ),
-            *unequal_trainings(student.card, _rivals(plan)),
+            *unequal_trainings(student.card, rivals),
         ),
         spacing_known=known,
         conventions=conventions(plan.shapes.values()),
         shapes={class_id: shape for class_id, shape in plan.shapes.items() if shape != "organ"},
         arms=tuple(arm.asked_as for arm in plan.arms if arm.asked_as),
         tests=paired_differences(comparisons, student.card.classes),
-        relative=relative_dice(comparisons[0], full, student.card.classes) if full else (),
+        relative=_relative(student.card, plan, comparisons),
         calibration=calibration,
         failure_detection=failures,
         breakdown=breakdown(
@@ -176,10 +184,26 @@ def _curve(
         other = _asked(each.path, bench.archive, records, student, plan)
         say(f"{other.name} is compared with gold")
         found = bench.compare(other.name, "arm", f"student/{other.name}", plan.gold, [record.id for record in records])
-        scored.append(Scored(student=each, name=other.name, gold_cases=len(other.card.gold_cases), dices=dices_of(found)))
-    full = _full_supervision(plan, comparisons)
+        scored.append(Scored(student=each, name=other.name, gold_cases=len(other.card.gold_cases), dices=dices_of(found), card=other.card))
     patient = {record.id: record.patient for record in records}
-    return gold_curve(scored, patient, dices_of(full) if full else None, plan.curve_missing)
+    full = [
+        FullSupervision(dices=dices_of(found), name=arm.asked_as or arm.name, card=_card_of(arm))
+        for arm, found in _full_supervision(plan, comparisons)
+    ]
+    return gold_curve(scored, patient, full[0] if full else None, plan.curve_missing)
+
+
+def _relative(card: StudentCard, plan: EvaluationPlan, comparisons: Sequence[Comparison]) -> tuple[Relative, ...]:
+    """Return the student's Dice as a part of full supervision's, where that arm is there."""
+    for arm, found in _full_supervision(plan, comparisons):
+        full = _card_of(arm)
+        note = unequal_note(arm.asked_as or arm.name, full, {"the student": card}) if full else ""
+        return relative_dice(comparisons[0], found, card.classes, note)
+    return ()
+
+
+def _card_of(arm: Arm) -> StudentCard | None:
+    return None if arm.student is None else read_card(arm.student)
 
 
 def _asked_as(plan: EvaluationPlan) -> dict[str, str]:
@@ -189,14 +213,14 @@ def _asked_as(plan: EvaluationPlan) -> dict[str, str]:
 
 def _rivals(plan: EvaluationPlan) -> dict[str, StudentCard]:
     """Return the cards of all other students of the report, by the names of arms in recipes, and those of the curve by their own."""
-    arms = {arm.asked_as or arm.name: read_card(arm.student) for arm in plan.arms if arm.student is not None}
+    arms = {arm.asked_as or arm.name: card for arm in plan.arms if (card := _card_of(arm))}
     return arms | {each.path.name: read_card(each.path) for each in plan.curve}
 
 
-def _full_supervision(plan: EvaluationPlan, comparisons: Sequence[Comparison]) -> Comparison | None:
-    """Return the comparison of the arm that learnt from all gold of the archive part; the arms come last."""
+def _full_supervision(plan: EvaluationPlan, comparisons: Sequence[Comparison]) -> list[tuple[Arm, Comparison]]:
+    """Return the arm that learnt from all gold of the archive part with its comparison, if it is there; the arms come last."""
     of_arms = comparisons[len(comparisons) - len(plan.arms) :]
-    return next((found for arm, found in zip(plan.arms, of_arms, strict=True) if arm.is_full_supervision), None)
+    return [(arm, found) for arm, found in zip(plan.arms, of_arms, strict=True) if arm.is_full_supervision][:1]
 
 
 def unseen_cases(archive: Archive, student: Student | PromptedStudent, plan: EvaluationPlan) -> list[CaseRecord]:

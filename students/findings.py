@@ -37,6 +37,8 @@ class Relative(Frozen):
     class_name: str
     """Empty for the mean over classes."""
     ratio: Measured
+    note: str = ""
+    """Why there is no ratio."""
 
 
 class OwnCalibration(Frozen):
@@ -161,6 +163,12 @@ class CurveRow(Frozen):
     """... Wilcoxon over patients, and after Holm over the rows of the curve."""
     share_of_full: Measured | None = None
     """The Dice as a part of that of the same net trained on all gold of the archive part, where that arm is there."""
+    note: str = ""
+    """Why that share is not known."""
+    minus_note: str = ""
+    """Why the difference to gold alone may be one of steps alone."""
+    unpaired: int = 0
+    """Dices, each of a class of a case of a seed, left out of difference or share as one of the two sides has none there."""
     scores: dict[str, float | None] = Field(default_factory=dict)
     """Case -> Dice, averaged over seeds and classes."""
 

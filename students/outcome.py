@@ -1,7 +1,7 @@
 """What a person should know of a training or a score at one glance: why it ended, and what speaks against using the student."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from students.findings import GoldCurve
 from students.promptable.words import agreement_doubt, lost_doubt
@@ -29,14 +29,8 @@ _TEACHER_BELOW = (
 _MOSTLY_IGNORED = 0.5
 _UNASKED = (
     "{:.0%} of the voxels of its training cases are ignored: prompt objects from end to end, or have masks carried on "
-    "(prompts: {{source: [weak, propagate]}}). Longer training cannot mend that."
+    "(prompts: {{source: [weak, propagate]}})."
 )
-
-_UNEQUAL = 2.0
-"""From this factor between the steps of two trainings on, what sets them apart may be the steps alone."""
-
-_NAMED = 4
-"""As many names fit into a warning that is read."""
 
 _REASONS = {"budget": "the time budget was spent", "steps": "all steps were made", "early": "agreement no longer rose"}
 
@@ -60,6 +54,13 @@ def _cases(count: int) -> str:
 def passes(card: StudentCard) -> float:
     """Return how often each training case was seen, on average."""
     return card.steps * card.plan.batch / max(len(card.training_cases) + len(card.gold_cases) + len(card.unlabeled_cases), 1)
+
+
+def _is_short(card: StudentCard) -> bool:
+    """Whether the training itself is told to be too short, so that nothing may be said against a longer one."""
+    if card.promptable is not None:
+        return passes(card) < _FEW_PASSES or bool(agreement_doubt(card, ""))
+    return passes(card) < _FEW_PASSES or (card.agreement is not None and card.agreement < _WEAK_AGREEMENT)
 
 
 def training_doubts(card: StudentCard) -> tuple[str, ...]:
@@ -89,6 +90,7 @@ def evaluation_doubts(
     ignored: float = 0.0,
     *,
     arms: Mapping[str, str] | None = None,
+    unequal: Collection[str] = (),
     curve: GoldCurve | None = None,
 ) -> tuple[str, ...]:
     """Return what the scores say against the student, class by class, before what its training says.
@@ -102,10 +104,12 @@ def evaluation_doubts(
         ellipses: Label set of the ellipses in the boxes, the baseline that needs no model.
         ignored: Mean share of the voxels of the training cases that nobody learns from.
         arms: Name of a comparison -> name of its arm in recipes.
+        unequal: Arms, as recipes name them, whose training had other time to learn (`students.unequal`).
         curve: Of gold alone, and of gold beside pseudo-labels.
     """
     found: list[str] = []
-    longer = _longer(card) if ignored < _MOSTLY_IGNORED else _UNASKED.format(ignored)
+    unmended = "" if _is_short(card) else " Longer training cannot mend that."
+    longer = _longer(card) if ignored < _MOSTLY_IGNORED else _UNASKED.format(ignored) + unmended
     drawn = next((c for c in comparisons if c.first == ellipses and c.role == "arm"), None)
     teacher = next((c for c in comparisons if c.role == "teacher"), None)
     for result in comparisons[0].classes:
@@ -115,48 +119,21 @@ def evaluation_doubts(
         if pair and pair.own < pair.theirs:
             above = paired_on_shared(teacher, drawn, result.class_id)
             as_good = above is not None and pair.own >= above.own - _WIDE_MARGIN
-            below_too = above is not None and as_good and above.own < above.theirs and ignored < _MOSTLY_IGNORED
+            trained = ignored < _MOSTLY_IGNORED and not _is_short(card)
+            below_too = above is not None and as_good and above.own < above.theirs and trained
             remedy = _TEACHER_BELOW.format(above.own) if above and below_too else longer
             worse = f"the student (Dice {pair.own:.3f}) is worse than ellipses in the boxes ({pair.theirs:.3f}): {pair.words}"
             found.append(f"{name}: {worse}. {remedy}")
         if own is not None and taught is not None and own < taught - _WIDE_MARGIN:
             found.append(f"{name}: the student (Dice {own:.3f}) is far below the labels it learnt from ({taught:.3f}). {longer}")
     little = passes(card) < _ENOUGH_PASSES or ignored >= _MOSTLY_IGNORED
-    first = (*below_arms(comparisons, arms or {}, card, longer if little else ""), *curve_shortfall(curve))
+    first = (*below_arms(comparisons, arms or {}, card, longer if little else "", unequal=unequal), *curve_shortfall(curve))
     behind = (
         lost_doubt(comparisons, _longer(card))
         if card.promptable
         else below_teacher(comparisons, card, longer if little and not found else "")
     )
     return (*first, *found, *behind, *training_doubts(card))
-
-
-def unequal_trainings(card: StudentCard, others: Mapping[str, StudentCard]) -> tuple[str, ...]:
-    """Return what speaks against comparing the student with others: a budget of time buys few steps where the machine is busy, or was another one.
-
-    Args:
-        card: The student's.
-        others: By the name that the report gives them.
-    """
-    few: list[str] = []
-    many: list[str] = []
-    for name, other in others.items():
-        fewer, more = sorted((card, other), key=lambda each: each.steps)
-        if fewer.stopped == "budget" and fewer.steps * _UNEQUAL < more.steps and fewer.spec.kind == more.spec.kind:
-            (few if fewer is other else many).append(f"{name} ({other.steps:,})")
-    pairs = ((few, "less than half of"), (many, "more than twice"))
-    return tuple(
-        f"{_some(named)} had {words} the student's {card.steps:,} steps, as time was up: not comparable with it. "
-        "Train with one budget, on a machine that is not busy."
-        for named, words in pairs
-        if named
-    )
-
-
-def _some(named: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return ", ".join(named[:_NAMED]) + more
 
 
 def evaluation_note(evaluation: Evaluation) -> str:

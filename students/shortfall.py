@@ -4,7 +4,7 @@ The promise is that pseudo-labels never make a student worse than its gold alone
 or below an arm that costs less, the report begins with that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ _RIVALS = {
     "ellipse-student": "the same net trained on ellipses",
 }
 """Arms that a student which learnt from believed pseudo-labels should be above, as recipes name them."""
+
+_BUDGET_FIRST = "The two had unequal steps: train both with one budget first."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +68,17 @@ def paired_on_shared(first: Comparison | None, second: Comparison | None, class_
     return Pair(own=means[0], theirs=means[1], difference=paired_interval(own, theirs, patients))
 
 
-def below_arms(comparisons: Sequence[Comparison], arms: Mapping[str, str], card: StudentCard, longer: str) -> tuple[str, ...]:
+def below_arms(
+    comparisons: Sequence[Comparison], arms: Mapping[str, str], card: StudentCard, longer: str, *, unequal: Collection[str] = ()
+) -> tuple[str, ...]:
     """Return where the student is below its gold alone and below arms that cost less, class by class, each with what to try.
 
     Args:
         comparisons: Of the evaluation, the student's first.
         arms: Name of a comparison -> name of its arm in recipes.
         card: The student's.
-        longer: What else may mend it: longer training, where there was little; may be empty.
+        longer: What may mend it before anything else: longer training, where there was little; may be empty.
+        unequal: Arms whose training had other time to learn: a shortfall against them says nothing of labels.
     """
     found = []
     for result in comparisons[0].classes:
@@ -82,7 +87,7 @@ def below_arms(comparisons: Sequence[Comparison], arms: Mapping[str, str], card:
             pair = paired_on_shared(comparisons[0], rival, result.class_id) if arm in _RIVALS else None
             if pair and pair.own < pair.theirs and (pair.is_plain or arm == "gold-alone"):
                 below = f"the student (Dice {pair.own:.3f}) is below {_RIVALS[arm]} ({pair.theirs:.3f}): {pair.words}"
-                found.append(f"{result.class_name}: {below}. {_remedy(arm, card, longer)}")
+                found.append(f"{result.class_name}: {below}. {_BUDGET_FIRST if arm in unequal else _remedy(arm, card, longer)}")
     return tuple(found)
 
 
@@ -100,18 +105,24 @@ def below_teacher(comparisons: Sequence[Comparison], card: StudentCard, longer: 
 
 
 def _remedy(arm: str, card: StudentCard, longer: str) -> str:
-    """Return what to try where an arm is better."""
-    gold = card.spec.learning.gold
+    """Return what to try where an arm is better; as long as the student is to train longer first, nothing is said to be the cause."""
+    cause, advice = _cause_and_advice(arm, card)
+    if longer:
+        return f"{longer} If it stays below, {advice}."
+    return f"{cause}: {advice}." if cause else f"{advice[0].upper()}{advice[1:]}."
+
+
+def _cause_and_advice(arm: str, card: StudentCard) -> tuple[str, str]:
     if arm == "ellipse-student":
-        return "So the teacher's labels teach it less than ellipses do: try another checkpoint or other prompts, or a lower refine.risk."
+        return "So the teacher's labels teach it less than ellipses do", "try another checkpoint or other prompts, or a lower refine.risk"
     if arm == "few-gold" and card.gold_cases:
-        return "Let it learn from gold of more patients (student.gold)."
+        return "", "let it learn from gold of more patients (student.gold)"
     if arm == "few-gold":
-        return "Let it learn from some gold too: student.gold: {patients: N, correct: true}, of the archive part."
+        return "", "let it learn from some gold too: student.gold: {patients: N, correct: true}, of the archive part"
     use = f"use the arm's student, {card.name}-gold-alone"
-    if gold.correct:
-        return f"So corrected pseudo-labels do harm: try a larger student.gold.witness_budget, or {use}. {longer}".rstrip()
-    return f"So the pseudo-labels do harm: try student.gold.correct: true, a lower refine.risk, or {use}."
+    if card.spec.learning.gold.correct:
+        return "So corrected pseudo-labels do harm", f"try a larger student.gold.witness_budget, or {use}"
+    return "So the pseudo-labels do harm", f"try student.gold.correct: true, a lower refine.risk, or {use}"
 
 
 def _of_teacher(card: StudentCard, longer: str) -> str:
@@ -122,20 +133,18 @@ def _of_teacher(card: StudentCard, longer: str) -> str:
 
 
 def curve_shortfall(curve: GoldCurve | None) -> tuple[str, ...]:
-    """Return at which numbers of gold patients pseudo-labels did harm; nothing where they never did."""
-    below = [
-        f"{row.patients} ({_of_measured(row.minus_gold)})"
-        for row in (curve.rows if curve else ())
-        if row.minus_gold and row.minus_gold.mean is not None and row.minus_gold.mean < 0
-    ]
-    if not below:
-        return ()
-    numbers = ", ".join(below)
-    remedy = "Try student.gold.correct: true, or a lower refine.risk."
-    return (f"gold beside pseudo-labels is below gold alone at these numbers of patients: {numbers}. {remedy}",)
+    """Return at which numbers of gold patients pseudo-labels did harm, apart from those where steps were unequal; nothing where they never did."""
+    below = [row for row in (curve.rows if curve else ()) if row.minus_gold and row.minus_gold.mean is not None and row.minus_gold.mean < 0]
+    fair, unfair = ([row for row in below if bool(row.minus_note) == unequal] for unequal in (False, True))
+    return tuple(
+        "gold beside pseudo-labels is below gold alone at these numbers of patients: "
+        f"{', '.join(f'{row.patients} ({_of_measured(row.minus_gold)})' for row in rows)}. {remedy}"
+        for rows, remedy in ((fair, "Try student.gold.correct: true, or a lower refine.risk."), (unfair, _BUDGET_FIRST))
+        if rows
+    )
 
 
-def _of_measured(found: Measured) -> str:
-    if found.mean is None or found.low is None or found.high is None:
+def _of_measured(found: Measured | None) -> str:
+    if found is None or found.mean is None or found.low is None or found.high is None:
         return "not known"
     return difference_words(found.mean, found.low, found.high, found.patients)

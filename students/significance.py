@@ -9,12 +9,14 @@ from distill.paired_tests import PairedTest, compare_paired
 from distill.quality import BOOTSTRAP_DRAWS, Interval, patient_means
 from distill.subgroups import holm
 from storage import ClassInfo
-from students.figures import measured, nan_for_none
+from students.figures import Measured, measured, nan_for_none
 from students.findings import PairedDifference, Relative
 from students.results import Comparison
 
 Dices = Mapping[tuple[str, int], float]
 """Dice by case and class; NaN where both masks are empty."""
+
+_ALL_ZERO = "full supervision has a Dice of 0 on too many patients to divide by it"
 
 
 def dices_of(comparison: Comparison) -> dict[tuple[str, int], float]:
@@ -56,15 +58,32 @@ def _with_missing(test: PairedTest, missing: int) -> PairedTest:
     return replace(test, difference=replace(test.difference, excluded=test.difference.excluded + missing))
 
 
-def relative_dice(student: Comparison, full: Comparison, classes: Sequence[ClassInfo]) -> tuple[Relative, ...]:
-    """Return the student's Dice divided by that of the same net under full supervision: of the mean over classes, and of each class if there are several."""
+def relative_dice(student: Comparison, full: Comparison, classes: Sequence[ClassInfo], note: str = "") -> tuple[Relative, ...]:
+    """Return the student's Dice divided by that of the same net under full supervision: of the mean over classes, and of each class if there are several.
+
+    Args:
+        student: Against gold.
+        full: As ``student``.
+        classes: Of the student.
+        note: Why the two may not be divided (`students.unequal.unequal_note`); empty if they may.
+    """
     mine, theirs = dices_of(student), dices_of(full)
     patient = {score.case: score.patient for score in student.scores}
     groups = [("", [info.id for info in classes])] + [(info.name, [info.id]) for info in classes if len(classes) > 1]
-    return tuple(Relative(class_name=name, ratio=measured(ratio_interval(*_means(mine, theirs, ids), patient))) for name, ids in groups)
+    found = ((name, share_of(*paired_means(mine, theirs, ids), patient, note)) for name, ids in groups)
+    return tuple(Relative(class_name=name, ratio=ratio, note=why) for name, (ratio, why) in found)
 
 
-def _means(mine: Dices, theirs: Dices, class_ids: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
+def share_of(first: Mapping[str, float], second: Mapping[str, float], patient: Mapping[str, str], note: str = "") -> tuple[Measured, str]:
+    """Return the ratio of two means over patients as it is kept, and why there is none; arguments as of `ratio_interval` and `relative_dice`."""
+    found = ratio_interval(first, second, patient)
+    if note:
+        found = replace(found, mean=float("nan"), low=float("nan"), high=float("nan"))
+    unknown = (_ALL_ZERO if found.patients else "no case has a Dice in both") if np.isnan(found.mean) else ""
+    return measured(found), note or unknown
+
+
+def paired_means(mine: Dices, theirs: Dices, class_ids: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
     """Return the mean Dice over classes of each case, of both, where both have one."""
     first, second = {}, {}
     for case in {case for case, _ in mine}:
@@ -78,6 +97,8 @@ def _means(mine: Dices, theirs: Dices, class_ids: Sequence[int]) -> tuple[dict[s
 def ratio_interval(first: Mapping[str, float], second: Mapping[str, float], patient: Mapping[str, str], *, seed: int = 0) -> Interval:
     """Return the ratio of two means over patients, with its bootstrap interval: each draw takes both figures of a patient.
 
+    NaN where a draw would be divided by 0: of such figures no ratio can be relied on.
+
     Cases that have no patient's figure in both are left out, and counted.
 
     Args:
@@ -89,10 +110,13 @@ def ratio_interval(first: Mapping[str, float], second: Mapping[str, float], pati
     cases = sorted(set(first) & set(second))
     names = [patient[case] for case in cases]
     pairs = np.array([list(patient_means([each[case] for case in cases], names).values()) for each in (first, second)])
-    if not cases or pairs[1].mean() == 0:
-        return Interval(mean=float("nan"), low=float("nan"), high=float("nan"), patients=0)
+    left_out, nan = len(patient) - len(cases), float("nan")
+    unknown = Interval(mean=nan, low=nan, high=nan, patients=len(set(names)), excluded=left_out)
+    if not cases:
+        return unknown
     drawn = np.random.default_rng(seed).integers(0, pairs.shape[1], size=(BOOTSTRAP_DRAWS, pairs.shape[1]))
     above, below = pairs[0][drawn].mean(axis=1), pairs[1][drawn].mean(axis=1)
-    low, high = np.quantile(above[below > 0] / below[below > 0], [0.025, 0.975])
-    ratio, left_out = float(pairs[0].mean() / pairs[1].mean()), len(patient) - len(cases)
-    return Interval(mean=ratio, low=float(low), high=float(high), patients=pairs.shape[1], excluded=left_out)
+    if not below.all():
+        return unknown
+    low, high = np.quantile(above / below, [0.025, 0.975])
+    return replace(unknown, mean=float(pairs[0].mean() / pairs[1].mean()), low=float(low), high=float(high))

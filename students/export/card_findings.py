@@ -1,6 +1,6 @@
 """What an evaluation found beyond its table of scores, as paragraphs of a model card."""
 
-from students.findings import CurveRow, FailureDetection, Gap, LesionsOfSize, OwnCalibration
+from students.findings import CurveRow, FailureDetection, Gap, LesionsOfSize, OwnCalibration, Relative
 from students.report_parts import p_words
 from students.results import Evaluation, Measured
 
@@ -8,10 +8,7 @@ from students.results import Evaluation, Measured
 def findings(report: Evaluation) -> str:
     """Return tests, full supervision, calibration, failure detection, groups and gold's curve, as far as they are known; Markdown lines."""
     lines = [
-        *(
-            f"Of the Dice of the same net under full supervision it reaches {_interval(each.ratio)}{_of(each.class_name)}."
-            for each in report.relative
-        ),
+        *map(_relative, report.relative),
         *(
             f"{test.class_name}: Dice minus that of {test.other} {_signed(test.difference)}, p {p_words(test.p_adjusted)} (Wilcoxon over patients, Holm)."
             for test in report.tests
@@ -23,6 +20,12 @@ def findings(report: Evaluation) -> str:
         *(_curve(row) for row in (report.gold_curve.rows if report.gold_curve else ())),
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _relative(found: Relative) -> str:
+    if found.note:
+        return f"What it reaches of the Dice of the same net under full supervision{_of(found.class_name)} is n/a: {found.note}."
+    return f"Of the Dice of the same net under full supervision it reaches {_interval(found.ratio)}{_of(found.class_name)}."
 
 
 def _of(class_name: str) -> str:
@@ -67,4 +70,5 @@ def _gap(gap: Gap) -> str:
 def _curve(row: CurveRow) -> str:
     how = "gold alone" if row.taught == "gold" else "gold beside pseudo-labels"
     against = f"; minus gold alone {_signed(row.minus_gold)}" if row.minus_gold else ""
+    against += f" (unequal steps: {row.minus_note})" if row.minus_note else ""
     return f"Taught with {how} of {row.patients} {'patient' if row.patients == 1 else 'patients'}: Dice {_interval(row.dice)}{against}."

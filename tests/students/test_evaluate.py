@@ -20,6 +20,8 @@ from students import baselines, compact, load_student
 from students.cost import measure_cost, student_cost
 from students.errors import GoldLeakError
 from students.evaluate import Arm, EvaluationPlan, evaluate, resolved, spacing_known, unseen_cases
+from students.figures import Measured
+from students.findings import LesionsOfSize, Relative
 from students.gold_curve import CurveStudent
 from students.predict import Student
 from students.report import write_report
@@ -229,6 +231,40 @@ def test_the_page_leads_to_every_section_and_each_column_explains_itself(archive
     assert "@media print" in text
     assert not re.search(r"\bnan\b", text.lower())
     assert Evaluation.model_validate_json(page.with_suffix(".json").read_text()) == thorough
+
+
+def test_the_page_gives_no_ratio_to_a_training_that_had_no_time_and_says_what_was_left_out(
+    archive: Archive, thorough: Evaluation, tmp_path: Path
+) -> None:
+    why, unknown = (
+        "all-gold had 12 steps, the student 472, as time was up",
+        Measured(mean=None, low=None, high=None, patients=3, excluded=1),
+    )
+    curve, known = thorough.gold_curve, Measured(mean=0.5, low=0.4, high=0.6, patients=3, excluded=1)
+    assert curve is not None
+    rows = [row.model_copy(update={"note": why, "share_of_full": unknown, "unpaired": 1, "dice": known}) for row in curve.rows]
+    sizes = LesionsOfSize(class_id=3, class_name="kernel", size="s", lesions=3, found=1, sensitivity=known, teacher=known)
+    alone = sizes.model_copy(update={"teacher": known.model_copy(update={"patients": 1})})
+    first = thorough.comparisons[0]
+    each_alone = tuple(score.model_copy(update={"patient": score.case}) for score in first.scores)
+    shown = thorough.model_copy(
+        update={
+            "relative": (Relative(class_name="", ratio=unknown, note=why),),
+            "gold_curve": curve.model_copy(update={"rows": tuple(rows)}),
+            "lesion_sizes": (sizes, alone),
+            "comparisons": (first.model_copy(update={"scores": each_alone}), *thorough.comparisons[1:]),
+        }
+    )
+    text = write_report(shown, archive, tmp_path / "unequal.html").read_text(encoding="utf-8")
+    assert "<b>n/a</b><span title=" in text
+    assert f"(rho)<br>n/a: {why}</span>" in text
+    assert f"n/a: {why}.</p>" in text
+    assert f"Of full supervision, n/a: {why}.</p>" in text
+    assert "1 case left out" in text
+    assert "1 Dice value left out" in text
+    assert "1 cases" not in text
+    assert text.count("of 1 patient alone") == 1
+    assert "Each scored case here is a patient of its own; where patients have several, give" in text
 
 
 def test_a_report_of_an_older_program_still_reads(evaluation: Evaluation) -> None:

@@ -1,5 +1,6 @@
 """What gold is worth, patient by patient."""
 
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from students.curve_plot import curve_plot
 from students.findings import Taught
-from students.gold_curve import CurveStudent, Scored, gold_curve
+from students.gold_curve import CurveStudent, FullSupervision, Scored, gold_curve
+
+card = runpy.run_path(str(Path(__file__).with_name("test_outcome.py")))["card"]  # tests are no package
 
 PATIENT = {f"c{n}": f"p{n}" for n in range(8)}
 
@@ -44,7 +47,7 @@ def test_seeds_are_averaged_before_anything_is_said_about_patients() -> None:
 
 def test_full_supervision_is_what_the_share_is_of() -> None:
     full = {(case, 3): 0.9 for case in PATIENT}
-    found = gold_curve([scored("gold", 1, 0, 0.5)], PATIENT, full)
+    found = gold_curve([scored("gold", 1, 0, 0.5)], PATIENT, FullSupervision(dices=full))
     assert found is not None
     assert found.rows[0].share_of_full is not None
     assert found.rows[0].share_of_full.mean == pytest.approx(0.535 / 0.9, abs=1e-6)
@@ -77,3 +80,33 @@ def test_the_plot_has_a_line_and_a_band_for_each_way_and_names_its_references() 
     assert drawn.count('<polygon class="band') == 2
     assert "teacher &lt;bundled&gt;: 0.750" in drawn
     assert "nan" not in drawn.lower()
+
+
+def test_a_class_that_one_side_has_no_dice_for_counts_for_neither_and_is_counted() -> None:
+    """Gold alone paints nothing right of class 4, which is empty for the mixed student: the difference is that of class 3 alone."""
+    mixed, alone = scored("mixed", 1, 0, 0.7), scored("gold", 1, 0, 0.5)
+    mixed = replace(mixed, dices={**mixed.dices, **{(case, 4): float("nan") for case in PATIENT}})
+    alone = replace(alone, dices={**alone.dices, **{(case, 4): 0.0 for case in PATIENT}})
+    found = gold_curve([alone, mixed], PATIENT, FullSupervision(dices=alone.dices))
+    assert found is not None
+    gold, row = found.rows
+    assert row.minus_gold is not None
+    assert row.share_of_full is not None
+    assert row.minus_gold.mean == pytest.approx(0.2)
+    assert row.share_of_full.mean == pytest.approx(0.735 / 0.535, abs=1e-6)
+    assert (gold.unpaired, row.unpaired) == (0, 8)
+
+
+def test_rows_whose_trainings_had_unequal_steps_say_so() -> None:
+    few, many = card(steps=12), card(steps=472)
+    runs = [replace(scored("gold", 1, 0, 0.5), card=few), replace(scored("mixed", 1, 0, 0.7), card=many)]
+    found = gold_curve(runs, PATIENT, FullSupervision(dices={(case, 3): 0.03 for case in PATIENT}, card=few))
+    assert found is not None
+    gold, mixed = found.rows
+    assert (gold.note, gold.minus_note) == ("", "")
+    assert gold.share_of_full is not None
+    assert mixed.share_of_full is not None
+    assert gold.share_of_full.mean is not None
+    assert mixed.share_of_full.mean is None
+    assert mixed.note == "all-gold had 12 steps, mixed-1-0 472, as time was up"
+    assert mixed.minus_note == "gold-1-0 had 12 steps, mixed-1-0 472, as time was up"

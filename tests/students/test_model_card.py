@@ -88,6 +88,25 @@ def test_what_was_found_beyond_the_table_is_in_it_in_sentences(make_student: Mak
     assert "gold beside pseudo-labels of 1 patient: Dice 0.950" in page
 
 
+def test_a_ratio_that_may_not_be_is_not_given_and_the_reason_is(make_student: MakeStudent) -> None:
+    known = Measured(mean=27.6, low=20.0, high=30.0, patients=9, excluded=0)
+    why = "all-gold had 12 steps, the student 472, as time was up"
+    row = CurveRow(
+        taught="mixed",
+        patients=1,
+        gold_cases=1,
+        students=("m",),
+        dice=known,
+        between_seeds=None,
+        minus_gold=known,
+        minus_note="gold had 1 step",
+    )
+    found = report(relative=(Relative(class_name="", ratio=known, note=why),), gold_curve=GoldCurve(rows=(row,), seeds=(0,)))
+    page = model_card(read_card(make_student()), found)
+    assert f"under full supervision is n/a: {why}." in page
+    assert "(unequal steps: gold had 1 step)" in page
+
+
 def test_a_student_that_nobody_scored_is_said_to_be_one(make_student: MakeStudent) -> None:
     page = model_card(read_card(make_student()))
     assert "Nobody has scored it against experts" in page

@@ -2,9 +2,10 @@
 
 import pytest
 
-from students.outcome import evaluation_doubts, passes, stop_words, training_doubts, unequal_trainings
+from students.outcome import evaluation_doubts, passes, stop_words, training_doubts
 from students.results import ClassResult, Comparison, Measured
 from students.spec import StudentCard, StudentSpec
+from students.unequal import unequal_note, unequal_trainings
 
 
 def card(
@@ -152,6 +153,32 @@ def test_where_most_of_the_training_cases_is_ignored_that_is_said_instead(teache
     assert "Train longer" not in doubt + of_teacher
 
 
+@pytest.mark.parametrize(
+    ("short", "ignored"),
+    [
+        pytest.param(card(steps=20), 0.0, id="it has hardly begun"),
+        pytest.param(card(steps=20), 0.91, id="it has hardly begun, and most is ignored"),
+        pytest.param(card(agreement=0.1), 0.0, id="it has not found the organ"),
+    ],
+)
+def test_a_student_that_is_to_be_trained_longer_is_not_told_that_this_cannot_mend_it(short: StudentCard, ignored: float) -> None:
+    lines = (line(0.87, "student", "student/s"), line(0.892, "teacher", "teacher/r1"), line(0.912, "arm", "baseline/ellipse"))
+    said = " ".join(evaluation_doubts(lines, None, short, "baseline/ellipse", ignored))
+    assert "Train longer" in said
+    assert "cannot mend" not in said
+
+
+def test_an_arm_that_had_other_time_to_learn_shows_no_harm() -> None:
+    lines = (line(0.8, "student", "student/s"), line(0.9, "arm", "student/s-gold-alone"))
+    told = [
+        evaluation_doubts(lines, None, card(), "baseline/ellipse", arms={"arm": "gold-alone"}, unequal=apart)
+        for apart in ((), ("gold-alone",))
+    ]
+    assert "So the pseudo-labels do harm" in told[0][0]
+    assert told[1][0].endswith("The two had unequal steps: train both with one budget first.")
+    assert "harm" not in told[1][0]
+
+
 def test_a_student_above_the_ellipses_and_near_its_labels_has_no_warning() -> None:
     lines = (line(0.83, "student", "student/s"), line(0.74, "arm", "baseline/ellipse"))
     assert evaluation_doubts(lines, line(0.86, "hindsight", "pseudo/r1"), card(), "baseline/ellipse") == ()
@@ -179,3 +206,10 @@ def test_many_such_trainings_are_one_warning_of_bounded_length() -> None:
     (said,) = unequal_trainings(card(), {f"compact-mixed-{n}-seed-2": card(steps=10) for n in range(12)})
     assert "compact-mixed-3-seed-2 (10) and 8 more had less than half" in said
     assert len(said) < 280
+
+
+def test_a_part_of_a_training_that_had_no_time_is_not_given_and_the_steps_of_both_are_named() -> None:
+    assert unequal_note("all-gold", card(steps=12), {"the student": card(steps=1472)}) == (
+        "all-gold had 12 steps, the student 1,472, as time was up"
+    )
+    assert unequal_note("all-gold", card(steps=900), {"the student": card(steps=1000)}) == ""

@@ -62,6 +62,19 @@ def test_who_corrects_already_is_not_told_to_correct() -> None:
     assert "correct: true" not in said
 
 
+@pytest.mark.parametrize("arm", ["gold-alone", "few-gold", "ellipse-student"])
+def test_who_is_to_train_longer_first_is_told_no_cause(arm: str) -> None:
+    (said,) = below_arms(against(0.9), {"net on gold - gold": arm}, card(), "Train longer: 9 steps.")
+    assert ". Train longer: 9 steps. If it stays below, " in said
+    assert "So " not in said
+
+
+@pytest.mark.parametrize("arm", ["gold-alone", "few-gold", "ellipse-student"])
+def test_of_unequal_steps_the_remedy_is_one_budget_for_both(arm: str) -> None:
+    (said,) = below_arms(against(0.9), {"net on gold - gold": arm}, card(), "Train longer.", unequal=[arm])
+    assert said.endswith(". The two had unequal steps: train both with one budget first.")
+
+
 def test_full_supervision_and_gold_boxes_are_no_shortfall() -> None:
     for arm in ("all-gold", "teacher-gold-boxes", ""):
         assert below_arms(against(0.95), {"net on gold - gold": arm}, card(), "") == ()
@@ -96,6 +109,15 @@ def test_the_numbers_of_gold_patients_at_which_pseudo_labels_did_harm_are_named(
     assert "3 (-0.002 [-0.012, +0.008], may be chance), 10 (-0.020 [-0.030, -0.010])" in said
     assert curve_shortfall(GoldCurve(rows=(row(1, None), row(1, 0.03)), seeds=(0,))) == ()
     assert curve_shortfall(None) == ()
+
+
+def test_numbers_of_gold_patients_with_unequal_steps_are_told_apart_and_show_no_harm() -> None:
+    rows = (row(1, -0.02), row(3, -0.03).model_copy(update={"minus_note": "gold-3 had 12 steps, mixed-3 472, as time was up"}))
+    fair, unfair = curve_shortfall(GoldCurve(rows=rows, seeds=(0,)))
+    assert "patients: 1 (" in fair
+    assert "Try student.gold.correct" in fair
+    assert "patients: 3 (" in unfair
+    assert unfair.endswith("The two had unequal steps: train both with one budget first.")
 
 
 def test_what_a_promptable_student_loses_is_told_with_the_interval() -> None:

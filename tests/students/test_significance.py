@@ -86,3 +86,19 @@ def test_cases_that_a_comparison_leaves_out_are_counted() -> None:
     assert (found.difference.patients, found.difference.excluded) == (9, 3)
     (ratio,) = relative_dice(student, teacher, [ORGAN])
     assert (ratio.ratio.patients, ratio.ratio.excluded) == (9, 3)
+
+
+def test_where_a_draw_would_be_divided_by_nothing_there_is_no_ratio_and_the_reason_is_given() -> None:
+    student, full = comparison(around(0.8, 0)), comparison({case: 0.3 if case == "p0" else 0.0 for case in CASES})
+    (found,) = relative_dice(student, full, [ORGAN])
+    assert found.ratio.mean is None
+    assert found.note == "full supervision has a Dice of 0 on too many patients to divide by it"
+
+
+def test_trainings_that_may_not_be_compared_give_no_ratio_and_what_was_left_out_is_still_counted() -> None:
+    student, full = comparison({**around(0.8, 0), "p0": None}), comparison(around(0.9, 1))
+    (found,) = relative_dice(student, full, [ORGAN], "all-gold had 12 steps, the student 472, as time was up")
+    assert found.note.startswith("all-gold had 12 steps")
+    assert (found.ratio.mean, found.ratio.low, found.ratio.high) == (None, None, None)
+    assert (found.ratio.patients, found.ratio.excluded) == (11, 1)
+    assert ratio_interval({}, {}, {"a": "a"}).excluded == 1
