@@ -152,7 +152,12 @@ def _evaluate(archive: Archive, recipe: Recipe) -> str:
     _write_model_card(found, recipe.student_folder)
     follow(steps, steps, "report written")
     dice = {name: value for name in ("student - gold", "teacher - gold") if (value := _dice(found, name)) is not None}
-    known = {"dice": dice.get("student - gold"), "teacher_dice": dice.get("teacher - gold"), "test_cases": len(found.cases)}
+    known = {
+        "dice": dice.get("student - gold"),
+        "teacher_dice": dice.get("teacher - gold"),
+        "test_cases": len(found.cases),
+        "warnings": len(found.warnings),
+    }
     archive.catalog.add_student_metrics(recipe.student.name, {name: value for name, value in known.items() if value is not None})
     scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return scores + promptable_note(found) + evaluation_note(found)

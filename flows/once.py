@@ -73,5 +73,8 @@ def why_given_up(ledger: Ledger, stage: str, unit: str) -> str:
 
 
 def _as_before(ledger: Ledger, stage: str, unit: str, output: Path) -> StageResult:
-    given_up = why_given_up(ledger, stage, unit)
-    return StageResult(stage=stage, quarantined=1, note=given_up) if given_up else StageResult(stage=stage, skipped=1, output=str(output))
+    """Report what was done before with the remarks of then: warnings hold as long as the result does."""
+    if given_up := why_given_up(ledger, stage, unit):
+        return StageResult(stage=stage, quarantined=1, note=given_up)
+    before = ledger.record(stage, unit)
+    return StageResult(stage=stage, skipped=1, output=str(output), note=before.note if before is not None else "")

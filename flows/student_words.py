@@ -72,6 +72,7 @@ def show_promoted(record: StudentRecord, before: StudentRecord | None, archive: 
     _say(f"{record.name}, training {record.revision}, is the student of {archive}{place}.")
     if before is not None and before.name != record.name:
         _warn_if_worse(record, before)
+    _warn_of_report(record)
     if record.kind == "promptable":
         _say(f"It is promptable: name it as a teacher, in a recipe with teacher: {{checkpoint: {record.path}/{TEACHER_FILE}}}.")
         return
@@ -86,6 +87,19 @@ def _warn_if_worse(record: StudentRecord, before: StudentRecord) -> None:
             if new < old:
                 _say(f"WARNING: its {what} is {new:.3f}, and that of {before.name} {old:.3f}.")
             return
+
+
+def _warn_of_report(record: StudentRecord) -> None:
+    """Say what a person who chooses a student should have read: that nobody scored it, or what its report warns of."""
+    dice, teacher, warnings = (record.metrics.get(name) for name in ("dice", "teacher_dice", "warnings"))
+    if not isinstance(dice, float):
+        _say("WARNING: it has not been scored on test cases. 'samdistill evaluate RECIPE' does that.")
+        return
+    if isinstance(teacher, float) and dice < teacher:
+        _say(f"WARNING: its Dice with experts is {dice:.3f}, and that of its teacher, which was given prompts, {teacher:.3f}.")
+    if warnings:
+        many = "warning that" if warnings == 1 else "warnings that"
+        _say(f"WARNING: its report has {warnings:.0f} {many} 'samdistill evaluate RECIPE' repeats; they are in its MODEL_CARD.md too.")
 
 
 def _show_list(title: str, records: Sequence[StudentRecord], dropped_first: Sequence[str] = _DROPPED_FIRST) -> None:

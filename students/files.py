@@ -150,7 +150,11 @@ def _predict_scan(
         else:
             write_nifti(labels, geometry, target)
         taken.add(target)
-        notes = (*(each.replace("case scan", scan.name) for each in source.notes), *([remark] if remark else []))
+        notes = (
+            *(each.replace("case scan", scan.name) for each in source.notes),
+            *([remark] if remark else []),
+            *_unlike(student, scan, source),
+        )
     except (IngestError, InvalidCaseError, VolumeError) as error:
         said = str(error).replace("then ingest again", "then predict again")
         problem = said if said.startswith((scan.name, "DICOM", "case ")) else f"{scan.name}: {said}"
@@ -159,6 +163,16 @@ def _predict_scan(
         problem = f"{scan.name}: {type(error).__name__} while it was segmented{f' ({error})' if scan.path else ''}."
     output = None if problem else target
     return FilePrediction(source=scan.name, output=output, problem=problem, seconds=time.perf_counter() - started, notes=notes)
+
+
+def _unlike(student: Student, scan: Scan, source: SourceCase) -> tuple[str, ...]:
+    """Say in which way a scan is plainly none of those that the student learnt from."""
+    card, said = student.card, list[str]()
+    if card.plan.dimensions == "3d" and source.record.shape_czyx[1] == 1:
+        said.append("a single slice, but the student learnt from volumes")
+    if not source.record.geometry.spacing_known and card.spacing_known is True and any(mm != 1.0 for mm in card.plan.spacing_zyx_mm[1:]):
+        said.append("without a spacing and read as if a pixel were 1 mm, but the student learnt at another")
+    return (f"WARNING: {scan.name} is {', and '.join(said)}: do not rely on the answer.",) if said else ()
 
 
 def _own_format(scan: Scan, source: SourceCase) -> tuple[str, str]:

@@ -48,6 +48,10 @@ def test_the_second_call_does_nothing(ledger: Ledger, work: Work) -> None:
     assert (perform(ledger, work).done, perform(ledger, work).skipped, work.calls) == (1, 1, 1)
 
 
+def test_what_was_remarked_then_is_remarked_whenever_the_result_is_taken_as_it_is(ledger: Ledger, work: Work) -> None:
+    assert [perform(ledger, work).note for _ in range(2)] == ["0.5 M parameters"] * 2
+
+
 def test_another_fingerprint_is_other_work(ledger: Ledger, work: Work) -> None:
     perform(ledger, work)
     assert perform(ledger, work, "b").done == 1

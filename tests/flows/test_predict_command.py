@@ -22,7 +22,7 @@ class FakeStudent:
     """Answers nothing but background."""
 
     name = "fake"
-    card = SimpleNamespace(channels=())
+    card = SimpleNamespace(channels=(), spacing_known=False, plan=SimpleNamespace(dimensions="2d"))
 
     def predict(self, volume: np.ndarray, _spacing: object, *, largest_component: bool = False) -> Prediction:
         assert not largest_component

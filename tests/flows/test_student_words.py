@@ -75,3 +75,26 @@ def test_the_longest_name_there_may_be_still_has_its_dice_beside_it(
 ) -> None:
     lines = listed(80, [replace(RECORD, name="n" * 64)], monkeypatch, capsys)
     assert any("n" * 64 in line and "0.876" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        pytest.param({"agreement": 0.9}, "not been scored on test cases", id="never evaluated"),
+        pytest.param(
+            {"dice": 0.371, "teacher_dice": 0.781},
+            "is 0.371, and that of its teacher, which was given prompts, 0.781",
+            id="below its teacher",
+        ),
+        pytest.param({"dice": 0.8, "teacher_dice": 0.7, "warnings": 2}, "its report has 2 warnings", id="warned of"),
+        pytest.param({"dice": 0.8, "teacher_dice": 0.7, "warnings": 0}, "", id="nothing to say"),
+    ],
+)
+def test_who_promotes_a_student_is_told_what_its_report_says(
+    metrics: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(student_words, "OUT", console.Console(width=200))
+    student_words.show_promoted(replace(RECORD, metrics=dict(metrics)), None, "a.zarr")
+    told = capsys.readouterr().out
+    assert said in told
+    assert ("WARNING" in told) == bool(said)

@@ -138,6 +138,14 @@ def test_a_picture_gets_a_grey_picture_of_ids_of_its_own_size(student: Student, 
         assert set(np.unique(np.asarray(answer))) <= {0, 3}
 
 
+def test_a_picture_without_a_spacing_is_answered_with_a_warning_where_the_student_knew_one_and_a_scan_with_one_without(
+    student: Student, volume: np.ndarray, tmp_path: Path
+) -> None:
+    flat, scan = predict_files(student, [picture(tmp_path / "p.png"), oblique(volume, tmp_path / "v.nii.gz")], tmp_path / "out").scans
+    assert flat.notes[-1].startswith("WARNING: p.png is without a spacing and read as if a pixel were 1 mm")
+    assert not any("WARNING" in note for note in scan.notes)
+
+
 def test_a_picture_gets_nifti_where_asked(student: Student, tmp_path: Path) -> None:
     (record,) = predict_files(student, [picture(tmp_path / "p.png")], tmp_path / "out", nifti_only=True).scans
     assert record.output == tmp_path / "out" / "p.nii.gz"
