@@ -108,7 +108,7 @@ def _agreed(archive: Archive, recipe: Recipe, found: Material, least: float, fol
 
 def _corrected(archive: Archive, recipe: Recipe, found: Material, follow: Follow) -> Material:
     """Return the material with the answers of students of the gold instead of pseudo-labels; one of them sees what the teacher drew."""
-    from students.correction import write_corrected
+    from students.correction import on_calibration, write_corrected
 
     drawn = archive.catalog.fingerprints(recipe.round.teacher_set)
     shown = tuple(case for case in found.gold if case in drawn)
@@ -130,6 +130,12 @@ def _corrected(archive: Archive, recipe: Recipe, found: Material, follow: Follow
         by += (
             f". WARNING: that is much: look at some ('samdistill export {shortest(recipe.archive)} --labels {own} --images -o look'), and raise "
             f"student.gold.witness_budget (now {recipe.student.gold.witness_budget if recipe.student.gold else 0:g} s), or leave student.gold.correct out"
+        )
+    before, after, patients = on_calibration(archive, students, found.label_set)
+    if after < before:
+        by += (
+            f". WARNING: calibration gold says that correction makes labels worse: Dice {before:.3f} before it and {after:.3f} after, "
+            f"{counted(patients, 'patient', 'patients')}. Raise student.gold.witness_budget, or leave student.gold.correct out"
         )
     note = f"{counted(len(done.cases), 'pseudo-label', 'pseudo-labels')} corrected by students of the gold, which changed them{by}"
     return replace(found, label_set=own, labeled=done.cases, note=note)

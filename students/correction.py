@@ -68,6 +68,31 @@ def write_corrected(
     return Corrected(cases=tuple(cases), changed=changed)
 
 
+def on_calibration(archive: Archive, students: Sequence[Student], label_set: str) -> tuple[float, float, int]:
+    """Return what correction does to labels whose gold none of these students has seen: that of calibration cases.
+
+    Returns:
+        Mean Dice with gold before and after correction, over patients, and how many these are; NaN where there are none.
+    """
+    _check(students)
+    found: dict[str, list[tuple[float, float]]] = {}
+    learnt_from = {patient for student in students for patient in student.card.training_patients}
+    seen = {label_set, *(student.card.spec.hints for student in students if student.card.spec.hints)}
+    for record in archive.cases(part="calibration", with_labels="gold"):
+        stored = archive[record.id]
+        if record.patient in learnt_from or not seen <= set(stored.label_sets()):
+            continue
+        gold, order = stored.labels("gold").read(), [info.id for info in students[0].card.classes]
+        before, after = (
+            dice_per_class(ids, gold, order) for ids in (believed_ids(stored.labels(label_set)), _answered(stored, students)[0])
+        )
+        known = [(before[each], after[each]) for each in order if not np.isnan([before[each], after[each]]).any()]
+        found.setdefault(record.patient, []).extend(known)
+    means = [np.mean(each, axis=0) for each in found.values() if each]
+    old, new = np.mean(means, axis=0) if means else (float("nan"), float("nan"))
+    return float(old), float(new), len(means)
+
+
 def _check(students: Sequence[Student]) -> None:
     if not students or any(student.card.classes != students[0].card.classes for student in students):
         message = f"labels are corrected by one or more students of the same classes, but these were given: {', '.join(each.name for each in students) or 'none'}."

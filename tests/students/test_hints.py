@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from storage import IGNORE, Archive, ClassInfo, LabelHistory
 from students import compact, load_student
 from students.augment import Augmentation, augment
 from students.batches import Batch
-from students.correction import write_corrected
+from students.correction import on_calibration, write_corrected
 from students.data import PatchSource
 from students.errors import ExportError, TrainingError, VolumeError
 from students.evaluate import EvaluationPlan, evaluate
@@ -164,6 +165,22 @@ def test_labels_of_a_patient_whom_a_student_has_learnt_from_are_copied_and_not_c
     assert np.array_equal(before, after)
     assert done.changed["train1"] == 0
     assert done.changed["train2"] > 0
+
+
+@pytest.mark.parametrize(("answer", "after"), [("gold", 1.0), ("nothing", 0.0)])
+def test_gold_of_calibration_cases_says_what_correction_does_to_labels(
+    make_archive: MakeArchive, tmp_path: Path, alone: Path, answer: str, after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = make_archive(tmp_path)
+    case, student = archive["calib0"], load_student(alone)
+    assert on_calibration(archive, [student], "pseudo/none")[2] == 0
+    gold = case.labels("gold").read()
+    drawn = np.where(np.arange(gold.shape[2]) % 2, gold, 0).astype(np.uint8)
+    case.write_labels(LabelHistory(label_set="pseudo/r1", classes=CLASSES, made_by="test", fingerprint="half"), drawn)
+    said = np.asarray((gold == 3)[None], np.float32) * (answer == "gold")
+    monkeypatch.setattr("students.predict.Student.predict_case", lambda *_: SimpleNamespace(probability=said))
+    before = 2 * (drawn == 3).sum() / ((drawn == 3).sum() + (gold == 3).sum())
+    assert on_calibration(archive, [student], "pseudo/r1") == pytest.approx((before, after, 1))
 
 
 def test_nobody_corrects_nothing(archive: Archive) -> None:
