@@ -7,6 +7,8 @@ from storage.errors import IngestError
 
 _CHANNEL_MODALITY = {"ct": "CT", "mr": "MR", "mri": "MR", "pt": "PT", "pet": "PT", "suv": "PT", "us": "US"}
 """Names of channels that say their modality; others are of the modality of their case."""
+_FIRST = "_0000"
+"""How nnU-Net ends the name of the file of a case's only or first channel."""
 
 
 def modality_of_channel(name: str) -> str:
@@ -17,6 +19,11 @@ def modality_of_channel(name: str) -> str:
 def named_channels(names: Sequence[str]) -> tuple[Channel, ...]:
     """Return channels whose files nnU-Net's numbers tell apart: ``_0000``, ``_0001``, ..."""
     return tuple(Channel(name=name, modality=modality_of_channel(name), suffix=f"_{n:04d}") for n, name in enumerate(names))
+
+
+def without_number(name: str) -> str:
+    """Return what nnU-Net calls a case whose first file has this name, without an ending; other names stay."""
+    return name.removesuffix(_FIRST)
 
 
 def check_channels(channels: Sequence[Channel]) -> tuple[Channel, ...]:

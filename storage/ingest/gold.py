@@ -11,6 +11,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from storage import Archive, Case
 from storage.case import IGNORE, CaseRecord, ClassInfo, LabelHistory
+from storage.channels import without_number
 from storage.errors import IngestError, LedgerError
 from storage.heartbeat import beating
 from storage.ingest.bookkeeping import PROBLEM_NOTE, Bookkeeping, source_name
@@ -139,7 +140,8 @@ def _plan(archive: Archive, book: Bookkeeping, files: Sequence[FoundFile], plan:
     tasks: dict[str, _LabelTask] = {}
     for file in files:
         source, case = source_name(file.path), case_id_from_name(file.name).removesuffix(plan.suffix)
-        record = archive.catalog.find_case(case)
+        record = archive.catalog.find_case(case) or archive.catalog.find_case(without_number(case))
+        case = case if record is None else record.id
         if record is None or case in tasks:
             reason = "unknown-case" if record is None else "duplicate-case-id"
             message = (

@@ -7,6 +7,7 @@ voxel size of zero into one millimetre without a word.
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,15 @@ def read_label_nifti(path: Path) -> tuple[Shaped[np.ndarray, "z y x"], np.ndarra
         message = f"{path.name}: labels must be whole numbers in one channel. Is this an image or a probability map?"
         raise IngestError("not-a-label-file", message)
     return voxels[0].astype(np.int64), loaded.affine
+
+
+def count_volumes(path: Path) -> int | None:
+    """Return how many volumes, or values per voxel, the header of a file tells of; None where it cannot be read."""
+    try:
+        with _reading(path) as stream:
+            return int(math.prod(raw_header(stream, path.name).get_data_shape()[3:]))
+    except IngestError:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

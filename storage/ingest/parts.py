@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import cast, get_args
 
 from storage.archive import Archive
 from storage.case import CaseRecord, Part
+from storage.channels import without_number
 from storage.errors import IngestError
 
 
@@ -29,8 +31,8 @@ def import_parts(archive: Archive, csv_path: Path) -> PartsSummary:
         IngestError: ``bad-parts-file`` if the file cannot be understood, ``patient-in-two-parts`` if any patient would
             end up in two parts; nothing is changed then.
     """
-    wanted = _read_parts(csv_path)
     records = {record.id: record for record in archive.cases()}
+    wanted = _read_parts(csv_path, records)
     unknown = tuple(sorted(set(wanted) - set(records)))
     chosen = {case: part for case, part in wanted.items() if case in records}
     merged = [with_changes(record, part=chosen.get(case, record.part)) for case, record in records.items()]
@@ -39,7 +41,7 @@ def import_parts(archive: Archive, csv_path: Path) -> PartsSummary:
     return PartsSummary(counts=dict(sorted(Counter(record.part for record in merged).items())), unknown=unknown, named=len(wanted))
 
 
-def _read_parts(path: Path) -> dict[str, Part]:
+def _read_parts(path: Path, known: Container[str]) -> dict[str, Part]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -51,6 +53,7 @@ def _read_parts(path: Path) -> dict[str, Part]:
         if not case or part not in get_args(Part):
             message = f"{path.name}, line {number}: case {case!r} has part {part!r}; the columns case and part are needed, part one of {get_args(Part)}."
             raise IngestError("bad-parts-file", message)
+        case = case if case in known or without_number(case) not in known else without_number(case)
         if parts.get(case, part) != part:
             message = (
                 f"{path.name}, line {number}: case {case} is in part {parts[case]} on an earlier line and in {part} here. Keep one line."

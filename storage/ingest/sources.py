@@ -1,7 +1,7 @@
 """Which files of a folder are cases by themselves, and which are channels of one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from storage.channels import check_channels, expected
 from storage.ingest.channels import GroupedFiles, group_files, stem_of, whole_scan
 from storage.ingest.described import FILE, LABELS, described_channels, is_data_set
 from storage.ingest.discover import FoundFile, find_files
+from storage.ingest.nifti import count_volumes
 from storage.ingest.source import case_id_from_name
 from storage.ingest.tasks import FileSource, channel_source, single_source
 
@@ -62,22 +63,62 @@ def choose_sources(archive: Archive, source: Path, *, exclude: Sequence[str], ch
 def _as_described(files: Sequence[FoundFile], channels: Sequence[Channel]) -> GroupedFiles | None:
     """Group what ``dataset.json`` is about, so that no file is lost that nobody has spoken of; None where the names are not nnU-Net's.
 
-    A folder may count its cases in four digits as well: then there are numbers that no channel has, and each file is one scan.
+    A folder may count its cases in four digits as well, so each name is looked at by itself: a stray file is a scan of its own, whatever the
+    others are.
     """
-    numbers = [int(found.group(1)) if (found := _NUMBERED.search(stem_of(file.name))) else -1 for file in files]
-    if len(channels) == 1:
-        return group_files(files, channels) if files and set(numbers) == {0} else None
-    if any(number >= len(channels) for number in numbers):
-        return GroupedFiles(scans=tuple(whole_scan(file) for file in files), beside=())
-    grouped = group_files(files, channels)
-    return GroupedFiles(scans=(*grouped.scans, *map(whole_scan, grouped.beside)), beside=())
+    places = {file.name: _stem_and_number(file.name) for file in files}
+    by_stem: dict[str, dict[int, FoundFile]] = {}
+    for file in files:
+        stem, number = places[file.name]
+        by_stem.setdefault(stem, {})[number] = file
+    cases = _one_channel_cases(by_stem) if len(channels) == 1 else _several_channel_cases(by_stem, len(channels))
+    if len(channels) == 1 and not cases:
+        return None
+    channel_files = [file for file in files if places[file.name][0] in cases and places[file.name][1] < len(channels)]
+    taken = {file.name for file in channel_files}
+    grouped = group_files(channel_files, channels)
+    return GroupedFiles(scans=(*grouped.scans, *(whole_scan(file) for file in files if file.name not in taken)), beside=())
+
+
+def _stem_and_number(name: str) -> tuple[str, int]:
+    """Return what comes before nnU-Net's number, and the number; of other names the whole name, and -1."""
+    stem = stem_of(name)
+    found = _NUMBERED.search(stem)
+    return (stem[: found.start()], int(found.group(1))) if found else (name, -1)
+
+
+def _one_channel_cases(by_stem: Mapping[str, Mapping[int, FoundFile]]) -> set[str]:
+    """Return what is called ``_0000`` alone, if most names of the folder are; where they are not, somebody counts cases."""
+    cases = {stem for stem, found in by_stem.items() if set(found) == {0}}
+    return cases if 2 * len(cases) > len(by_stem) else set()
+
+
+def _several_channel_cases(by_stem: Mapping[str, Mapping[int, FoundFile]], count: int) -> set[str]:
+    """Return the names of which each file is a channel, unless it has a number that no channel has; none where all numbers count cases.
+
+    They do where the files hold all channels themselves, as the Decathlon's do, and where there are numbers beyond the channels' and no name
+    has all of theirs.
+    """
+    cases = {stem for stem, found in by_stem.items() if -1 not in found and _volumes(found) != count}
+    complete = any(set(by_stem[stem]) >= set(range(count)) for stem in cases)
+    return cases if complete or all(max(by_stem[stem]) < count for stem in cases) else set()
+
+
+def _volumes(found: Mapping[int, FoundFile]) -> int | None:
+    """Return how many volumes the first file has whose header can be read."""
+    counts = (count_volumes(found[number].path) for number in sorted(found) if found[number].kind == "nifti")
+    return next((count for count in counts if count is not None), None)
 
 
 def _taken_together(grouped: GroupedFiles, channels: Sequence[Channel], *, told: bool) -> tuple[FileSource, ...]:
     """Return the cases; of one channel that ``dataset.json`` alone names, each file as it is, called without its number."""
     if not told or len(channels) > 1:
         return tuple(channel_source(scan, channels) for scan in grouped.scans)
-    return tuple(single_source(file, case_id_from_name(scan.name.rpartition("/")[2])) for scan in grouped.scans for file in scan.files)
+    return tuple(
+        single_source(file, called=scan.name if scan.whole is None else None, alone=len(scan.files) == 1)
+        for scan in grouped.scans
+        for file in scan.files
+    )
 
 
 def _known_apart(archive: Archive, grouped: GroupedFiles) -> list[str]:

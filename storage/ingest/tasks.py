@@ -54,12 +54,18 @@ class FileSource:
     read: Callable[[Naming], SourceCase]
 
 
-def single_source(file: FoundFile, case: str | None = None) -> FileSource:
-    """Return a file that is a case by itself."""
+def single_source(file: FoundFile, called: str | None = None, *, alone: bool = True) -> FileSource:
+    """Return a file that is a case by itself.
+
+    Args:
+        file: The file.
+        called: What it is called, and known by, as the file of one channel: its name without number and ending.
+        alone: No other file is called so.
+    """
     reader = read_nifti if file.kind == "nifti" else read_image
     return FileSource(
-        name=file.name,
-        case=case or case_id_from_name(file.name),
+        name=called if called is not None and alone else file.name,
+        case=case_id_from_name(file.name if called is None else called.rpartition("/")[2]),
         path=source_name(file.path),
         state=file.state,
         read=partial(reader, file.path),

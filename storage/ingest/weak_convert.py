@@ -12,6 +12,7 @@ import numpy as np
 from storage import rle
 from storage.archive import Archive
 from storage.case import IGNORE, MOST_POINTS, CaseRecord, ClassInfo, Prompt
+from storage.channels import without_number
 from storage.errors import IngestError
 from storage.ingest.images import read_label_image
 from storage.ingest.polygon import fill_polygons
@@ -84,8 +85,9 @@ class Converter:
             IngestError: ``unknown-case``.
         """
         if case not in self._records:
-            names = dict.fromkeys((case, case_id_from_name(_last_part(case))))
-            self._records[case] = next(filter(None, map(self.archive.catalog.find_case, names)), None) or self._by_channel(list(names)[-1])
+            last = case_id_from_name(_last_part(case))
+            names = dict.fromkeys((case, last, without_number(last)))
+            self._records[case] = next(filter(None, map(self.archive.catalog.find_case, names)), None) or self._by_channel(last)
         record = self._records[case]
         if record is None:
             raise IngestError("unknown-case", self._no_such_case(case))

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from storage import Archive, Channel, IngestError, rebuild_catalog
+from storage import Archive, Channel, ClassInfo, IngestError, rebuild_catalog
 from storage.channels import check_channels, named_channels
 from storage.errors import InvalidCaseError
 from storage.export.nifti import export_image
-from storage.ingest import import_prompts, ingest
+from storage.ingest import import_labels, import_parts, import_prompts, ingest
 from storage.ingest.channels import group_files
 from storage.ingest.discover import FoundFile
 
@@ -160,6 +160,24 @@ def test_prompts_may_name_the_file_of_a_channel(archive: Archive, raw: Path, tmp
     assert sorted(archive.catalog.prompts_by_case(["case_1", "case_2"])) == ["case_1", "case_2"]
 
 
+def test_prompts_split_and_gold_may_name_the_file_of_the_only_channel(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    for n in (1, 2, 3):
+        write_nifti(tmp_path / "imagesTr" / f"case_{n}_0000.nii.gz", values(n))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}}))
+    ingest(archive, tmp_path / "imagesTr")
+    box = {"class_id": 1, "kind": "box", "slice": 2, "box_xyxy": [1, 1, 4, 5]}
+    rows = [{"case": "case_1_0000", **box}, {"image": "case_2_0000.nii.gz", **box}, {"case": "case_3_0001", **box}]
+    (tmp_path / "boxes.json").write_text(json.dumps(rows))
+    summary = import_prompts(archive, tmp_path / "boxes.json")
+    assert (summary.added, summary.reasons) == (2, {"unknown-case": 1})
+    (tmp_path / "split.csv").write_text("case,part\ncase_1_0000,test\ncase_2,archive\ncase_9_0000,test\n")
+    found = import_parts(archive, tmp_path / "split.csv")
+    assert (found.counts, found.unknown) == ({"archive": 2, "test": 1}, ("case_9_0000",))
+    write_nifti(tmp_path / "gold" / "case_1_0000.nii.gz", np.ones((5, 6, 7), np.uint8))
+    assert import_labels(archive, tmp_path / "gold", classes=(ClassInfo(id=1, name="organ"),)).added == 1
+    assert archive["case_1"].labels("gold").read().all()
+
+
 def test_a_time_series_that_nobody_has_named_is_told_how(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
     ingest(archive, write_nifti(tmp_path / "prostate_00.nii.gz", values(1, (5, 6, 7, 2))))
     assert "ingest: {channels: [t1, t2]}" in problems(archive)["time-series"]
@@ -203,6 +221,54 @@ def test_cases_that_are_counted_in_four_digits_are_no_channels(
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {str(n): name for n, name in enumerate(names)}}))
     assert ingest(archive, tmp_path / "imagesTr").added == 4
     assert archive["amos_0002"].record.shape_czyx[0] == len(names)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stray_file_is_refused_alone_and_the_cases_of_the_folder_go_in(
+    archive: Archive, raw: Path, write_nifti: WriteNifti, *, late: bool
+) -> None:
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "t1", "1": "t2"}}))
+    assert not late or ingest(archive, raw).added == 2
+    write_nifti(raw / "case_9_0002.nii.gz", values(7))
+    write_nifti(raw / "case_1_0001.nii.gz", values(8))
+    summary = ingest(archive, raw)
+    assert (summary.added, summary.replaced, summary.reasons) == (0 if late else 2, int(late), {"channel-count-mismatch": 1})
+    assert "case_9_0002.nii.gz" in problems(archive)["channel-count-mismatch"]
+
+
+def test_a_stray_file_beside_scans_of_one_channel_renames_none_of_them(archive: Archive, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    for n in range(3):
+        write_nifti(tmp_path / "imagesTr" / f"case_{n}_0000.nii.gz", values(n))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}}))
+    ingest(archive, tmp_path / "imagesTr")
+    write_nifti(tmp_path / "imagesTr" / "case_9_0001.nii.gz", values(9))
+    summary = ingest(archive, tmp_path / "imagesTr")
+    assert (summary.added, summary.unchanged) == (1, 3)
+    assert [record.id for record in archive.cases()] == ["case_0", "case_1", "case_2", "case_9_0001"]
+
+
+def test_counted_files_that_hold_all_channels_are_cases_though_there_are_just_as_many(
+    archive: Archive, tmp_path: Path, write_nifti: WriteNifti
+) -> None:
+    for n in range(4):
+        write_nifti(tmp_path / "imagesTr" / f"BRATS_{n:04d}.nii.gz", values(n, (5, 6, 7, 4)))
+    (tmp_path / "imagesTr" / "BRATS_0000.nii.gz").write_bytes(b"no scan")
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {str(n): f"m{n}" for n in range(4)}}))
+    summary = ingest(archive, tmp_path)
+    assert (summary.added, summary.reasons) == (3, {"not-nifti": 1})
+    assert archive["BRATS_0002"].record.shape_czyx[0] == 4
+
+
+def test_who_may_write_a_case_is_one_whether_its_channel_is_named_by_the_recipe_or_the_folder(
+    archive: Archive, tmp_path: Path, write_nifti: WriteNifti
+) -> None:
+    write_nifti(tmp_path / "imagesTr" / "case_1_0000.nii.gz", values(1))
+    ingest(archive, tmp_path / "imagesTr", channels=named_channels(["MRI"]))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}}))
+    assert ingest(archive, tmp_path / "imagesTr").unchanged == 1
+    write_nifti(tmp_path / "imagesTr" / "case_1_0000.nii.gz", values(5))
+    summary = ingest(archive, tmp_path / "imagesTr")
+    assert (summary.replaced, summary.reasons) == (1, {})
 
 
 def test_what_dataset_json_does_not_speak_of_is_refused_by_name_and_never_passed_over(
