@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from distill.errors import PromptError
-from distill.intensity import intensity_inputs
+from distill.intensity import intensity_inputs, seen_channel
 from distill.label_plan import LabelPlan
 from distill.prompts.choice import PROPOSED, WEAK, drawing_sources, open_classes
-from distill.prompts.sources import PromptSource, SourceContext, Subject, make_source, warning_of
+from distill.prompts.sources import PromptSource, SourceContext, Subject, channel_version_of, make_source, warning_of
 from storage import Archive, CaseRecord, Prompt, fingerprint
 from storage.working import Worked, work_through
 
@@ -140,7 +140,12 @@ class _SourceRun:
             case=[record.fingerprint, record.modality],
             classes=infos,
             **intensity_inputs(self.plan.label.intensity, record),
+            **self._channel_inputs(source, record),
         )
+
+    def _channel_inputs(self, source: PromptSource, record: CaseRecord) -> dict[str, str]:
+        version = channel_version_of(source)
+        return {"of_channels": version} if version and seen_channel(record, self.plan.label.intensity) is not None else {}
 
     def _ask(self, source: PromptSource, record: CaseRecord, classes: Sequence[int], stored: Sequence[Prompt]) -> _Said:
         """Ask about one case and keep the answer; what was said before, from other inputs, is kept in no case."""

@@ -41,6 +41,8 @@ class EverythingSource:
     """Sorts nameless masks into classes."""
 
     name = "everything"
+    channel_version = "2"
+    """1 looked at the mean of all channels; 2 looks at the channel that is shown."""
 
     def __init__(self, teacher: Teacher, options: EverythingOptions, looks: Mapping[int, Look], exemplars: Sequence[Exemplar]) -> None:
         """Take what the classes look like, by class id and by exemplar."""

@@ -94,6 +94,14 @@ def warning_of(source: PromptSource) -> str:
     return str(getattr(source, "warning", ""))
 
 
+def channel_version_of(source: PromptSource) -> str:
+    """Return the version of what a source finds where one of several channels is shown: its attribute ``channel_version``, if it has one.
+
+    Cases of one channel are not asked about anew when it is raised.
+    """
+    return str(getattr(source, "channel_version", ""))
+
+
 Maker = Callable[[SourceContext, Any], PromptSource]
 """Makes a source from the context and its options: a pydantic model of ours, or the mapping that a recipe gives for somebody else's."""
 

@@ -29,6 +29,8 @@ class ThresholdSource:
     """Finds classes by rules about intensities."""
 
     name = "threshold"
+    channel_version = "2"
+    """1 looked at the mean of all channels, and asked the modality of the case; 2 looks at the channel that is shown."""
 
     def __init__(self, rules: Mapping[int, ThresholdRule]) -> None:
         """Take the rules by class id; about other classes it says nothing."""
@@ -37,7 +39,7 @@ class ThresholdSource:
 
     def propose(self, subject: Subject) -> list[Prompt]:
         """Return the prompts of every piece of every class that there is a rule about."""
-        due = [(info.id, rule) for info in subject.classes if (rule := self.rules.get(info.id)) and _speaks_of(rule, subject.record)]
+        due = [(info.id, rule) for info in subject.classes if (rule := self.rules.get(info.id)) and _speaks_of(rule, subject)]
         if not due:
             return []
         grey = grey_volume(subject.volume_czyx, subject.shown)
@@ -110,8 +112,8 @@ def bounds_of(rule: ThresholdRule, values: np.ndarray) -> tuple[float, float]:
     return (float(np.nextafter(cuts[-1], np.inf)), np.inf) if rule.otsu == "bright" else (-np.inf, float(cuts[0]))
 
 
-def _speaks_of(rule: ThresholdRule, record: CaseRecord) -> bool:
-    return not rule.modalities or record.modality in rule.modalities
+def _speaks_of(rule: ThresholdRule, subject: Subject) -> bool:
+    return not rule.modalities or modality_of(subject.record, subject.shown) in rule.modalities
 
 
 def _eroded(mask: np.ndarray, pixels: int) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Sources are asked case by case, what they say is kept, and what was said is not asked for again."""
 
 import runpy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.engine import label_archive
@@ -30,6 +31,7 @@ class Middle:
     broken: frozenset[str] = frozenset()
     about: int = 1
     warning: str = ""
+    channel_version: str = ""
 
     def propose(self, subject: Subject) -> list[Prompt]:
         case = subject.record.id
@@ -99,6 +101,17 @@ def test_a_source_that_has_changed_is_asked_again_and_its_old_prompts_go(source:
     source.fingerprint, source.missing = "2", frozenset({"case01"})
     assert propose_prompts(archive, plan).absent == 1
     assert [prompt.kind for prompt in archive.catalog.prompts("case01")] == ["absent"]
+
+
+def test_another_version_for_channels_has_cases_of_several_asked_again_and_no_others(
+    source: Middle, archive: Archive, plan: PromptPlan
+) -> None:
+    record = replace(archive["case00"].record, id="two", fingerprint="", shape_czyx=(2, *archive["case00"].record.shape_czyx[1:]))
+    archive.add_case(record, np.concatenate([archive["case00"].read()] * 2))
+    propose_prompts(archive, plan)
+    source.channel_version, source.asked = "2", []
+    propose_prompts(archive, plan)
+    assert source.asked == ["two"]
 
 
 def test_a_class_that_a_person_has_prompted_is_not_guessed_at(source: Middle, archive: Archive, plan: PromptPlan, tmp_path: Path) -> None:

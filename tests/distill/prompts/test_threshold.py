@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distill.errors import PlanError
-from distill.intensity import choose_window
+from distill.intensity import IntensitySpec, choose_window
 from distill.prompts.body import body_frame, body_mask, otsu_cuts
 from distill.prompts.pieces import Piece, innermost, pieces_of, rim_contrast
 from distill.prompts.presets import PRESETS, ThresholdOptions, ThresholdRule
 from distill.prompts.sources import Subject
 from distill.prompts.threshold import ThresholdSource, find_pieces, make_threshold
 from distill.quality import dice
-from storage import CaseRecord, ClassInfo, Geometry
+from storage import CaseRecord, Channel, ClassInfo, Geometry
 from storage.rle import decode
 
 SourceContract = runpy.run_path(str(Path(__file__).parent / "source_contract.py"))["SourceContract"]
@@ -98,6 +98,16 @@ def test_a_case_without_the_class_is_told_to_be_without_where_the_preset_can_jud
 
 def test_hounsfield_presets_say_nothing_about_other_modalities() -> None:
     assert source_for(LUNGS, BONES).propose(subject_of(chest(), modality="MR")) == []
+
+
+def test_rules_ask_the_modality_of_the_channel_that_is_looked_at() -> None:
+    volume = np.stack([np.zeros_like(chest()), chest()])
+    channels = (Channel(name="pet", modality="PT"), Channel(name="ct", modality="CT"))
+    record = replace(subject_of(chest()).record, shape_czyx=volume.shape, modality="PT", channels=channels)
+    for shown, found in (("ct", True), ("pet", False)):
+        window = choose_window(record, volume, IntensitySpec(channels=f"channel:{shown}"))
+        subject = Subject(record=record, volume_czyx=volume, window=window, classes=(LUNGS,))
+        assert bool(source_for(LUNGS).propose(subject)) == found
 
 
 def test_a_recipe_replaces_single_keys_of_a_preset() -> None:
