@@ -166,8 +166,9 @@ def _key_file(out: Path) -> Path:
 
 
 def _add_channels(files: Sequence[FoundFile], out: Path, found: FoundScans, channels: Sequence[Channel]) -> None:
-    """Take those files of a folder together that are channels of one scan."""
-    grouped = group_files(files, channels)
+    """Take those files of a folder together that are channels of one scan, whether the folder was given, or one above it, or each file."""
+    inner = max((file.name.rpartition("/")[0] for file in files), key=len)
+    grouped = group_files([replace(file, name=(Path(inner) / file.path.name).as_posix()) for file in files], channels)
     found.passed_over += [file.name for file in grouped.beside]
     found.scans += [_channel_scan(scan, channels, out) for scan in grouped.scans]
 

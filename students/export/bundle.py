@@ -46,7 +46,7 @@ USE = """With [MONAI](https://monai.io), pytorch-ignite, nibabel and fire, in th
 python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json --dataset_dir SCANS --output_dir LABELS
 ```
 
-Every NIfTI file in `SCANS` (of a student of several channels: the files of one case together, found by the end of their names, `.nii.gz` alone) gets `NAME_labels.nii.gz` in its own geometry, whose values are class ids. The labels are those of `samdistill predict`, which takes this folder too."""
+Every NIfTI file in `SCANS` (of a student of several channels: the files of one case together, found by the end of their names, or one file that holds all channels; a case that lacks a channel is left out) gets `NAME_labels.nii.gz` in its own geometry, whose values are class ids. The labels are those of `samdistill predict`, which takes this folder too."""
 """For the page about a bundle."""
 
 
@@ -69,7 +69,7 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 def inference(card: StudentCard) -> dict[str, Any]:
     """Return the configuration of MONAI's workflow ``inference``: one scan of ``dataset_dir`` after the other."""
-    plan, flat, scans = card.plan, card.plan.dimensions == "2d", _scans(card)
+    plan, flat = card.plan, card.plan.dimensions == "2d"
     windows = {"sw_batch_size": 2, "overlap": OVERLAP, "mode": "gaussian", "padding_mode": "replicate"}
     slices = {"_target_": "SliceInferer", "roi_size": list(plan.patch_zyx[1:]), "spatial_dim": 0}
     volumes = {"_target_": "SlidingWindowInferer", "roi_size": list(plan.patch_zyx)}
@@ -101,14 +101,14 @@ def inference(card: StudentCard) -> dict[str, Any]:
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/labels'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "datalist": scans["datalist"],
+        "datalist": _scans(card),
         "network_def": {"_target_": "torch.jit.load", "f": f"$@bundle_root + '/{NETWORK}'", "map_location": "@device"},
         "network": "$@network_def.to(@device)",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [{"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"}, prepared],
         },
-        "dataset": {"_target_": "Dataset", "data": scans["data"], "transform": "@preprocessing"},
+        "dataset": {"_target_": "Dataset", "data": "$[{'image': scan} for scan in @datalist]", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},
         "inferer": (slices if flat else volumes) | windows,
         "postprocessing": {"_target_": "Compose", "transforms": [restored, saved]},
@@ -169,17 +169,11 @@ def _inputs(card: StudentCard) -> list[str]:
     return [channel.name for channel in card.channels] or [f"image {n}" for n in range(card.plan.in_channels)]
 
 
-def _scans(card: StudentCard) -> dict[str, str]:
+def _scans(card: StudentCard) -> str | dict[str, Any]:
     """Return how MONAI finds scans: each NIfTI file, or of several channels the files that belong together, which it stacks in this order."""
-    if len(card.channels) < 2 or not all(channel.suffix for channel in card.channels):
-        files = "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii')) + glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))"
-        return {"datalist": files, "data": "$[{'image': path} for path in @datalist]"}
-    ends = tuple(f"{channel.suffix}.nii.gz" for channel in card.channels)
-    beside = f"[path.removesuffix({ends[0]!r}) + end for end in {ends!r}]"
-    return {
-        "datalist": f"$sorted(glob.glob(os.path.join(@dataset_dir, {'*' + ends[0]!r})))",
-        "data": f"$[{{'image': {beside}}} for path in @datalist]",
-    }
+    if len(card.channels) > 1 and all(channel.suffix for channel in card.channels):
+        return {"_target_": "scripts.steps.list_scans", "folder": "@dataset_dir", "suffixes": [channel.suffix for channel in card.channels]}
+    return "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii')) + glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))"
 
 
 def _version(name: str) -> str:

@@ -5,6 +5,7 @@ MONAI alone and prepares scans by the very code that ``samdistill predict`` does
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class Prepared(MapTransform):
         """Return one image prepared; what its file said stays with it."""
         voxels = np.asarray(image.array)
         if str(image.meta.get("original_channel_dim")) == "0":  # several files, which LoadImaged stacks along a new first axis
-            voxels = np.moveaxis(voxels, 0, -1)
+            planes = voxels.reshape(*voxels.shape, *[1] * (4 - voxels.ndim))  # of files without a third axis
+            voxels = np.moveaxis(planes, 0, -1)
         first_three = (*voxels.shape, 1, 1)[:3]
         scan = np.ascontiguousarray(voxels.reshape((*first_three, -1), order="F").T)
         # The header's own voxel size, as samdistill reads it; an affine may say otherwise.
@@ -66,3 +68,23 @@ class Restored(MapTransform):
             labels = self.ids[logits.argmax(0)]
             restored[key] = MetaTensor(labels.permute(2, 1, 0)[None], meta=meta)
         return restored
+
+
+def list_scans(folder: str, suffixes: Sequence[str]) -> list[str | list[str]]:
+    """Return the NIfTI files of a folder by scan: those of its channels in the order of ``suffixes``, or the one that holds all of them.
+
+    A scan that lacks a channel, or has two of one, is left out, and so are files that are named after a scan and are none of its channels.
+    """
+    parts: dict[str, list[tuple[str, str]]] = {}
+    others: dict[str, str] = {}
+    longest_first = sorted(suffixes, key=len, reverse=True)
+    for path in sorted(str(each) for pattern in ("*.nii", "*.nii.gz") for each in Path(folder).glob(pattern)):
+        stem = path.removesuffix(".gz").removesuffix(".nii")
+        suffix = next((each for each in longest_first if Path(stem).name.endswith(each) and Path(stem).name != each), None)
+        if suffix is None:
+            others[stem] = path
+        else:
+            parts.setdefault(stem.removesuffix(suffix), []).append((suffix, path))
+    whole = [path for stem, path in others.items() if not any(stem[:n] in parts and not stem[n].isalnum() for n in range(1, len(stem)))]
+    complete = [dict(found) for found in parts.values() if sorted(suffix for suffix, _ in found) == sorted(suffixes)]
+    return [*whole, *([found[suffix] for suffix in suffixes] for found in complete)]

@@ -94,7 +94,7 @@ def test_a_bundle_is_a_student_too(make_student: MakeStudent, tmp_path: Path) ->
 def test_the_steps_of_a_bundle_need_none_of_our_packages() -> None:
     lines = steps_source().splitlines()
     packages = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert packages == {"__future__", "collections", "dataclasses", "monai", "numpy", "torch", "typing"}
+    assert packages == {"__future__", "collections", "dataclasses", "monai", "numpy", "pathlib", "torch", "typing"}
 
 
 def test_the_page_of_a_bundle_says_how_to_run_it_and_what_it_is(make_student: MakeStudent, tmp_path: Path) -> None:

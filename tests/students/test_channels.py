@@ -9,11 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import LoadImaged
 
 from storage import Archive, CaseRecord, Channel, ClassInfo, Geometry, LabelHistory
 from students import compact, load_student
 from students.checkpoint import read_card
 from students.errors import TrainingError, VolumeError
+from students.export import bundle_steps
 from students.export.bundle import inference, metadata
 from students.export.write import export_student, facts
 from students.files import FilePredictions, predict_files
@@ -23,6 +25,7 @@ from students.nnunet.dataset import Survey, lay_out
 from students.nnunet.job import Places
 from students.pictures import shown_image
 from students.predict import Student, predict_cases
+from students.scans import find_scans
 from students.spec import NnunetSpec, StudentSpec
 
 CLASSES = (ClassInfo(id=3, name="both"),)
@@ -139,6 +142,14 @@ def test_files_that_are_given_one_by_one_are_taken_together_too(student: Student
     assert [record.output for record in found.scans] == [tmp_path / "out" / "new.nii.gz"]
 
 
+@pytest.mark.parametrize("folder_first", [True, False])
+def test_files_of_one_scan_may_be_given_by_name_and_by_folder_in_any_order(tmp_path: Path, *, folder_first: bool) -> None:
+    write(tmp_path / "in" / "sub", "new", *scene(200)[0])
+    given = [tmp_path / "in", tmp_path / "in" / "sub" / "new_0000.nii.gz"]
+    found = find_scans(given if folder_first else given[::-1], tmp_path / "out", (FIRST, SECOND))
+    assert [(scan.name, scan.target, len(scan.others)) for scan in found.scans] == [("sub/new", tmp_path / "out" / "sub" / "new", 1)]
+
+
 def test_one_file_of_two_is_refused_with_what_is_expected_and_what_is_there(student: Student, tmp_path: Path) -> None:
     write(tmp_path / "in", "new", *scene(200)[0])
     write(tmp_path / "in", "whole", *scene(201)[0])
@@ -195,8 +206,40 @@ def test_a_bundle_names_the_channels_and_has_monai_stack_their_files(student: St
     assert inputs["num_channels"] == 2
     assert inputs["channel_def"] == {"0": "t1, normalised, axes z y x", "1": "pet, normalised, axes z y x"}
     found = inference(student.card)
-    assert "'*_0000.nii.gz'" in found["datalist"]
-    assert "('_0000.nii.gz', '_0001.nii.gz')" in found["dataset"]["data"]
+    assert found["datalist"] == {"_target_": "scripts.steps.list_scans", "folder": "@dataset_dir", "suffixes": ["_0000", "_0001"]}
+
+
+def test_a_bundle_finds_files_of_channels_together_and_files_that_hold_all(tmp_path: Path) -> None:
+    names = (
+        "a_0000.nii.gz",
+        "a_0001.nii",
+        "a_seg.nii.gz",
+        "ab.nii",
+        "alone_0000.nii.gz",
+        "BRATS_001.nii.gz",
+        "BRATS_002.nii",
+        "twice_0000.nii",
+    )
+    for name in (*names, "twice_0000.nii.gz", "twice_0001.nii"):
+        (tmp_path / name).touch()
+    found = bundle_steps.list_scans(str(tmp_path), ["_0001", "_0000"])
+    assert found == [
+        str(tmp_path / "BRATS_001.nii.gz"),
+        str(tmp_path / "BRATS_002.nii"),
+        str(tmp_path / "ab.nii"),
+        [str(tmp_path / "a_0001.nii"), str(tmp_path / "a_0000.nii.gz")],
+    ]
+
+
+def test_flat_files_that_monai_stacks_keep_their_channels_rows_and_columns(tmp_path: Path) -> None:
+    flat = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    for n in range(2):
+        nib.save(nib.Nifti1Image(flat[n], np.eye(4)), tmp_path / f"x_{n:04d}.nii.gz")
+    stacked = LoadImaged(keys="image", reader="NibabelReader")({"image": [str(tmp_path / f"x_{n:04d}.nii.gz") for n in range(2)]})
+    prepare = bundle_steps.Prepared("image", spacing_zyx_mm=(1.0, 1.0, 1.0), keep_slices=True, low_percentile=0.0, high_percentile=100.0)
+    image = prepare(stacked)["image"]
+    assert image.shape == (2, 1, 6, 5)
+    assert [int(image[c, 0].argmax()) for c in range(2)] == [int(flat[c].T.argmax()) for c in range(2)]
 
 
 def test_nnunet_is_told_the_names_of_channels_and_which_is_ct(archive: Archive) -> None:
@@ -227,17 +270,19 @@ def test_nnunet_reads_all_channels_and_its_data_set_names_them(archive: Archive,
     reason="MONAI's command line needs fire and pytorch-ignite, which the extra dev brings.",
 )
 @pytest.mark.parametrize("slices", [1, 2])
-def test_monais_command_line_draws_what_predict_draws_from_two_files(student: Student, slices: int, tmp_path: Path) -> None:
+def test_monais_command_line_draws_what_predict_draws_from_two_files_and_from_one(student: Student, slices: int, tmp_path: Path) -> None:
     volume = np.concatenate([scene(200 + n)[0] for n in range(slices)], axis=1)
     write(tmp_path / "in", "new", *volume)
+    nib.save(nib.Nifti1Image(volume.T, np.array(AFFINE)), tmp_path / "in" / "whole.nii")
     export_student(student.path, tmp_path / "bundle", "bundle")
     words = ["--meta_file", "configs/metadata.json", "--dataset_dir", "../in", "--output_dir", "../theirs"]
     asked = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *words]
     done = subprocess.run(asked, cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (theirs,) = (tmp_path / "theirs").iterdir()
-    drawn = np.asarray(nib.load(theirs).dataobj).reshape(volume.shape[:0:-1]).T
-    assert (drawn == student.predict(volume, (1.0, 1.0, 1.0)).labels).mean() > 0.999
+    ours = student.predict(volume, (1.0, 1.0, 1.0)).labels
+    for name in ("new_0000_labels.nii.gz", "whole_labels.nii.gz"):
+        drawn = np.asarray(nib.load(tmp_path / "theirs" / name).dataobj).reshape(volume.shape[:0:-1]).T
+        assert (drawn == ours).mean() > 0.999
 
 
 @pytest.mark.parametrize(("told", "channel"), [("channel:1", 1), ("channel:7", 0), ("adjacent", 0), (None, 0)])
