@@ -22,7 +22,7 @@ from students.figures import measured, nan_for_none
 from students.findings import FailureDetection, GoldCurve, OwnCalibration, Relative
 from students.gold_curve import FullSupervision, Scored, gold_curve
 from students.lesion_sizes import lesions_by_size
-from students.outcome import evaluation_doubts
+from students.outcome import evaluation_doubts, no_yardstick
 from students.own_confidence import calibration_of, failure_detection_of, read_own
 from students.predict import Student, predict_cases
 from students.promptable.answers import PromptedStudent
@@ -197,7 +197,8 @@ def _relative(card: StudentCard, plan: EvaluationPlan, comparisons: Sequence[Com
     """Return the student's Dice as a part of full supervision's, where that arm is there."""
     for arm, found in _full_supervision(plan, comparisons):
         full = _card_of(arm)
-        note = unequal_note(arm.asked_as or arm.name, full, {"the student": card}) if full else ""
+        name = arm.asked_as or arm.name
+        note = unequal_note(name, full, {"the student": card}) or no_yardstick(name, full) if full else ""
         return relative_dice(comparisons[0], found, card.classes, note)
     return ()
 

@@ -15,6 +15,7 @@ from distill.quality import patient_interval, patient_means
 from distill.subgroups import holm
 from students.figures import known, measured
 from students.findings import CurveRow, GoldCurve, Taught
+from students.outcome import no_yardstick
 from students.significance import Dices, paired_means, share_of
 from students.spec import StudentCard
 from students.unequal import unequal_note
@@ -85,7 +86,8 @@ def _row(own: Sequence[Scored], alone: Sequence[Scored], patient: Mapping[str, s
     update = _against(own, alone, patient, unpaired) if first.student.taught == "mixed" else {}
     if full is not None:
         pairs = [(each.student.seed, each.dices, full.dices) for each in own]
-        update["share_of_full"], update["note"] = share_of(*_paired(pairs, unpaired), patient, _unequal(full.name, full.card, own))
+        why = _unequal(full.name, full.card, own) or (no_yardstick(full.name, full.card) if full.card else "")
+        update["share_of_full"], update["note"] = share_of(*_paired(pairs, unpaired), patient, why)
     return CurveRow(
         taught=first.student.taught,
         patients=first.student.patients,

@@ -56,6 +56,11 @@ def passes(card: StudentCard) -> float:
     return card.steps * card.plan.batch / max(len(card.training_cases) + len(card.gold_cases) + len(card.unlabeled_cases), 1)
 
 
+def no_yardstick(name: str, card: StudentCard) -> str:
+    """Return why nothing is given as a part of what this student reaches: it hardly learnt itself. Empty where it did."""
+    return f"{name} saw each case {passes(card):.1f} times, too little to be a yardstick" if passes(card) < _FEW_PASSES else ""
+
+
 def _is_short(card: StudentCard) -> bool:
     """Whether the training itself is told to be too short, so that nothing may be said against a longer one."""
     if card.promptable is not None:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from students.outcome import evaluation_doubts, passes, stop_words, training_doubts
+from students.outcome import evaluation_doubts, no_yardstick, passes, stop_words, training_doubts
 from students.results import ClassResult, Comparison, Measured
+from students.shortfall import difference_words
 from students.spec import StudentCard, StudentSpec
 from students.unequal import unequal_note, unequal_trainings
 
@@ -213,3 +214,12 @@ def test_a_part_of_a_training_that_had_no_time_is_not_given_and_the_steps_of_bot
         "all-gold had 12 steps, the student 1,472, as time was up"
     )
     assert unequal_note("all-gold", card(steps=900), {"the student": card(steps=1000)}) == ""
+
+
+def test_a_full_supervision_that_saw_its_cases_a_few_times_is_no_yardstick() -> None:
+    assert no_yardstick("all-gold", card(steps=130)) == "all-gold saw each case 4.0 times, too little to be a yardstick"
+    assert no_yardstick("all-gold", card(steps=1000)) == ""
+
+
+def test_of_one_patient_no_interval_is_told() -> None:
+    assert difference_words(-0.085, -0.085, -0.085, 1) == "-0.085, one patient alone"
