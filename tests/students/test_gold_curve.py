@@ -98,7 +98,7 @@ def test_a_class_that_one_side_has_no_dice_for_counts_for_neither_and_is_counted
 
 
 def test_rows_whose_trainings_had_unequal_steps_say_so() -> None:
-    few, many = card(steps=12), card(steps=472)
+    few, many = card(steps=1200), card(steps=47200)
     runs = [replace(scored("gold", 1, 0, 0.5), card=few), replace(scored("mixed", 1, 0, 0.7), card=many)]
     found = gold_curve(runs, PATIENT, FullSupervision(dices={(case, 3): 0.03 for case in PATIENT}, card=few))
     assert found is not None
@@ -108,5 +108,5 @@ def test_rows_whose_trainings_had_unequal_steps_say_so() -> None:
     assert mixed.share_of_full is not None
     assert gold.share_of_full.mean is not None
     assert mixed.share_of_full.mean is None
-    assert mixed.note == "all-gold had 12 steps, mixed-1-0 472, as time was up"
-    assert mixed.minus_note == "gold-1-0 had 12 steps, mixed-1-0 472, as time was up"
+    assert mixed.note == "all-gold had 1,200 steps, mixed-1-0 47,200, as time was up"
+    assert mixed.minus_note == "gold-1-0 had 1,200 steps, mixed-1-0 47,200, as time was up"
