@@ -180,6 +180,21 @@ class Archive:
             self._write_case(record, image_czyx)
         return self[record.id]
 
+    def describe_case(self, record: CaseRecord) -> None:
+        """Write anew what is known about a case that is here, in its attributes and in the catalog; pixels and label sets stay.
+
+        Raises:
+            CaseNotFoundError: if there is none of this id.
+            InvalidCaseError: if the record is of other pixels.
+            ArchiveError: if the archive was opened for reading only.
+        """
+        check_writable(self._store, self.url)
+        if self[record.id].record.fingerprint != record.fingerprint:
+            message = f"case {record.id}: the archive holds other pixels under this id. Use add_case with replace=True."
+            raise InvalidCaseError(message)
+        group_at(below(self._store, CASES, record.id)).attrs.put(case_attributes(record).attributes())
+        self.catalog.add_case(record)
+
     def _write_case(self, record: CaseRecord, image_czyx: Shaped[np.ndarray, "c z y x"]) -> None:
         store = below(self._store, CASES, record.id)
         _check_own(record.id, _root(store))

@@ -12,7 +12,7 @@ from storage.database import upsert
 from storage.errors import LabelSetNotFoundError
 from storage.tables import LabelSetRow, ScoreRow, UnitRow
 
-_LABEL_STAGES = ("label:", "refine:", "gold/")
+_LABEL_STAGES = ("label:", "refine:", "answer:", "mean:", "agree:", "gold/")
 """How the ledger's stages begin whose units are label sets of cases; ``gold`` alone is one too."""
 _MADE_OF = "made_of"
 """Parameter of a label set's history that is kept here too: the fingerprint of the label set that it was made from."""
@@ -70,7 +70,7 @@ def forget(connection: sa.Connection, case_id: str, name: str) -> None:
     """Delete one label set of a case with its scores, and that it was made."""
     connection.execute(sa.delete(LabelSetRow).where(LabelSetRow.case_id == case_id, LabelSetRow.name == name))
     connection.execute(sa.delete(ScoreRow).where(ScoreRow.case_id == case_id, ScoreRow.label_set == name))
-    stages = [f"label:{name}", f"refine:{name}", f"gold/{name}", *(["gold"] if name == "gold" else [])]
+    stages = [*(f"{prefix}{name}" for prefix in _LABEL_STAGES), *(["gold"] if name == "gold" else [])]
     _forget_done(connection, case_id, UnitRow.stage.in_(stages))
 
 

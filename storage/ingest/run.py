@@ -203,7 +203,7 @@ def _store(archive: Archive, book: Bookkeeping, task: Task, found: SourceCase) -
     present = archive.catalog.find_case(record.id)
     if present is not None and present.fingerprint == record.fingerprint:
         if not task.contender and present != record:
-            archive.catalog.add_case(record)  # same pixels, another modality or patient
+            archive.describe_case(record)  # same pixels, another modality, patient or name of a channel
         return "unchanged"
     if task.contender:
         message = f"case {record.id}: another file was ingested under this id, and this one differs from it. Rename one of them."

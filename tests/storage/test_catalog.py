@@ -188,7 +188,16 @@ def finish(url: str, *stages: str) -> Ledger:
 
 
 @pytest.mark.parametrize(
-    ("label_set", "stage"), [("gold", "gold"), ("mine", "gold/mine"), ("teacher/r1", "label:teacher/r1"), ("pseudo/r1", "refine:pseudo/r1")]
+    ("label_set", "stage"),
+    [
+        ("gold", "gold"),
+        ("mine", "gold/mine"),
+        ("teacher/r1", "label:teacher/r1"),
+        ("pseudo/r1", "refine:pseudo/r1"),
+        ("mean/r2", "mean:mean/r2"),
+        ("folds/r2", "answer:folds/r2"),
+        ("pseudo/r2", "agree:pseudo/r2"),
+    ],
 )
 def test_labels_that_are_retracted_are_made_again(catalog: Catalog, url: str, label_set: str, stage: str) -> None:
     ledger = finish(url, stage, "label:other", "ingest")
@@ -201,7 +210,7 @@ def test_labels_that_are_retracted_are_made_again(catalog: Catalog, url: str, la
 
 
 def test_all_labels_of_a_case_with_new_pixels_are_made_again(catalog: Catalog, url: str) -> None:
-    stages = ("gold", "gold/mine", "label:teacher/r1", "refine:pseudo/r1")
+    stages = ("gold", "gold/mine", "label:teacher/r1", "refine:pseudo/r1", "answer:folds/r2", "mean:mean/r2", "agree:pseudo/r2")
     ledger = finish(url, *stages, "ingest")
     catalog.retract_case("a")
     assert all(ledger.plan(stage, {"a": "print", "b": "print"}) == ["a"] for stage in stages)

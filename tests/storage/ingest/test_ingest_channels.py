@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from storage import Archive, Channel, ClassInfo, IngestError, rebuild_catalog
+from storage import Archive, Channel, ClassInfo, IngestError, LabelHistory, rebuild_catalog
 from storage.channels import check_channels, named_channels
 from storage.errors import InvalidCaseError
 from storage.export.nifti import export_image
@@ -54,6 +55,20 @@ def test_names_of_channels_outlive_the_catalog(archive: Archive, raw: Path) -> N
     ingest(archive, raw, channels=BOTH)
     again = rebuild_catalog(archive.url, catalog=f"sqlite:///{raw.parent / 'new.db'}")
     assert again["case_1"].record.channels == BOTH
+
+
+def test_new_names_of_the_same_channels_outlive_the_catalog_too_and_labels_stay(archive: Archive, raw: Path) -> None:
+    ingest(archive, raw, channels=BOTH)
+    record = archive["case_1"].record
+    history = LabelHistory(label_set="gold", classes=(ClassInfo(id=1, name="organ"),), made_by="test", fingerprint="g")
+    archive["case_1"].write_labels(history, np.ones(record.shape_czyx[1:], np.uint8))
+    turned = tuple(Channel(name=name, modality=each.modality, suffix=each.suffix) for name, each in zip(("t2", "t1"), BOTH, strict=True))
+    assert ingest(archive, raw, channels=turned).unchanged == 2
+    again = rebuild_catalog(archive.url, catalog=f"sqlite:///{raw.parent / 'new.db'}")
+    assert again["case_1"].record.channels == archive["case_1"].record.channels == turned
+    assert again["case_1"].label_sets() == ["gold"]
+    with pytest.raises(InvalidCaseError, match="other pixels under this id"):
+        archive.describe_case(replace(record, fingerprint="another"))
 
 
 def test_a_second_run_does_nothing_and_a_changed_channel_brings_its_case_in_anew(
