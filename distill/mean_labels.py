@@ -4,7 +4,7 @@ A teacher errs case by case, as its prompts have it, and students that learnt fr
 say less about what is odd in this case. Two opinions whose errors differ have a better mean (bagging: Breiman 1996).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +31,8 @@ def mean_labels(
 ) -> Worked[None]:
     """Write a label set with the mean of two probabilities, once per state of both; it looks like a teacher's, and can be refined as one.
 
-    Where the teacher was not asked, or is not believed, students speak alone. Where it was told that a class is absent, the class stays absent.
+    Where the teacher was not asked, or is not believed, students speak alone. Where it was told that a class is absent, the class
+    stays absent, whatever students say: its probability is 0, and no Dice is promised.
 
     Args:
         archive: read from and written to.
@@ -42,13 +43,23 @@ def mean_labels(
         progress: called with (cases done, cases to do).
     """
     answers, drawn = archive.catalog.fingerprints(of), archive.catalog.fingerprints(with_)
-    prints = {case: fingerprint(version=_VERSION, answer=answers[case], drawn=drawn.get(case, "")) for case in cases if case in answers}
+    absent = {case: _absent(scores) for case, scores in archive.catalog.scores(with_, [case for case in cases if case in answers]).items()}
+    prints = {
+        case: fingerprint(
+            version=_VERSION,
+            answer=answers[case],
+            drawn=drawn.get(case, ""),
+            **({"absent": sorted(told)} if (told := absent.get(case, {})) else {}),
+        )
+        for case in cases
+        if case in answers
+    }
 
     def write(case: str) -> None:
         stored = archive[case]
         answer, teacher = stored.labels(of), stored.labels(with_) if case in drawn else None
-        order = [info.id for info in answer.history.classes]
-        mean = np.stack([_mean(answer, teacher, class_id) for class_id in order])
+        order, told = [info.id for info in answer.history.classes], absent.get(case, {})
+        mean = np.stack([_mean(answer, teacher, class_id) * np.float32(f"{ABSENT}/{class_id}" not in told) for class_id in order])
         ids = np.asarray([0, *order], np.uint8)[np.concatenate([1 - mean.sum(axis=0, keepdims=True), mean]).argmax(axis=0)]
         history = replace(
             answer.history,
@@ -57,17 +68,22 @@ def mean_labels(
             parents=(of,) if teacher is None else (of, with_),
             fingerprint=prints[case],
         )
-        scores = {f"pairwise_dice/{key}": promised_dice(each, ids == key) for key, each in zip(order, mean, strict=True)}
-        absent = {} if teacher is None else {name: value for name, value in teacher.scores.items() if name.partition("/")[0] == ABSENT}
-        stored.write_labels(history, ids, probability_kzyx=np.rint(mean * _TOP).astype(np.uint8), scores=scores | absent)
+        drawn_too = {key: each for key, each in zip(order, mean, strict=True) if f"{ABSENT}/{key}" not in told}
+        scores = {f"pairwise_dice/{key}": promised_dice(each, ids == key) for key, each in drawn_too.items()}
+        stored.write_labels(history, ids, probability_kzyx=np.rint(mean * _TOP).astype(np.uint8), scores=scores | told)
 
     return work_through(archive.ledger, f"mean:{into}", prints, write, progress=progress)
+
+
+def _absent(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return what a teacher was told about classes that are absent: ``absent/ID`` with how sure that is."""
+    return {name: value for name, value in scores.items() if name.partition("/")[0] == ABSENT}
 
 
 def _mean(answer: Labels, teacher: Labels | None, class_id: int) -> Float32[np.ndarray, "z y x"]:
     """Return the mean probability of a class, and what students say alone where the teacher says nothing."""
     said = _stored(answer, class_id)
-    if teacher is None or not ({f"pairwise_dice/{class_id}", f"{ABSENT}/{class_id}"} & teacher.scores.keys()):
+    if teacher is None or f"pairwise_dice/{class_id}" not in teacher.scores:
         return said
     known = (unknown_map(teacher, class_id) == 0) & (teacher.read() != IGNORE)
     return np.asarray(np.where(known, (said + _stored(teacher, class_id)) / 2, said), np.float32)

@@ -1,5 +1,6 @@
 """The labels of a round may be the mean of what students say and what the teacher drew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,41 @@ def test_what_a_prompt_said_is_absent_stays_absent(tmp_path: Path) -> None:
     mean_of(archive)
     refine_archive(archive, RefinePlan(classes=CLASSES, source="mean/r2", target="pseudo/r2"))
     assert archive["a"].labels("pseudo/r2").read().ravel().tolist() == [0] * 5
+
+
+def test_an_absent_class_of_several_is_drawn_nowhere_and_promises_nothing(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, None)
+    classes, ids = (ClassInfo(id=1, name="absent"), ClassInfo(id=2, name="there")), np.full((1, 1, 5), 2, np.uint8)
+    drawn: dict[str, tuple[float, float, dict[str, float]]] = {
+        "folds/r3": (0.98, 0.01, {"pairwise_dice/1": 0.9, "pairwise_dice/2": 0.5}),
+        "teacher/r2": (0.0, 0.9, {"absent/1": 1.0, "pairwise_dice/2": 0.9}),
+    }
+    for name, (first, second, scores) in drawn.items():
+        given = np.rint(255 * np.broadcast_to(np.array([first, second])[:, None, None, None], (2, 1, 1, 5))).astype(np.uint8)
+        history = LabelHistory(label_set=name, classes=classes, made_by="test", fingerprint=name)
+        archive["a"].write_labels(history, ids, probability_kzyx=given, scores=scores)
+    assert mean_labels(archive, ["a"], of="folds/r3", with_="teacher/r2", into="mean/r3").done
+    labels = archive["a"].labels("mean/r3")
+    assert 1 not in labels.read()
+    assert labels.probability is not None
+    assert not np.asarray(labels.probability[:1]).any()
+    assert {name for name in labels.scores if name.endswith("/1")} == {"absent/1"}
+
+
+def test_mean_labels_that_were_lost_are_written_anew(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, PROMPTED)
+    mean_of(archive)
+    archive["a"].delete_labels("mean/r2")
+    assert mean_labels(archive, ["a"], of="folds/r2", with_="teacher/r1", into="mean/r2").done
+    record, kept = archive["a"].record, {name: archive["a"].labels(name) for name in ("folds/r2", "teacher/r1")}
+    drawn = [
+        (labels.history, labels.read(), np.asarray(labels.probability), labels.scores) for labels in kept.values() if labels.probability
+    ]
+    for pixel in (1, 0):
+        archive.add_case(replace(record, fingerprint=""), np.full((1, 1, 1, 5), pixel, np.int16), replace=True)
+    for history, ids, probability, scores in drawn:
+        archive["a"].write_labels(history, ids, probability_kzyx=probability, scores=scores)
+    assert mean_labels(archive, ["a"], of="folds/r2", with_="teacher/r1", into="mean/r2").done
 
 
 def test_where_the_mean_is_undecided_refinement_has_nobody_learn(tmp_path: Path) -> None:
