@@ -14,6 +14,7 @@ from distill.extensions import installed
 from distill.prompts.choice import PROPOSED
 from distill.teachers.fetch import OFFICIAL, checkpoint_folder
 from flows.judging import report_of
+from flows.opened import channel_names
 from flows.program_version import source_hash
 from flows.recipe import Recipe
 from flows.results import (
@@ -118,7 +119,7 @@ def run_fingerprint(recipe: Recipe, archive: Archive, files: Stamps | None = Non
 
 
 def material(archive: Archive) -> str:
-    """Return a hash of what stages after ingest work on: cases with their parts, prompts, and what people decided about masks.
+    """Return a hash of what stages after ingest work on: cases with their parts and what their channels are called, prompts, and what people decided about masks.
 
     What sources propose follows from that, and is made by the run itself.
     """
@@ -127,6 +128,7 @@ def material(archive: Archive) -> str:
     return fingerprint(
         cases=[[record.id, record.fingerprint, record.part, record.patient] for record in cases],
         prompts={case: [prompt for prompt in each if not prompt.source.startswith(PROPOSED)] for case, each in stored.items()},
+        **channel_names(cases),
         **({"reviews": reviews} if (reviews := archive.catalog.review_history(TEACHER_SET)) else {}),
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from flows.console import Follow
 from flows.errors import StageError
 from flows.once import left_to_another_run, perform_once, why_given_up
-from flows.opened import asked_with, label_fingerprints, open_archive
+from flows.opened import asked_with, channel_names, label_fingerprints, open_archive
 from flows.recipe import Recipe
 from flows.recipe_evaluate import UNTRAINED, ArmName
 from flows.results import TEACHER_SET, StageResult
@@ -112,7 +112,8 @@ def evaluate(recipe: Recipe) -> StageResult:
 
 
 def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
-    """Everything the report depends on: student, teacher's labels, every expert label (arms and hindsight use them), prompts, and what is known of the cases."""
+    """Everything the report depends on: student, teacher's labels, every expert label (arms and hindsight use them), prompts, and what is known of the cases and their channels."""
+    tested = archive.cases(part="test")
     prompted = [record.id for part in ("test", "archive") for record in archive.cases(part=part)]
     shapes = {key: block.shape for key, block in recipe.classes.items() if block.shape != "organ"}
     oracle = recipe.teacher.model_dump(mode="json", include={"checkpoint", "profile", "base", "precision"})
@@ -120,10 +121,11 @@ def evaluation_fingerprint(archive: Archive, recipe: Recipe) -> str:
         report=_REPORT,
         student=(recipe.student_folder / "student.json").read_text(encoding="utf-8"),
         block=recipe.evaluate.model_dump(mode="json"),
-        known=[[record.id, record.modality, record.attributes] for record in archive.cases(part="test")],
+        known=[[record.id, record.modality, record.attributes] for record in tested],
         gold=label_fingerprints(archive, archive.cases(with_labels="gold"), "gold"),
         teacher=label_fingerprints(archive, archive.cases(part="test", with_labels=TEACHER_SET), TEACHER_SET),
         prompts=asked_with(archive, recipe, prompted),
+        **channel_names(tested),
         **({"shapes": shapes} if shapes else {}),
         **({"oracle": oracle} if "teacher-gold-boxes" in recipe.evaluate.arms else {}),
     )

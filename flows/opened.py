@@ -26,6 +26,15 @@ def label_fingerprints(archive: Archive, records: Iterable[CaseRecord], label_se
     return {record.id: known[record.id] for record in records if record.id in known}
 
 
+def channel_names(records: Iterable[CaseRecord]) -> dict[str, dict[str, list[str]]]:
+    """Return the names of each case's channels in their order, as a part of a fingerprint; nothing where nobody named any.
+
+    Students take channels by name, so that other names for the same pixels are other images to them.
+    """
+    named = {record.id: [channel.name for channel in record.channels] for record in records if record.channels}
+    return {"channels": named} if named else {}
+
+
 def asked_with(archive: Archive, recipe: Recipe, cases: list[str]) -> dict[str, list[Prompt]]:
     """Return the prompts of each case that the teacher is asked with: those of the recipe's sources."""
     from distill.prompts.choice import chosen_prompts

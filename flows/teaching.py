@@ -1,6 +1,6 @@
 """The stage train: who is learnt from, whether that has been done, and what the catalog keeps of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from flows.errors import StageError
 from flows.learnt import Material, filtered, material
 from flows.made_of import outdated_cases
 from flows.once import perform_once
-from flows.opened import label_fingerprints, open_archive
+from flows.opened import channel_names, label_fingerprints, open_archive
 from flows.program_version import code_version
 from flows.recipe import Recipe
 from flows.results import FIRST, Round, StageResult
@@ -71,13 +71,13 @@ def _distil_once(archive: Archive, recipe: Recipe) -> StageResult:
 def train_fingerprint(
     archive: Archive,
     spec: StudentSpec,
-    records: Iterable[CaseRecord],
+    records: Sequence[CaseRecord],
     *,
     trainer: str | None = None,
     gold: Sequence[str] = (),
     of: Round = FIRST,
 ) -> str:
-    """Everything a student depends on: how it is trained, by which version of the trainer (this one), the labels it learns from (of a round), and gold."""
+    """Everything a student depends on: how it is trained, by which version of the trainer (this one), the labels it learns from (of a round), gold, and what channels are called."""
     from students.training import trainer_version
 
     known = archive.catalog.fingerprints("gold") if gold else {}
@@ -85,11 +85,17 @@ def train_fingerprint(
     if gold and (spec.hints or spec.learning.gold.correct):
         drawn = archive.catalog.fingerprints(of.teacher_set if spec.learning.gold.correct else spec.hints or "")
         beside["shown"] = {case: drawn.get(case, "") for case in gold}
+    unlabeled = archive.cases(part="archive") if spec.learning.consistency else []
     if spec.learning.consistency:
-        beside["unlabeled"] = [record.id for record in archive.cases(part="archive")]
+        beside["unlabeled"] = [record.id for record in unlabeled]
+    expert = [archive[case].record for case in gold if case in archive]
     asked = spec.model_dump(exclude={"nnunet": {"workers"}} if spec.nnunet else None)  # how many workers there are decides nothing
     return fingerprint(
-        trainer=trainer or trainer_version(spec), spec=asked, labels=label_fingerprints(archive, records, of.pseudo_set), **beside
+        trainer=trainer or trainer_version(spec),
+        spec=asked,
+        labels=label_fingerprints(archive, records, of.pseudo_set),
+        **beside,
+        **channel_names([*records, *expert, *unlabeled]),
     )
 
 

@@ -15,7 +15,7 @@ from storage import Archive, LabelHistory, fingerprint
 from storage.working import Worked, work_through
 from students.folds import FoldPlan
 from students.out_of_fold import ids_of, mean_probability
-from students.predict import Student, answer_fingerprint
+from students.predict import Student, answer_fingerprint, turned_channels
 
 _VERSION = "2"
 """Raised whenever the same students give other answers."""
@@ -54,14 +54,19 @@ def answer_out_of_fold(
         for case, record in records.items()
     }
     prints = {
-        case: fingerprint(version=_VERSION, case=records[case].fingerprint, students=[marks[n] for n in those])
+        case: fingerprint(
+            version=_VERSION,
+            case=records[case].fingerprint,
+            students=[marks[n] for n in those],
+            **({"channels": turned} if (turned := turned_channels(students[those[0]].card, records[case])) else {}),
+        )
         for case, those in strangers.items()
         if those
     }
 
     def answer(case: str) -> None:
         stored, chosen = archive[case], [students[n] for n in strangers[case]]
-        probability = mean_probability(chosen, stored.read(), stored.spacing_zyx_mm)
+        probability = mean_probability(chosen, stored)
         ids = ids_of(chosen[0], probability)
         history = LabelHistory(
             label_set=into,

@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from distill.quality import dice
 from distill.unknown import unknown_map
-from storage import Archive, CaseRecord
+from storage import Archive, Case, CaseRecord
 from students.compact import train
 from students.errors import TrainingError
 from students.folds import FoldPlan, folds_of
@@ -96,7 +96,7 @@ def judge_out_of_fold(
             yield record.id, {f"oof_dice/{key}": math.nan for key, mask in masks.items() if mask is not None}
             continue
         labels = archive[record.id].labels(plan.label_set)
-        answer = _together(strangers, archive[record.id].read(), record.geometry.spacing_zyx_mm)
+        answer = _together(strangers, archive[record.id])
         scores = {
             key: dice(np.asarray(mask, bool), answer == key, unknown_map(labels, key) > 0)
             for key, mask in masks.items()
@@ -105,16 +105,14 @@ def judge_out_of_fold(
         yield record.id, {f"oof_dice/{key}": value for key, value in scores.items()}
 
 
-def _together(students: Sequence[Student], image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]) -> np.ndarray:
+def _together(students: Sequence[Student], stored: Case) -> np.ndarray:
     """Return the class ids ``(z, y, x)`` of the students' mean probability."""
-    return ids_of(students[0], mean_probability(students, image_czyx, spacing_zyx_mm))
+    return ids_of(students[0], mean_probability(students, stored))
 
 
-def mean_probability(
-    students: Sequence[Student], image_czyx: np.ndarray, spacing_zyx_mm: Sequence[float]
-) -> Float32[np.ndarray, "k z y x"]:
-    """Return the students' mean probability of each class, in the order of their cards."""
-    each = [student.predict(image_czyx, spacing_zyx_mm).probability for student in students]
+def mean_probability(students: Sequence[Student], stored: Case) -> Float32[np.ndarray, "k z y x"]:
+    """Return the students' mean probability of each class in a case, in the order of their cards; each is shown the channels in its own order."""
+    each = [student.predict(student.image_of(stored), stored.spacing_zyx_mm).probability for student in students]
     return np.asarray(np.mean(each, axis=0), np.float32)
 
 

@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from pydantic import JsonValue
 from torch import nn
 
-from storage import Archive, Case, LabelHistory, fingerprint
+from storage import Archive, Case, CaseRecord, LabelHistory, fingerprint
 from students.checkpoint import load_network, read_card, weights_digest
 from students.devices import best_device
 from students.errors import NoSuchDeviceError, StudentFileError, VolumeError
@@ -174,14 +175,7 @@ class Student:
         Raises:
             VolumeError: if the case lacks one.
         """
-        wanted, there = ([channel.name for channel in each] for each in (self.card.channels, stored.record.channels))
-        if not wanted or not there or wanted == there:
-            return stored.read()
-        lacking = [name for name in wanted if name not in there]
-        if lacking:
-            message = f"case {stored.id} has the channels {', '.join(there)}, but student {self.name} sees {', '.join(wanted)}: {', '.join(lacking)} is missing."
-            raise VolumeError(message)
-        return np.asarray(stored.read()[[there.index(name) for name in wanted]])
+        return image_for(self.card, stored)
 
     def hints_of(self, stored: Case) -> Float32[np.ndarray, "k z y x"] | None:
         """Return what a case shows this student beside the image; None for a student that sees the image alone.
@@ -199,6 +193,29 @@ class Student:
         for info in self.card.classes:
             kept[cc3d.largest_k((labels == info.id).astype(np.uint8), k=1, connectivity=26) > 0] = info.id
         return kept
+
+
+def image_for(card: StudentCard, stored: Case) -> np.ndarray:
+    """Return the channels of a case as ``Student.image_of`` does, for a student of which there is only the card.
+
+    Raises:
+        VolumeError: if the case lacks one.
+    """
+    there = turned_channels(card, stored.record)
+    if not there:
+        return stored.read()
+    wanted = [channel.name for channel in card.channels]
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
+        message = f"case {stored.id} has the channels {', '.join(there)}, but student {card.name} sees {', '.join(wanted)}: {', '.join(lacking)} is missing."
+        raise VolumeError(message)
+    return np.asarray(stored.read()[[there.index(name) for name in wanted]])
+
+
+def turned_channels(card: StudentCard, record: CaseRecord) -> list[str]:
+    """Return the names of a case's channels where they are not a student's own in its own order; none where either has no names."""
+    wanted, there = ([channel.name for channel in each] for each in (card.channels, record.channels))
+    return there if wanted and wanted != there else []
 
 
 def predict_cases(
@@ -227,7 +244,8 @@ def predict_cases(
         stored = archive[case]
         if shown is not None and shown not in stored.label_sets():
             continue
-        mark = answer_fingerprint(student, None if shown is None else stored.labels(shown).history.fingerprint)
+        hints = None if shown is None else stored.labels(shown).history.fingerprint
+        mark = answer_fingerprint(student, hints, turned_channels(student.card, stored.record))
         if not (name in stored.label_sets() and stored.labels(name).history.fingerprint == mark):
             found = student.predict_case(stored)
             coded = np.rint(found.probability * _PROBABILITY_TOP).astype(np.uint8)
@@ -238,9 +256,13 @@ def predict_cases(
     return written
 
 
-def answer_fingerprint(student: Student, shown: str | None = None) -> str:
-    """Return a hash of all that decides a student's answer to a volume: inputs of its training, weights, how windows overlap, and the labels it is shown."""
-    beside = {} if shown is None else {"shown": shown}
+def answer_fingerprint(student: Student, shown: str | None = None, turned: Sequence[str] = ()) -> str:
+    """Return a hash of all that decides a student's answer to a volume: inputs of its training, weights, how windows overlap, and the labels it is shown.
+
+    So do ``turned_channels`` of the case, where there are any.
+    """
+    beside: dict[str, JsonValue] = {} if shown is None else {"shown": shown}
+    beside |= {"channels": [*turned]} if turned else {}
     return fingerprint(student=student.card.fingerprint, weights=weights_digest(student.path), overlap=OVERLAP, **beside)
 
 

@@ -18,9 +18,9 @@ from distill import quality
 from storage import IGNORE, Archive, ClassInfo
 from students.errors import ExportError
 from students.origins import Int8Cost
-from students.predict import Student
+from students.predict import Student, image_for
 from students.runtime import IMAGE
-from students.spec import NetworkPlan, StudentCard
+from students.spec import StudentCard
 from students.validation import spread
 from students.whole_volume import CompactNetwork, prepared_volume
 
@@ -85,7 +85,7 @@ def quantise(source: Path, out: Path, card: StudentCard, archive: Archive) -> tu
         quantize_static(
             source,
             out,
-            _Patches(_patches(archive, cases, card.plan)),
+            _Patches(_patches(archive, cases, card)),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -117,12 +117,12 @@ class _Patches:
         return None if patch is None else {IMAGE: patch}
 
 
-def _patches(archive: Archive, cases: Sequence[str], plan: NetworkPlan) -> Iterator[Float32[np.ndarray, "1 c ..."]]:
+def _patches(archive: Archive, cases: Sequence[str], card: StudentCard) -> Iterator[Float32[np.ndarray, "1 c ..."]]:
     """Cut two patches out of each case, prepared as a prediction prepares it: the middle, and one anywhere."""
-    rng = np.random.default_rng(0)
+    rng, plan = np.random.default_rng(0), card.plan
     for case in cases:
         stored = archive[case]
-        volume = prepared_volume(plan, stored.read(), stored.spacing_zyx_mm).numpy()
+        volume = prepared_volume(plan, image_for(card, stored), stored.spacing_zyx_mm).numpy()
         pads = [(0, max(want - have, 0)) for want, have in zip(plan.patch_zyx, volume.shape[1:], strict=True)]
         volume = np.pad(volume, [(0, 0), *pads], mode="edge")
         room = [have - want for want, have in zip(plan.patch_zyx, volume.shape[1:], strict=True)]
@@ -137,8 +137,8 @@ def measure_cost(before: Student, after: Student, archive: Archive, yardstick: Y
     scores: list[tuple[float, float]] = []
     for case in yardstick.cases:
         stored = archive[case]
-        image, truth = stored.read(), stored.labels(yardstick.label_set).read()
-        answers = [student.predict(image, stored.spacing_zyx_mm).labels for student in (before, after)]
+        truth = stored.labels(yardstick.label_set).read()
+        answers = [student.predict(student.image_of(stored), stored.spacing_zyx_mm).labels for student in (before, after)]
         scores += [pair for info in before.card.classes if (pair := _pair(answers, truth, info)) is not None]
     if not scores:
         message = f"none of the classes of {before.name} is in {yardstick.label_set!r} of {', '.join(yardstick.cases[:3])}, ...: nothing can be measured."

@@ -10,9 +10,10 @@ import pytest
 
 from flows import judging, showcase, stages, teaching
 from flows.errors import FlowError, RecipeError
-from flows.freshness import input_stamps
+from flows.freshness import input_stamps, material
 from flows.imports import ingest_folder
 from flows.inspection import inspect_path
+from flows.plans import student_spec
 from flows.recipe_channels import channels_from_words, channels_of
 from flows.recipe_file import load_recipe
 from storage import Archive
@@ -78,9 +79,35 @@ def test_a_folder_of_nnunet_becomes_a_student_of_two_channels_with_scores(
     assert inspect_path(str(recipe.student_folder)).facts["channels"] == "2 channels (T1, T2)"
     assert showcase.predict_to_files(recipe.student_folder, [raw / "imagesTr"], tmp_path / "out", device="cpu") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"case{n}.nii.gz" for n in range(6)]
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T2", "1": "T1"}}))
+    assert (stages.ingest(recipe).done, teaching.train(recipe).done) == (0, 1), (
+        "other names of the same files are other images to a student"
+    )
+    assert [each.name for each in read_card(recipe.student_folder).channels] == ["T2", "T1"]
     alone = raw / "imagesTr" / "case0_0001.nii.gz"
     assert showcase.predict_to_files(recipe.student_folder, [alone], tmp_path / "alone", device="cpu") == 1
-    assert "no channel T1 (..._0000)" in " ".join(capsys.readouterr().err.split())
+    assert "no channel T2 (..._0000)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_names_of_channels_are_something_to_do_for_run_train_folds_and_evaluate(raw: Path, write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(RECIPE))
+    stages.ingest(recipe)
+    archive = Archive.open(recipe.archive)
+    recipe.student_folder.mkdir(parents=True)
+    (recipe.student_folder / "student.json").write_text("{}")
+
+    def states() -> tuple[str, ...]:
+        spec, cases = student_spec(recipe), archive.cases(part="archive")
+        learnt = [teaching.train_fingerprint(archive, spec, cases), teaching.train_fingerprint(archive, spec, [], gold=["case0"])]
+        return material(archive), judging.evaluation_fingerprint(archive, recipe), *learnt
+
+    named = states()
+    assert stages.ingest(recipe).done == 0
+    assert states() == named
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T2", "1": "T1"}}))
+    stages.ingest(recipe)
+    assert [each.name for each in archive["case0"].record.channels] == ["T2", "T1"]
+    assert all(now != before for now, before in zip(states(), named, strict=True))
 
 
 def test_channels_of_a_recipe_are_names_suffixes_or_blocks(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def recipe_of(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> Cal
         found = plan_of(recipe, cases, gold)
         return replace(found, spec=found.spec.model_copy(update=TINY))
 
-    def bright(_: Sequence[Student], image: np.ndarray, __: Sequence[float]) -> np.ndarray:
-        return np.where(image > 60, np.float32(0.97), np.float32(0.01))
+    def bright(_: Sequence[Student], stored: Case) -> np.ndarray:
+        return np.where(stored.read() > 60, np.float32(0.97), np.float32(0.01))
 
     monkeypatch.setattr(plans, "student_spec", spec)
     monkeypatch.setattr(plans, "round_fold_plan", plan)

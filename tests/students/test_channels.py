@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,14 +18,18 @@ from students.checkpoint import read_card
 from students.errors import TrainingError, VolumeError
 from students.export import bundle_steps
 from students.export.bundle import inference, metadata
+from students.export.int8 import Yardstick, _patches, measure_cost
 from students.export.write import export_student, facts
 from students.files import FilePredictions, predict_files
+from students.fold_answers import answer_out_of_fold
+from students.folds import FoldPlan
 from students.learnt_cases import check_channels
 from students.nnunet import launch
 from students.nnunet.dataset import Survey, lay_out
 from students.nnunet.job import Places
+from students.out_of_fold import mean_probability
 from students.pictures import shown_image
-from students.predict import Student, predict_cases
+from students.predict import Student, answer_fingerprint, predict_cases
 from students.scans import find_scans
 from students.spec import NnunetSpec, StudentSpec
 
@@ -93,6 +98,10 @@ def write(folder: Path, name: str, *channels: np.ndarray, affine: tuple[tuple[fl
         nib.save(nib.Nifti1Image(voxels.T, np.array(affine)), folder / f"{name}_{n:04d}.nii.gz")
 
 
+def yardstick_on(case: str) -> Yardstick:
+    return Yardstick(cases=(case,), label_set="gold", measure="Dice")
+
+
 def problems(found: FilePredictions) -> dict[str, str]:
     return {record.source: record.problem for record in found.scans if record.problem}
 
@@ -120,6 +129,40 @@ def test_channels_of_an_archive_are_found_by_name_in_whatever_order(student: Stu
     np.testing.assert_array_equal(*ours)
     with pytest.raises(VolumeError, match="case stranger has the channels t1, adc, but student two sees t1, pet: pet is missing"):
         predict_cases(student, archive, ["stranger"])
+
+
+def test_out_of_fold_answers_and_8_bit_costs_take_channels_by_name(student: Student, archive: Archive) -> None:
+    answers = [mean_probability([student], archive[case]) for case in ("test0", "turned")]
+    np.testing.assert_array_equal(*answers)
+    costs = [measure_cost(student, student, archive, yardstick_on(case), ()).before for case in ("test0", "turned")]
+    assert costs[0] == costs[1] > 0.8
+    for ours, theirs in zip(*(_patches(archive, [case], student.card) for case in ("test0", "turned")), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_answer_is_drawn_anew_where_channels_are_called_otherwise_since(student: Student, tmp_path: Path) -> None:
+    made = Archive.create(str(tmp_path / "archive.zarr"))
+    record = add(made, "test0", 100, part="test")
+    predict_cases(student, made, ["test0"])
+    assert made["test0"].labels("student/two").history.fingerprint == answer_fingerprint(student)
+    made.describe_case(replace(record, channels=(replace(SECOND, suffix="_0000"), replace(FIRST, suffix="_0001"))))
+    assert predict_cases(student, made, ["test0"]) == 1
+    assert predict_cases(student, made, ["test0"]) == 0
+
+
+def test_strangers_answer_by_name_and_anew_where_channels_are_called_otherwise_since(student: Student, tmp_path: Path) -> None:
+    made = Archive.create(str(tmp_path / "archive.zarr"))
+    record = add(made, "cal", 100, part="calibration")
+    add(made, "turned", 100, part="calibration", channels=(SECOND, FIRST))
+    plan = FoldPlan(classes=CLASSES, spec=SPEC, workdir=tmp_path, label_set="gold")
+
+    def answer() -> set[str]:
+        return set(answer_out_of_fold(made, plan, [student], ["cal", "turned"], into="folds/r2", number=2).done)
+
+    assert answer() == {"cal", "turned"}
+    np.testing.assert_array_equal(*(made[case].labels("folds/r2").read() for case in ("cal", "turned")))
+    made.describe_case(replace(record, channels=(replace(SECOND, suffix="_0000"), replace(FIRST, suffix="_0001"))))
+    assert answer() == {"cal"}
 
 
 def test_cases_whose_channels_are_called_otherwise_are_not_learnt_from_together(archive: Archive) -> None:
