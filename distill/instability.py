@@ -76,8 +76,8 @@ def add_instability(
 def _forget_lost(archive: Archive, stage: str, label_set: str, cases: list[str]) -> None:
     """Have the ledger forget that cases were scored whose labels carry no score any more."""
     known = archive.catalog.scores(label_set, cases)
-    lost = [case for case in cases if INSTABILITY not in known.get(case, {}) and archive.ledger.state(stage, case) == "done"]
-    archive.ledger.plan(stage, dict.fromkeys(lost, ""))
+    without = {case for case in cases if INSTABILITY not in known.get(case, {})}
+    archive.ledger.plan(stage, dict.fromkeys(without.difference(archive.ledger.unfinished(stage, without)), ""))
 
 
 def most_changed(scores: Mapping[str, float], share: float) -> tuple[str, ...]:

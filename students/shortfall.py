@@ -49,7 +49,7 @@ class Pair:
 
 
 def difference_words(mean: float, low: float, high: float, patients: int) -> str:
-    """Return ``difference -0.012 [-0.019, -0.005]``, with what weakens it; of one patient there is no interval."""
+    """Return a difference as ``-0.012 [-0.019, -0.005]``, with what weakens it; of one patient there is no interval."""
     if patients == 1:
         return f"{mean:+.3f}, one patient alone"
     doubt = (", may be chance" if high >= 0 else "") + (", few patients" if few_words(patients) else "")
